@@ -1,0 +1,148 @@
+"""Whom a head names, and whether a hidden server's code is right: functions of their arguments.
+
+Three names for a hidden server: the target of its own CONNECT, and on the mobile client's side an
+Authorization header (Digest or Basic, nobody checks the password) or `rendezvous=` in the target.
+"""
+
+import binascii
+import hashlib
+import re
+import secrets
+from base64 import b64decode
+from urllib.parse import parse_qsl
+
+import pyotp
+
+from http_head import Head, Refusal
+
+UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}', re.I | re.A)
+_CODE = re.compile('[0-9]{6,8}', re.A)
+_ALGORITHMS = {'sha1': hashlib.sha1, 'sha256': hashlib.sha256, 'sha512': hashlib.sha512}
+CODE_WINDOW = 1  # steps before and behind the current one whose codes are right, too
+
+# RFC 9110 section 11.2: auth-param = token BWS "=" BWS ( token / quoted-string ), in a list whose
+# empty elements are ignored. Values without quotes may hold more than a token: some clients do.
+_PARAMETER = re.compile(
+    r"""[ \t,]* ([!#$%&'*+.^_`|~0-9A-Za-z-]+) [ \t]*=[ \t]*
+        (?: "((?:[^"\\]|\\.)*)" | ([^\s",]+) ) [ \t]* (?:,[ \t,]*|$)""",
+    re.X,
+)
+
+
+def registration(target: str) -> tuple[str, str]:
+    """The UUID and the code in the target of a CONNECT, `uuid:ID?response=TKN`. Raises Refusal."""
+    scheme, _, rest = target.partition(':')
+    if scheme.lower() != 'uuid':
+        raise Refusal(403, 'CONNECT is only for uuid:ID?response=TKN')
+    uuid, _, query = rest.partition('?')
+    codes = [value for name, value in _pairs(query) if name == 'response']
+    if not codes:
+        field = 'Proxy-Authenticate: TOTP realm="rendezvous"'
+        raise Refusal(407, 'the code is missing: uuid:ID?response=TKN', field)
+    if not UUID.fullmatch(uuid) or len(codes) > 1 or not _CODE.fullmatch(codes[0]):
+        raise Refusal(400, 'ID must be a UUID, and TKN a code of 6 to 8 digits')
+    return uuid.lower(), codes[0]
+
+
+def totp(parameters: dict) -> pyotp.TOTP:
+    """What makes the codes (RFC 6238) of an entry with these authParams.
+
+    Raises ValueError, TypeError, KeyError or AttributeError where they make no sense.
+    """
+    digits = parameters.get('digits', 6)
+    if digits not in (6, 7, 8):
+        raise ValueError('digits must be 6, 7 or 8')
+    return pyotp.TOTP(
+        parameters['base32'],
+        digits=digits,
+        digest=_ALGORITHMS[parameters.get('algorithm', 'sha1').lower()],
+        interval=parameters.get('step', 30),
+    )
+
+
+def code_is_right(parameters: dict, code: str, now: float) -> bool:
+    """Whether `code` is the one at `now`, in seconds since 1970, or next to it.
+
+    Raises as totp does.
+    """
+    return totp(parameters).verify(code, for_time=now, valid_window=CODE_WINDOW)
+
+
+def wanted(head: Head) -> tuple[str | None, bytes]:
+    """Whom a mobile client wants, as a UUID in lower case, and the head's octets to pass on to it.
+
+    None where the request names nobody. Raises Refusal where it can not be told.
+    """
+    fields = [field for field in head.fields if field.name == 'authorization']
+    if len(fields) > 1:
+        raise Refusal(400, 'there may be one Authorization header')
+    queried = _queried(head.target)
+    try:
+        named = _named(fields[0].value) if fields else None
+    except Refusal:
+        if not queried:  # beside rendezvous= the header is the hidden server's own
+            raise
+        named = None
+    if named:
+        return named, head.octets(less=fields[0])
+    return queried, head.octets()
+
+
+def challenge() -> list[str]:
+    """The header field that asks for a UUID; nobody checks what comes back of it."""
+    nonce, opaque = secrets.token_hex(16), secrets.token_hex(16)
+    return [
+        'WWW-Authenticate: Digest realm="rendezvous", qop="auth, auth-int", '
+        f'nonce="{nonce}", opaque="{opaque}"'
+    ]
+
+
+def _named(authorization: str) -> str | None:
+    scheme, _, rest = authorization.partition(' ')
+    if scheme.lower() == 'digest':
+        user = _digest_parameters(rest).get('username', '')
+    elif scheme.lower() == 'basic':
+        user = _basic_user(rest)
+    else:
+        user = ''
+    user = user.strip()  # keyboards of phones like to add a space
+    return user.lower() if UUID.fullmatch(user) else None
+
+
+def _digest_parameters(text: str) -> dict[str, str]:
+    """RFC 7616 section 3.4, names in lower case. Raises Refusal: unparsable, or one came twice."""
+    found, position = {}, 0
+    while position < len(text):
+        match = _PARAMETER.match(text, position)
+        if not match or match[1].lower() in found:
+            raise Refusal(400, 'the Digest parameters can not be read')
+        quoted = match[2]
+        found[match[1].lower()] = match[3] if quoted is None else re.sub(r'\\(.)', r'\1', quoted)
+        position = match.end()
+    if not found:
+        raise Refusal(400, 'there are no Digest parameters')
+    return found
+
+
+def _basic_user(text: str) -> str:
+    """RFC 7617 section 2: user-id ":" password, in base64. Raises Refusal."""
+    try:
+        user, colon, _ = b64decode(text.strip(), validate=True).partition(b':')
+    except binascii.Error:
+        colon = b''
+    if not colon:
+        raise Refusal(400, 'the Basic credentials can not be read')
+    return user.decode('latin-1')
+
+
+def _queried(target: str) -> str | None:
+    """The UUID of `rendezvous=` in the query; raises Refusal where there are two."""
+    values = [value for name, value in _pairs(target.partition('?')[2]) if name == 'rendezvous']
+    uuids = {value.lower() for value in values if UUID.fullmatch(value)}
+    if len(uuids) > 1:
+        raise Refusal(400, 'rendezvous= names two hidden servers')
+    return uuids.pop() if uuids else None
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    return parse_qsl(query, keep_blank_values=True)

@@ -1,0 +1,121 @@
+"""The entries in Redis: the only file that knows its keys and the JSON in them."""
+
+import json
+
+import pyotp
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+import store
+from auth import UUID
+from options import Mistake
+
+CONNECTIONS = 16  # as many questions to Redis at a time, however many register
+ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond; more is no answer
+SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
+
+
+class StoreDown(Mistake):
+    """Redis does not answer, or not as it should."""
+
+
+class WrongPassword(StoreDown):
+    """Redis answers, but not to us."""
+
+
+class Entries:
+    """The entries, by UUID in lower case; keys that are not UUIDs are nobody's and left alone."""
+
+    def __init__(self, options: dict):
+        self._options = options
+        pool = redis.BlockingConnectionPool(
+            max_connections=CONNECTIONS,
+            timeout=ANSWER_SECONDS,
+            host=options['redis_host'],
+            port=options['redis_port'],
+            password=options['redis_auth'] or None,
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=ANSWER_SECONDS,
+            decode_responses=True,
+            protocol=2,
+            # once more at once: a connection that waited in the pool may be dead
+            retry=Retry(NoBackoff(), 1),
+        )
+        self._redis = redis.Redis(connection_pool=pool)
+        self._store = store.Store(options, self._redis)
+
+    def open(self) -> None:
+        """Brings the store up where that is ours to do. Raises Mistake or StoreDown."""
+        try:
+            self._ask(self._redis.ping)
+        except WrongPassword as error:
+            sentence = f'Redis refuses us ({error}): set redis_auth in local.py to its password'
+            raise Mistake(sentence) from None
+        self._store.look()
+
+    def close(self) -> None:
+        """Ends the embedded store if this process started it."""
+        self._redis.close()
+        self._store.stop()
+
+    def get(self, uuid: str) -> dict | None:
+        """The entry, or None; raises StoreDown."""
+        return _entry(self._ask(self._redis.get, uuid))
+
+    def all(self) -> list[dict]:
+        """Every entry, by label; raises StoreDown."""
+        keys = self._ask(lambda: list(self._redis.scan_iter(match='*-*-*-*-*', count=1000)))
+        uuids = [key for key in keys if UUID.fullmatch(key)]
+        values = self._ask(self._redis.mget, uuids) if uuids else []
+        entries = [
+            {'uuid': uuid, 'labels': []} | (_entry(value) or {})
+            for uuid, value in zip(uuids, values, strict=True)
+        ]
+        return sorted(entries, key=lambda entry: (entry['labels'], entry['uuid']))
+
+    def add(self, uuid: str, labels: list[str]) -> dict | None:
+        """Makes and keeps a new entry; None where that UUID has one. Raises StoreDown."""
+        secret = pyotp.random_base32(SECRET_CHARACTERS)
+        name, issuer = uuid, self._options['rendezvous_host']
+        entry = {
+            'uuid': uuid,
+            'authURL': pyotp.TOTP(secret).provisioning_uri(name=name, issuer_name=issuer),
+            'authParams': {
+                'protocol': 'totp',
+                'algorithm': 'sha1',
+                'length': 40,  # of the secret, in octets
+                'step': 30,
+                'base32': secret,
+                'name': name,
+                'issuer': issuer,
+            },
+            'labels': labels,
+        }
+        return entry if self._ask(self._redis.set, uuid, json.dumps(entry), nx=True) else None
+
+    def delete(self, uuid: str) -> bool:
+        """Whether there was one; raises StoreDown."""
+        return bool(self._ask(self._redis.delete, uuid))
+
+    def _ask(self, command, *args, **kwargs):
+        try:
+            try:
+                return command(*args, **kwargs)
+            except redis.AuthenticationError as error:
+                raise WrongPassword(str(error)) from None
+            except redis.ConnectionError:
+                if not self._store.start():
+                    raise
+                return command(*args, **kwargs)
+        except (redis.RedisError, OSError) as error:
+            raise StoreDown(f'Redis does not answer: {error}') from None
+
+
+def _entry(value: str | None) -> dict | None:
+    """What Redis holds as an entry; one that is no JSON object is none."""
+    try:
+        entry = json.loads(value or 'null')
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None

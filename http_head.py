@@ -1,0 +1,172 @@
+"""Octets to the head of a request, and a refusal to octets: RFC 9112, read strictly.
+
+What is read here is passed on, and another parser will read it again. So nothing is mended on the
+way: whatever two parsers could read differently is refused. A reader is fed octets as they come and
+answers as early as it can; how they were split never changes the answer.
+"""
+
+import json
+import re
+from http import HTTPStatus
+from typing import NamedTuple
+
+# Apache's limit is 8 KiB a line, nginx's 8 KiB a line and 32 KiB in all, Node.js's 16 KiB in all.
+REQUEST_LINE_BYTES = 8 * 1024
+HEAD_BYTES = 16 * 1024
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
+# RFC 9112 section 3: request-line = method SP request-target SP HTTP-version
+_REQUEST_LINE = re.compile(rb'(%s) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])' % _TOKEN)
+# RFC 9112 section 5: field-line = field-name ":" OWS field-value OWS (no space before the colon,
+# and no obs-fold: a line that starts with a space has no name)
+_FIELD_LINE = re.compile(rb'(%s):(.*)' % _TOKEN)
+# RFC 9112 section 2.2 on a bare CR, RFC 9110 section 5.5 on the rest: never part of a line
+_FORBIDDEN = re.compile(rb'[\x00-\x08\x0a-\x1f\x7f]')
+_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")  # RFC 9110 section 7.2
+
+# The same request can never work, whoever tries it and whenever.
+_PERMANENT = {400, 403, 407, 414, 431, 505}
+
+
+class Refusal(Exception):
+    """What ends a connection with an answer; raised anywhere between accept and rendezvous."""
+
+    def __init__(self, status: int, diagnostic: str, *fields: str):
+        super().__init__(status, diagnostic)
+        self.status, self.diagnostic, self.fields = status, diagnostic, fields
+
+    def octets(self) -> bytes:
+        """The whole answer: the JSON body is the one that node-rendezvous sent."""
+        error = {'permanent': self.status in _PERMANENT, 'diagnostic': self.diagnostic}
+        body = json.dumps({'error': error}).encode()
+        return response(
+            self.status,
+            *self.fields,
+            'Content-Type: application/json',
+            f'Content-Length: {len(body)}',
+            'Connection: close',
+            body=body,
+        )
+
+
+def response(status: int, *fields: str, body: bytes = b'') -> bytes:
+    lines = [f'HTTP/1.1 {status} {HTTPStatus(status).phrase}', *fields, '', '']
+    return '\r\n'.join(lines).encode('ascii') + body
+
+
+class Field(NamedTuple):
+    """A header field: its name in lower case, its value, and the line as it came."""
+
+    name: str
+    value: str
+    line: bytes
+
+
+class Head(NamedTuple):
+    """The head of a request, checked; `line` and the fields' lines are the octets that came."""
+
+    method: str
+    target: str
+    version: str
+    line: bytes
+    fields: tuple[Field, ...]
+
+    def octets(self, less: Field | None = None) -> bytes:
+        """The head as it came, less the line of one field."""
+        kept = (field.line for field in self.fields if field is not less)
+        return b''.join([self.line, *kept, b'\r\n'])
+
+    def values(self, name: str) -> list[str]:
+        return [field.value for field in self.fields if field.name == name]
+
+    def has_token(self, name: str, token: str) -> bool:
+        """Whether the comma-separated field `name` lists `token` (case-insensitive)."""
+        listed = ','.join(self.values(name)).lower().split(',')
+        return token in (item.strip() for item in listed)
+
+    @property
+    def body_bytes(self) -> int | None:
+        """How long the body is, or None where it is chunked (RFC 9112 section 6.3)."""
+        if self.values('transfer-encoding'):
+            return None
+        return int((self.values('content-length') or ['0'])[0])
+
+
+class HeadReader:
+    """Takes octets as they come; for one head."""
+
+    def __init__(self):
+        self._octets = bytearray()
+        self._line_start = 0
+        self._request: tuple[str, str, str, bytes] | None = None
+        self._fields: list[Field] = []
+
+    def feed(self, octets: bytes) -> tuple[Head, bytes] | None:
+        """The head and the octets behind it, or None: more are needed. Raises Refusal."""
+        self._octets += octets
+        while (line := self._next_line()) is not None:
+            if self._request is None:
+                # RFC 9112 section 2.2: ignore an empty line before the request line (we: one)
+                if line or self._line_start > 2:
+                    self._request = _request_line(line)
+            elif line:
+                self._fields.append(_field(line))
+            else:
+                head = Head(*self._request, tuple(self._fields))
+                _check(head)
+                return head, bytes(self._octets[self._line_start :])
+        return None
+
+    def _next_line(self) -> bytes | None:
+        """The next line less its CRLF, or None where its end has not come yet."""
+        end = self._octets.find(b'\r\n', self._line_start)
+        line = bytes(self._octets[self._line_start : end if end >= 0 else None])
+        if end < 0:
+            line = line.removesuffix(b'\r')  # its LF may be on the way
+        limit = REQUEST_LINE_BYTES
+        if self._request:  # behind this line come its CRLF and, at the least, the empty line
+            limit = max(0, HEAD_BYTES - self._line_start - 4)
+        if _FORBIDDEN.search(line, 0, limit):
+            raise Refusal(400, 'lines end with CRLF and hold no control characters')
+        if len(line) > limit:
+            if self._request:
+                raise Refusal(431, f'the head is longer than {HEAD_BYTES} bytes')
+            raise Refusal(414, f'the request line is longer than {REQUEST_LINE_BYTES} bytes')
+        if end < 0:
+            return None
+        self._line_start = end + 2
+        return line
+
+
+def _request_line(line: bytes) -> tuple[str, str, str, bytes]:
+    match = _REQUEST_LINE.fullmatch(line)
+    if not match:
+        raise Refusal(400, 'the request line is not: method, space, target, space, HTTP/1.1')
+    method, target, version = (part.decode('ascii') for part in match.groups())
+    if version not in ('HTTP/1.0', 'HTTP/1.1'):
+        raise Refusal(505, 'only HTTP/1.0 and HTTP/1.1 are spoken here')
+    return method, target, version, line + b'\r\n'
+
+
+def _field(line: bytes) -> Field:
+    match = _FIELD_LINE.fullmatch(line)
+    if not match:
+        raise Refusal(400, 'a header line is not: name, colon, value, all on one line')
+    name, value = match.groups()
+    value = value.strip(b' \t').decode('latin-1')
+    return Field(name.decode('ascii').lower(), value, line + b'\r\n')
+
+
+def _check(head: Head) -> None:
+    """Refuses what parsers are known to read differently (RFC 9112 sections 3.2, 6.1 and 6.3)."""
+    hosts = head.values('host')
+    optional = head.version == 'HTTP/1.0' or head.method == 'CONNECT'
+    if len(hosts) > 1 or not (hosts or optional) or not all(map(_HOST.fullmatch, hosts)):
+        raise Refusal(400, 'there must be exactly one valid Host')
+    lengths, codings = head.values('content-length'), head.values('transfer-encoding')
+    if len(lengths) > 1 or not all(re.fullmatch('[0-9]{1,18}', each) for each in lengths):
+        raise Refusal(400, 'there may be one Content-Length, a number of bytes')
+    if codings and (lengths or head.version == 'HTTP/1.0'):
+        raise Refusal(400, 'Transfer-Encoding goes with neither Content-Length nor HTTP/1.0')
+    if codings and [each.lower() for each in codings] != ['chunked']:
+        raise Refusal(400, 'the only Transfer-Encoding is chunked')

@@ -1,0 +1,31 @@
+# The options of the rendezvous server: `bin/run.sh` copies this file to local.py, where you change
+# them. Each is shown with its default; one that you leave out keeps it.
+
+options = {
+    # The address or DNS name by which everybody reaches this server. It goes into the certificate
+    # and into the files for the hidden servers. As long as it is a loopback one, nobody but this
+    # machine can connect.
+    'rendezvous_host': '127.0.0.1',
+    'rendezvous_port': 8899,
+    # The address to listen on. None: loopback where rendezvous_host is loopback, else every
+    # address, those of IPv6 included.
+    'listen_host': None,
+    # The key and the certificate that `python make_cert.py` makes, or those of Let's Encrypt.
+    # 'key_file': None means plain HTTP, for use behind something that terminates TLS.
+    'key_file': 'registrar.key',
+    'crt_file': 'registrar.crt',
+    # Redis holds the entries. Where redis_host is loopback and nothing answers, an embedded one is
+    # started, with its data in data/. redis_auth is its password, '' for none.
+    'redis_host': '127.0.0.1',
+    'redis_port': 6379,
+    'redis_auth': '',
+    # Registrations of one hidden server that wait side by side; one more ends the oldest. Each
+    # costs about 25 KB, so this bounds what one hidden server can take.
+    'max_waiting': 32,
+    # Seconds that a mobile client waits for a hidden server that was here within the last minute:
+    # it registers again after each rendezvous, and a browser opens six connections at once.
+    'rendezvous_wait': 10,
+    # Seconds of silence after which a pipe is closed whose mobile client sends no more. Within
+    # them a hidden server still finishes its answer.
+    'drain': 5,
+}

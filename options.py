@@ -1,0 +1,81 @@
+"""The options: `local.py` over the defaults, and each mistake in it one sentence."""
+
+import ipaddress
+import os
+import runpy
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+# name: (default, the types it may have, the least it may be, the most it may be)
+_OPTIONS = {
+    'rendezvous_host': ('127.0.0.1', (str,), None, None),
+    'rendezvous_port': (8899, (int,), 0, 65535),
+    'listen_host': (None, (str, type(None)), None, None),
+    'key_file': ('registrar.key', (str, type(None)), None, None),
+    'crt_file': ('registrar.crt', (str,), None, None),
+    'redis_host': ('127.0.0.1', (str,), None, None),
+    'redis_port': (6379, (int,), 1, 65535),
+    'redis_auth': ('', (str,), None, None),
+    'max_waiting': (32, (int,), 1, 100_000),
+    'rendezvous_wait': (10, (int, float), 0, 3600),
+    'drain': (5, (int, float), 0, 3600),
+}
+DEFAULTS = {name: default for name, (default, *_) in _OPTIONS.items()}
+
+
+class Mistake(Exception):
+    """What an administrator can mend: one sentence that says what to write or to do instead."""
+
+
+def main(run) -> None:
+    """Runs a program; a Mistake is its last words and exit status 78 (EX_CONFIG)."""
+    try:
+        sys.exit(run())
+    except Mistake as mistake:
+        print(f'{Path(sys.argv[0]).name}: {mistake}', file=sys.stderr)
+        sys.exit(os.EX_CONFIG)
+
+
+def load(path: Path = HERE / 'local.py') -> dict:
+    """The options of `local.py`, checked, and the defaults of the others. Raises Mistake."""
+    if not path.exists():
+        raise Mistake('there is no local.py: cp local.example.py local.py, and set rendezvous_host')
+    try:
+        given = runpy.run_path(str(path)).get('options')
+    except SyntaxError as error:
+        raise Mistake(f'local.py, line {error.lineno}: {error.msg}') from None
+    except Exception as error:
+        raise Mistake(f'local.py can not be read: {type(error).__name__}: {error}') from None
+    if not isinstance(given, dict):
+        raise Mistake('local.py must set options = {...}, as local.example.py does')
+    for name, value in given.items():
+        _check(name, value)
+    return DEFAULTS | given
+
+
+def _check(name, value) -> None:
+    if name not in _OPTIONS:
+        raise Mistake(f'local.py: there is no option {name!r}; there are {", ".join(_OPTIONS)}')
+    default, types, least, most = _OPTIONS[name]
+    if isinstance(value, bool) or not isinstance(value, types):
+        wanted = ' or '.join('None' if kind is type(None) else kind.__name__ for kind in types)
+        example = default if default is not None else '0.0.0.0'
+        raise Mistake(f'local.py: {name} must be {wanted}, like {example!r}')
+    if least is not None and not least <= value <= most:
+        raise Mistake(f'local.py: {name} must be from {least} to {most}')
+    if name.endswith(('host', 'file')) and value == '':
+        raise Mistake(f'local.py: {name} must not be empty, but like {default!r}')
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == 'localhost'
+
+
+def file(name: str) -> Path:
+    """A path in the options: relative ones are relative to `local.py`."""
+    return HERE / name

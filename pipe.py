@@ -1,0 +1,217 @@
+"""The pipe: octets both ways between two sockets until either ends, and a proper goodbye.
+
+The only file that knows that sockets are awkward. The greenlet that owns a socket is the only one
+that reads it, says goodbye on it and closes it; in a pipe it writes to the other's socket. To end
+a pipe, the side that is through raises Ended in the other's greenlet, which then says goodbye on
+its own. Octets are held nowhere but in the one chunk that is being written: a slow reader slows the
+writer.
+"""
+
+import socket
+import struct
+import time
+import weakref
+from contextlib import suppress
+
+import gevent
+from gevent.socket import wait_write
+from gevent.ssl import SSLSocket, SSLWantReadError, SSLWantWriteError
+
+CHUNK_BYTES = 64 * 1024  # a TLS read gives one record, 16 KiB at the most, whatever is asked for
+TURN_BYTES = 1024 * 1024  # a pipe that never has to wait lets the others run after so much
+# A peer that still sends is read off for so long, lest an RST destroy our last words.
+LINGER_SECONDS = 10
+# The first probe comes early enough to keep NAT mappings open; three unanswered ones are the end.
+KEEPALIVE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
+USER_TIMEOUT_SECONDS = (
+    60  # RFC 5482; what was sent is acknowledged within so long, or it is the end
+)
+WATCH_SECONDS = 15
+
+
+class Ended(gevent.GreenletExit):
+    """Raised in the greenlet that owns a socket: say goodbye, it is over."""
+
+
+class End:
+    """One end of a pipe: a socket and the greenlet that owns it, by default the current one."""
+
+    def __init__(self, sock, name: str, greenlet: gevent.Greenlet | None = None):
+        self.sock, self.name = sock, name
+        self.greenlet = greenlet or gevent.getcurrent()
+        self.octets = 0  # read from it so far
+        self.read_at = 0.0  # time.monotonic() of the last ones
+        self.filling = False  # somebody is writing to it
+
+
+class Pipe:
+    """Joins a mobile client's end to a hidden server's; each end's greenlet runs its own method."""
+
+    def __init__(self, mobile: End, hidden: End, drain: float):
+        self.mobile, self.hidden, self._drain_seconds = mobile, hidden, drain
+        self.over = False
+        self.how = ''  # it ended
+        self._acked_before = _TcpInfo(hidden.sock).bytes_acked
+        self._untouched = (
+            False  # the hidden server's kernel acknowledged nothing, nothing came back
+        )
+        for end in (mobile, hidden):
+            _watched.add(end.sock)
+
+    def from_mobile(self, octets: bytes) -> bool:
+        """Sends `octets`, then what the mobile client sends, until the pipe is over.
+
+        True where the hidden server turned out to be gone before it got anything, and nothing but
+        `octets` is needed to try another one.
+        """
+        try:
+            self.how = self._copy(octets, self.mobile, self.hidden)
+            if not self.how.endswith('reset'):
+                self._drain()
+            self._end(self.hidden)
+        except Ended:
+            pass
+        return self._untouched and self.mobile.octets == len(octets)
+
+    def from_hidden(self, octets: bytes = b'') -> None:
+        """Sends `octets`, then what the hidden server sends, until the pipe is over."""
+        try:
+            how = self._copy(octets, self.hidden, self.mobile)
+            acked = _TcpInfo(self.hidden.sock).bytes_acked
+            self._untouched = not self.hidden.octets and acked == self._acked_before
+            self.how = self.how or how
+            self._end(self.mobile)
+        except Ended:
+            pass
+
+    def _copy(self, octets: bytes, source: End, sink: End) -> str:
+        """Copies until one of the two ends; says which, and how."""
+        turn = 0
+        while not self.over:
+            if octets:
+                source.octets += len(octets)
+                source.read_at = time.monotonic()
+                sink.filling = True
+                try:
+                    send(sink.sock, octets)
+                except OSError:
+                    return f'{sink.name} lost'
+                sink.filling = False
+                turn += len(octets)
+                if turn >= TURN_BYTES:
+                    turn = 0
+                    gevent.sleep(0)
+            try:
+                octets = source.sock.recv(CHUNK_BYTES)
+            except OSError:
+                return f'{source.name} reset'
+            if not octets:
+                return f'{source.name} closed'
+        return ''
+
+    def _drain(self) -> None:
+        """The mobile client sends no more: waits until the hidden server has been silent."""
+        closed_at, seconds = time.monotonic(), self._drain_seconds
+        while seconds and not self.over:
+            silent = time.monotonic() - max(closed_at, self.hidden.read_at)
+            if self.mobile.filling:  # the hidden server is not silent, the mobile client is slow
+                silent = 0
+            if silent >= seconds:
+                return
+            gevent.sleep(seconds - silent)
+
+    def _end(self, other: End) -> None:
+        """Ends the pipe in the other's greenlet, too. Only one side does: no yield in here."""
+        if self.over:
+            gevent.sleep(USER_TIMEOUT_SECONDS)  # the other was first: Ended is on its way to us
+        else:
+            self.over = True
+            other.greenlet.kill(Ended, block=False)
+
+
+def send(sock, octets: bytes) -> None:
+    """All of `octets`, however long the reader takes; less work a call than sendall."""
+    sent = sock.send(octets)
+    while sent < len(octets):  # only without TLS: OpenSSL writes all or nothing
+        sent += sock.send(memoryview(octets)[sent:])
+
+
+def keep_alive(sock) -> None:
+    """Sets how soon a dead peer is noticed, and that no octet waits for company."""
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS),
+        (socket.TCP_KEEPINTVL, PROBE_SECONDS),
+        (socket.TCP_KEEPCNT, PROBES),
+        (socket.TCP_USER_TIMEOUT, USER_TIMEOUT_SECONDS * 1000),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def goodbye(sock) -> None:
+    """Closes: all that was sent arrives, and TLS says that this was all (RFC 8446 section 6.1).
+
+    Only for the greenlet that owns the socket. Nothing is raised, and the peer need not answer.
+    """
+    _watched.discard(sock)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_SECONDS * 1000)
+        if isinstance(sock, SSLSocket):
+            _close_notify(sock)
+        sock.shutdown(socket.SHUT_WR)  # drops the TLS layer, too: what is read now is ciphertext
+        with gevent.Timeout(LINGER_SECONDS, False):
+            while sock.recv(CHUNK_BYTES):
+                pass
+    except (OSError, ValueError, Ended):
+        pass  # it is gone already
+    finally:
+        sock.close()
+
+
+def _close_notify(sock) -> None:
+    """Sends close_notify and does not wait for the peer's; the user timeout ends a stuck one."""
+    sock.settimeout(0.0)
+    while True:
+        try:
+            sock.unwrap()
+        except SSLWantWriteError:
+            wait_write(sock.fileno())
+            continue
+        except (SSLWantReadError, OSError, ValueError):
+            pass  # sent; or it cannot be, since the connection is broken
+        break
+    sock.settimeout(None)
+
+
+class _TcpInfo:
+    """The few fields of Linux's struct tcp_info that are needed here; zeros for a closed socket."""
+
+    def __init__(self, sock):
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+        except OSError:
+            info = bytes(148)
+        self.probes = info[3]  # unanswered in a row
+        self.segments_unacked = struct.unpack_from('I', info, 24)[0]
+        self.bytes_acked = struct.unpack_from('Q', info, 120)[0]
+        self.bytes_not_sent = struct.unpack_from('I', info, 144)[0]
+
+
+_watched: weakref.WeakSet = weakref.WeakSet()
+
+
+def watch() -> None:
+    """For ever: lets a peer in a pipe stop reading for as long as it likes, a paused film, say.
+
+    Linux takes a window that stays closed for TCP_USER_TIMEOUT for a dead peer, though it answers
+    each probe; so it is off while what was sent is acknowledged and the probes are answered.
+    """
+    while True:
+        gevent.sleep(WATCH_SECONDS)
+        for sock in list(_watched):
+            info = _TcpInfo(sock)
+            paused = info.bytes_not_sent and not info.segments_unacked and info.probes < PROBES
+            milliseconds = 0 if paused else USER_TIMEOUT_SECONDS * 1000
+            with suppress(OSError):  # it may be closed meanwhile
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

@@ -1,0 +1,201 @@
+"""One connection's life, top to bottom: handshake, head, who is it, wait or join, pipe, goodbye."""
+
+import logging
+import ssl
+import time
+from contextlib import suppress
+
+import gevent
+
+import auth
+from entries import Entries, StoreDown
+from http_head import Head, HeadReader, Refusal, response
+from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, keep_alive
+from waiting import Registration, Waiting
+
+log = logging.getLogger('rendezvous')
+
+HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
+HEAD_SECONDS = 15  # from the first octet to the last, however they drip
+IDLE_SECONDS = 60  # before the first octet of a head; nginx's keepalive_timeout is 75
+DROP_BYTES = 64 * 1024  # a longer body is not read only to be thrown away
+
+# Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
+_DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
+
+
+class Rendezvous:
+    """What the connections of a server share; `handle` is the life of one of them."""
+
+    def __init__(self, options: dict, entries: Entries, context: ssl.SSLContext | None):
+        self.options, self.entries, self.context = options, entries, context
+        self.waiting = Waiting(options['max_waiting'])
+        self.unjoined: set[gevent.Greenlet] = set()  # those that are not (any more) in a pipe
+
+    def handle(self, sock, address) -> None:
+        """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
+        peer = f'{address[0].removeprefix("::ffff:")}:{address[1]}'
+        greenlet = gevent.getcurrent()
+        self.unjoined.add(greenlet)
+        try:
+            keep_alive(sock)
+            if self.context:
+                sock = self.context.wrap_socket(
+                    sock, server_side=True, do_handshake_on_connect=False
+                )
+                with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
+                    sock.do_handshake()
+            self._serve(sock, peer)
+        except Refusal as refusal:
+            log.info('%s refused: %s %s', peer, refusal.status, refusal.diagnostic)
+            with suppress(OSError):  # where it is gone, there is nobody to tell
+                sock.sendall(refusal.octets())
+        except OSError as error:
+            log.info('%s lost: %s', peer, _why(error))
+        except Ended:
+            pass
+        except Exception:
+            log.exception('%s failed', peer)
+        finally:
+            self.unjoined.discard(greenlet)
+            goodbye(sock)
+
+    def stop(self) -> None:
+        """Ends every connection that is not in a pipe, each with a goodbye."""
+        for greenlet in self.unjoined:
+            greenlet.kill(Ended, block=False)
+
+    def _serve(self, sock, peer: str) -> None:
+        octets = b''
+        while octets is not None:
+            head, octets = _read_head(sock, octets)
+            if head is None:
+                return
+            if head.method == 'CONNECT':
+                return self._hidden_server(sock, peer, head, octets)
+            uuid, forwarded = auth.wanted(head)
+            if uuid:
+                return self._mobile_client(sock, peer, uuid, forwarded + octets)
+            octets = _ask_who(sock, head, octets)
+
+    def _hidden_server(self, sock, peer: str, head: Head, octets: bytes) -> None:
+        uuid, code = auth.registration(head.target)
+        self._authenticate(uuid, code)
+        if octets or _spoke(sock):
+            raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
+        registration = Registration(uuid, sock)
+        # No yield from here until it waits: no head that is forwarded overtakes the 200.
+        sock.sendall(response(200))
+        evicted = self.waiting.add(registration)
+        if evicted:
+            evicted.greenlet.kill(Ended, block=False)
+        log.info('%s registered %s, %d wait', peer, uuid, self.waiting.count(uuid))
+        try:
+            octets = sock.recv(CHUNK_BYTES)
+        except OSError:
+            octets = b''  # the connection broke
+        finally:
+            self.waiting.discard(registration)
+        if registration.pipe:
+            registration.pipe.from_hidden(octets)
+        else:
+            why = 'it spoke out of turn' if octets else 'it hung up'
+            log.info('%s waits no more for %s: %s', peer, uuid, why)
+
+    def _authenticate(self, uuid: str, code: str) -> None:
+        try:
+            entry = self.entries.get(uuid)
+        except StoreDown as error:
+            log.error('%s', error)
+            raise Refusal(503, 'the store does not answer', 'Retry-After: 5') from None
+        try:
+            right = auth.code_is_right((entry or _DECOY)['authParams'], code, time.time())
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            log.error('the entry %s can not be used: %s', uuid, error)
+            right = False
+        if not (entry and right):
+            field = 'WWW-Authenticate: TOTP realm="rendezvous"'
+            raise Refusal(401, 'no such UUID, or not its code of this moment', field)
+
+    def _mobile_client(self, sock, peer: str, uuid: str, octets: bytes) -> None:
+        mobile, began = End(sock, 'mobile client'), time.monotonic()
+        again = True
+        while again:
+            registration = self.waiting.take(uuid, self.options['rendezvous_wait'])
+            # No yield from here until the pipe is known to both.
+            pipe = registration.pipe = Pipe(mobile, registration, self.options['drain'])
+            self.unjoined -= {mobile.greenlet, registration.greenlet}
+            self.waiting.pipe_began(uuid)
+            log.info('%s rendezvous with %s', peer, uuid)
+            try:
+                again = pipe.from_mobile(octets)
+            finally:
+                self.waiting.pipe_ended(uuid)
+        log.info(
+            '%s closed after %.1f s: %s; %d octets from the mobile client, %d from %s',
+            peer,
+            time.monotonic() - began,
+            pipe.how,
+            mobile.octets,
+            registration.octets,
+            uuid,
+        )
+
+
+def _read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:
+    """The next head and the octets behind it; None where the client leaves or stays idle."""
+    if not octets:
+        with gevent.Timeout(IDLE_SECONDS, False):
+            octets = sock.recv(CHUNK_BYTES)
+    if not octets:
+        return None, b''
+    reader = HeadReader()
+    with gevent.Timeout(HEAD_SECONDS, Refusal(408, f'the head took over {HEAD_SECONDS} seconds')):
+        while not (found := reader.feed(octets)):
+            octets = sock.recv(CHUNK_BYTES)
+            if not octets:
+                raise ConnectionError('hung up within the head')
+    return found
+
+
+def _ask_who(sock, head: Head, octets: bytes) -> bytes | None:
+    """Sends the challenge; gives the octets behind the body, None where it is to be closed."""
+    length = head.body_bytes
+    if (
+        length is None
+        or length > DROP_BYTES
+        or head.values('expect')
+        or head.version == 'HTTP/1.0'
+        or head.has_token('connection', 'close')
+    ):
+        fields = [*auth.challenge(), 'Content-Length: 0', 'Connection: close']
+        sock.sendall(response(401, *fields))
+        return None
+    with gevent.Timeout(HEAD_SECONDS, Refusal(408, f'the body took over {HEAD_SECONDS} seconds')):
+        while len(octets) < length:
+            more = sock.recv(CHUNK_BYTES)
+            if not more:
+                raise ConnectionError('hung up within the body')
+            octets += more
+    sock.sendall(response(401, *auth.challenge(), 'Content-Length: 0'))
+    return octets[length:]
+
+
+def _spoke(sock) -> bool:
+    """Whether octets have come that nobody has read, without waiting for any."""
+    sock.settimeout(0.0)
+    try:
+        if sock.recv(1):
+            return True
+        raise ConnectionError('hung up before the 200')
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    finally:
+        sock.settimeout(None)
+
+
+def _why(error: BaseException) -> str:
+    """What OpenSSL or the system says of it, in a few words of theirs and none of the client's."""
+    if isinstance(error, ssl.SSLError):
+        return f'TLS: {(error.reason or "connection broken").lower().replace("_", " ")}'
+    return str(error) or type(error).__name__

@@ -1,0 +1,183 @@
+"""The rendezvous server: the process. Options, log, TLS, the listening socket, signals."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import logging
+import logging.handlers
+import os
+import signal
+import socket
+import ssl
+import sys
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.server import StreamServer
+
+import options as local
+import pipe
+from entries import Entries, StoreDown
+from options import HERE, Mistake
+from rendezvous import Rendezvous
+
+log = logging.getLogger('server')
+
+BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bound is 4096
+LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
+FINISH_SECONDS = 30  # what pipes may take to finish after SIGTERM
+GOODBYE_SECONDS = 2
+
+# What Mozilla calls intermediate: TLS 1.2 with forward secrecy and authenticated encryption, 1.3.
+CIPHERS = 'ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL'
+
+
+class Server:
+    """A listening socket and the rendezvous behind it."""
+
+    def __init__(self, options: dict):
+        self._options = options
+        self._connections = Pool(None)  # without a bound: those who wait would fill it
+        self._entries = Entries(options)
+        self._tls = bool(options['key_file'])
+        self.rendezvous = Rendezvous(options, self._entries, self._tls and tls_context(options))
+        self._server = StreamServer(
+            listener(options), self.rendezvous.handle, spawn=self._connections
+        )
+        self._watch = gevent.spawn(pipe.watch)
+
+    @property
+    def port(self) -> int:
+        return self._server.socket.getsockname()[1]
+
+    def start(self) -> None:
+        """Brings up the store where that is ours to do, and serves. Raises Mistake."""
+        try:
+            self._entries.open()
+        except StoreDown as error:
+            log.error('%s; until it does, nobody can register', error)
+        self._server.start()
+
+    def reload(self) -> None:
+        """Key and certificate are read again, for connections from now on."""
+        try:
+            self.rendezvous.context = self._tls and tls_context(self._options)
+            log.info('read key and certificate again')
+        except Mistake as mistake:
+            log.error('the old key and certificate stay: %s', mistake)
+
+    def stop(self, seconds: float = FINISH_SECONDS) -> None:
+        """No new connections; pipes may finish for so many seconds; then goodbye on each."""
+        self._server.close()
+        self.rendezvous.stop()
+        self._connections.join(timeout=seconds)
+        for greenlet in list(self._connections):
+            greenlet.kill(pipe.Ended, block=False)
+        self._connections.join(timeout=GOODBYE_SECONDS)
+        self._watch.kill()
+        self._entries.close()
+
+
+def listener(options: dict):
+    """The listening socket. Raises Mistake."""
+    host, port = options['listen_host'], options['rendezvous_port']
+    if host is None and local.is_loopback(options['rendezvous_host']):
+        host = options['rendezvous_host']
+    try:
+        if host is None and socket.has_dualstack_ipv6():
+            return socket.create_server(
+                ('', port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+            )
+        family, *_, address = socket.getaddrinfo(host or '0.0.0.0', port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        where = f'{host or "every address"}, port {port}'
+        raise Mistake(
+            f'can not listen on {where}: {error.strerror}; '
+            'set rendezvous_port or listen_host in local.py, or end what listens there'
+        ) from None
+
+
+def tls_context(options: dict) -> ssl.SSLContext:
+    """The context for key_file and crt_file; the log says what clients will refuse it for.
+
+    Raises Mistake.
+    """
+    key_file, crt_file = (local.file(options[name]) for name in ('key_file', 'crt_file'))
+    for file in (key_file, crt_file):
+        if not os.access(file, os.R_OK):
+            sentence = f'can not read {file}: python make_cert.py makes it, or set it in local.py'
+            raise Mistake(sentence)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.set_alpn_protocols(['http/1.1'])
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(crt_file, key_file, password='')  # nobody is here to type one in
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, 'reason', None) or 'it has a password, or is no PEM file'
+        sentence = f'{key_file} and {crt_file} do not go together ({reason})'
+        raise Mistake(f'{sentence}: python make_cert.py --force makes a new pair') from None
+    complaint = what_clients_say(context, crt_file.read_text(), options['rendezvous_host'])
+    if complaint:
+        log.error('EVERY CLIENT WILL REFUSE %s: %s', crt_file, complaint)
+        log.error('python make_cert.py --force makes one for rendezvous_host')
+    return context
+
+
+def what_clients_say(context: ssl.SSLContext, pem: str, host: str) -> str | None:
+    """What a client that trusts this certificate finds wrong with it: a handshake in memory."""
+    client_context = ssl.create_default_context(cadata=pem)
+    client_context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server, server_hostname=host)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_message
+    return None
+
+
+def log_to(file, level=logging.INFO) -> None:
+    """The log goes to a file that is rotated, and to the screen where there is one."""
+    logging.raiseExceptions = False  # a full disk is no reason to end anything
+    handlers = [logging.handlers.RotatingFileHandler(file, 'a', LOG_BYTES, LOG_FILES)]
+    if sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())
+    form = '%(asctime)s %(levelname)s %(message)s'
+    logging.basicConfig(level=level, format=form, handlers=handlers)
+
+
+def main() -> None:
+    os.umask(0o077)
+    options = local.load()
+    log_to(HERE / 'server.log')
+    server, stopping = Server(options), Event()
+
+    def stop(number: int) -> None:
+        if stopping.is_set() and number == signal.SIGINT:
+            os._exit(1)  # Ctrl-C, and again: somebody does not want to wait
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, stop, number)
+    gevent.signal_handler(signal.SIGHUP, server.reload)
+    server.start()
+    log.info('listening on port %d of %s', server.port, options['rendezvous_host'])
+    stopping.wait()
+    log.info('stopping: pipes may take %d seconds to finish', FINISH_SECONDS)
+    server.stop()
+    log.info('stopped')
+
+
+if __name__ == '__main__':
+    local.main(main)

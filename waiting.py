@@ -1,0 +1,124 @@
+"""Who waits for whom: hidden servers' registrations, and mobile clients for the next one.
+
+For one UUID either registrations wait or mobile clients do, never both. No method but `take`
+yields, and that one only while it waits: between two yields nothing here is half done.
+"""
+
+import time
+from collections import Counter, deque
+
+from gevent import Timeout
+from gevent.event import AsyncResult
+
+from http_head import Refusal
+from pipe import End, Pipe
+
+RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to come back
+MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connections at once
+
+
+class Registration(End):
+    """One authenticated, waiting connection of a hidden server."""
+
+    def __init__(self, uuid: str, sock):
+        super().__init__(sock, 'hidden server')
+        self.uuid = uuid
+        self.pipe: Pipe | None = None  # set at the rendezvous
+        self.over = False
+
+
+class Waiting:
+    """The registrations that wait, by UUID, and the mobile clients that wait for one."""
+
+    def __init__(self, max_waiting: int):
+        self._max_waiting = max_waiting
+        self._registrations: dict[str, list[Registration]] = {}  # oldest first
+        self._mobile_clients: dict[str, deque[AsyncResult]] = {}  # first come first
+        self._pipes: Counter[str] = Counter()
+        self._seen: dict[str, float] = {}  # time.monotonic() of the last sign, oldest first
+
+    def count(self, uuid: str) -> int:
+        return len(self._registrations.get(uuid, ()))
+
+    def add(self, registration: Registration) -> Registration | None:
+        """Lets it wait, or hands it to the first who waits for it; answers with one it evicts."""
+        uuid = registration.uuid
+        if uuid in self._mobile_clients:
+            self._mobile_clients[uuid].popleft().set(registration)
+            self._drop_empty(uuid)
+            return None
+        registrations = self._registrations.setdefault(uuid, [])
+        registrations.append(registration)
+        return registrations.pop(0) if len(registrations) > self._max_waiting else None
+
+    def discard(self, registration: Registration) -> None:
+        """Forgets it, and only it, for good."""
+        registration.over = True
+        self._see(registration.uuid)
+        if registration in self._registrations.get(registration.uuid, ()):
+            self._registrations[registration.uuid].remove(registration)
+            self._drop_empty(registration.uuid)
+
+    def take(self, uuid: str, seconds: float) -> Registration:
+        """The newest registration: an old one is likelier to be a dead NAT mapping.
+
+        None waits but one did a moment ago: waits for the next one, up to `seconds`, first come
+        first served. Raises Refusal where none is to be had.
+        """
+        deadline = time.monotonic() + seconds
+        if uuid in self._registrations:
+            registration = self._registrations[uuid].pop()
+            self._drop_empty(uuid)
+            return registration
+        first = False
+        while self._recent(uuid):
+            registration = self._wait(uuid, deadline - time.monotonic(), first)
+            if registration is None:
+                break
+            if not registration.over:
+                return registration
+            first = True  # it hung up between the two: it is our turn still
+        raise Refusal(503, 'the hidden server is not here', 'Retry-After: 5')
+
+    def pipe_began(self, uuid: str) -> None:
+        self._pipes[uuid] += 1
+
+    def pipe_ended(self, uuid: str) -> None:
+        self._see(uuid)
+        self._pipes[uuid] -= 1
+        if not self._pipes[uuid]:
+            del self._pipes[uuid]
+
+    def _recent(self, uuid: str) -> bool:
+        seen = self._seen.get(uuid)
+        return uuid in self._pipes or (
+            seen is not None and time.monotonic() - seen < RECENT_SECONDS
+        )
+
+    def _see(self, uuid: str) -> None:
+        now = time.monotonic()
+        self._seen.pop(uuid, None)
+        self._seen[uuid] = now
+        while now - self._seen[oldest := next(iter(self._seen))] > RECENT_SECONDS:
+            del self._seen[oldest]
+
+    def _wait(self, uuid: str, seconds: float, first: bool) -> Registration | None:
+        mobile_clients = self._mobile_clients.setdefault(uuid, deque())
+        if len(mobile_clients) >= MAX_MOBILE_CLIENTS or seconds <= 0:
+            self._drop_empty(uuid)
+            return None
+        result = AsyncResult()
+        mobile_clients.insert(0 if first else len(mobile_clients), result)
+        try:
+            return result.get(timeout=seconds)
+        except Timeout:
+            return result.value  # it may have come in the very moment
+        finally:
+            if result in mobile_clients:
+                mobile_clients.remove(result)
+                self._drop_empty(uuid)
+
+    def _drop_empty(self, uuid: str) -> None:
+        for waiting in (self._registrations, self._mobile_clients):
+            if uuid in waiting and not waiting[uuid]:
+                del waiting[uuid]
