@@ -38,6 +38,7 @@ class Entries:
             socket_timeout=ANSWER_SECONDS,
             socket_connect_timeout=ANSWER_SECONDS,
             decode_responses=True,
+            encoding_errors='replace',  # in keys that are nobody's entries
             protocol=2,
             # once more at once: a connection that waited in the pool may be dead
             retry=Retry(NoBackoff(), 1),
@@ -50,13 +51,12 @@ class Entries:
         try:
             self._ask(self._redis.ping)
         except WrongPassword as error:
-            sentence = f'Redis refuses us ({error}): set redis_auth in local.py to its password'
-            raise Mistake(sentence) from None
+            raise Mistake(str(error)) from None  # unlike a Redis that is down, it stays so
         self._store.look()
 
     def close(self) -> None:
         """Ends the embedded store if this process started it."""
-        self._redis.close()
+        self._redis.connection_pool.disconnect()
         self._store.stop()
 
     def get(self, uuid: str) -> dict | None:
@@ -65,12 +65,14 @@ class Entries:
 
     def all(self) -> list[dict]:
         """Every entry, by label; raises StoreDown."""
-        keys = self._ask(lambda: list(self._redis.scan_iter(match='*-*-*-*-*', count=1000)))
-        uuids = [key for key in keys if UUID.fullmatch(key)]
+        # A set: SCAN may return a key more than once.
+        keys = self._ask(lambda: set(self._redis.scan_iter(match='*-*-*-*-*', count=1000)))
+        uuids = [key for key in keys if UUID.fullmatch(key) and key == key.lower()]
         values = self._ask(self._redis.mget, uuids) if uuids else []
         entries = [
-            {'uuid': uuid, 'labels': []} | (_entry(value) or {})
+            (_entry(value) or {}) | {'uuid': uuid, 'labels': _labels(value)}
             for uuid, value in zip(uuids, values, strict=True)
+            if value is not None  # it was deleted just now
         ]
         return sorted(entries, key=lambda entry: (entry['labels'], entry['uuid']))
 
@@ -92,7 +94,10 @@ class Entries:
             },
             'labels': labels,
         }
-        return entry if self._ask(self._redis.set, uuid, json.dumps(entry), nx=True) else None
+        value = json.dumps(entry)
+        made = self._ask(self._redis.set, uuid, value, nx=True)
+        # Where the first answer got lost and the question was asked again, what is there is ours.
+        return entry if made or self._ask(self._redis.get, uuid) == value else None
 
     def delete(self, uuid: str) -> bool:
         """Whether there was one; raises StoreDown."""
@@ -103,13 +108,15 @@ class Entries:
             try:
                 return command(*args, **kwargs)
             except redis.AuthenticationError as error:
-                raise WrongPassword(str(error)) from None
+                sentence = 'set redis_auth in local.py to its password'
+                raise WrongPassword(f'Redis refuses us ({error}): {sentence}') from None
             except redis.ConnectionError:
                 if not self._store.start():
                     raise
                 return command(*args, **kwargs)
         except (redis.RedisError, OSError) as error:
-            raise StoreDown(f'Redis does not answer: {error}') from None
+            sentence = 'start it, or set redis_host and redis_port in local.py'
+            raise StoreDown(f'Redis does not answer ({error}): {sentence}') from None
 
 
 def _entry(value: str | None) -> dict | None:
@@ -119,3 +126,11 @@ def _entry(value: str | None) -> dict | None:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _labels(value: str) -> list[str]:
+    """The labels of an entry as they can be shown, whoever wrote them."""
+    labels = (_entry(value) or {}).get('labels')
+    if not isinstance(labels, list):
+        return []
+    return [''.join(c if c.isprintable() else '\ufffd' for c in str(label)) for label in labels]

@@ -71,7 +71,8 @@ class Pipe:
             self._end(self.hidden)
         except Ended:
             pass
-        return self._untouched and self.mobile.octets == len(octets)
+        left = self.how.startswith(self.mobile.name)
+        return self._untouched and not left and self.mobile.octets == len(octets)
 
     def from_hidden(self, octets: bytes = b'') -> None:
         """Sends `octets`, then what the hidden server sends, until the pipe is over."""

@@ -1,6 +1,7 @@
 """One connection's life, top to bottom: handshake, head, who is it, wait or join, pipe, goodbye."""
 
 import logging
+import socket
 import ssl
 import time
 from contextlib import suppress
@@ -40,8 +41,12 @@ class Rendezvous:
         try:
             keep_alive(sock)
             if self.context:
+                # ssl takes a reset for an end of file, unless it shall not suppress those
                 sock = self.context.wrap_socket(
-                    sock, server_side=True, do_handshake_on_connect=False
+                    sock,
+                    server_side=True,
+                    do_handshake_on_connect=False,
+                    suppress_ragged_eofs=False,
                 )
                 with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
                     sock.do_handshake()
@@ -131,6 +136,9 @@ class Rendezvous:
                 again = pipe.from_mobile(octets)
             finally:
                 self.waiting.pipe_ended(uuid)
+        if pipe.how == 'hidden server reset':
+            with suppress(OSError):  # no close_notify: what was cut off must not look whole
+                sock.shutdown(socket.SHUT_WR)
         log.info(
             '%s closed after %.1f s: %s; %d octets from the mobile client, %d from %s',
             peer,

@@ -117,6 +117,8 @@ def tls_context(options: dict) -> ssl.SSLContext:
     context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(['http/1.1'])
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # A mobile client may shut its sending side without a close_notify, and reads on.
+    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     try:
         context.load_cert_chain(crt_file, key_file, password='')  # nobody is here to type one in
     except (ssl.SSLError, ValueError) as error:

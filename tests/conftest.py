@@ -1,0 +1,246 @@
+"""A real server on port 0, a real Valkey, real TLS; what a test leaves behind fails it."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import os
+import socket
+import ssl
+import struct
+import sys
+import uuid as uuids
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import gevent
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import auth
+import make_cert
+import options as local
+import store
+from entries import Entries
+from server import Server
+
+DEADLINE_SECONDS = 10  # for every wait in a test that says no other
+
+
+@pytest.fixture(autouse=True)
+def deadline(request):
+    """No test hangs: 30 seconds, or what its mark `deadline(seconds)` says."""
+    mark = request.node.get_closest_marker('deadline')
+    seconds = mark.args[0] if mark else 30
+    with gevent.Timeout(seconds, TimeoutError(f'the test took over {seconds} s')):
+        yield
+
+
+def free_port() -> int:
+    """A port for a program that can not tell which one it got."""
+    with socket.create_server(('127.0.0.1', 0)) as sock:
+        return sock.getsockname()[1]
+
+
+def until(condition, what: str, seconds: float = DEADLINE_SECONDS):
+    """Waits until `condition()` is true, and answers with it."""
+    with gevent.Timeout(seconds, AssertionError(f'not within {seconds} s: {what}')):
+        while not (found := condition()):
+            gevent.sleep(0.005)
+    return found
+
+
+@pytest.fixture(scope='session')
+def redis_options(tmp_path_factory):
+    """The address of a Valkey of the tests' own."""
+    store.DATA = tmp_path_factory.mktemp('store')
+    options = local.DEFAULTS | {'redis_port': free_port()}
+    entries = Entries(options)
+    entries.open()
+    yield {name: options[name] for name in ('redis_host', 'redis_port', 'redis_auth')}
+    entries.close()
+
+
+@pytest.fixture(scope='session')
+def pair(tmp_path_factory):
+    """A key and a certificate for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp('pair')
+    key, certificate = make_cert.certificate_for('127.0.0.1')
+    make_cert.write(folder / 'registrar.key', key, 0o400)
+    pem = certificate.public_bytes(make_cert.Encoding.PEM)
+    make_cert.write(folder / 'registrar.crt', pem, 0o444)
+    return {name: str(folder / f'registrar.{name[:3]}') for name in ('key_file', 'crt_file')}
+
+
+@pytest.fixture
+def entries(redis_options):
+    entries = Entries(local.DEFAULTS | redis_options)
+    yield entries
+    entries.close()
+
+
+@pytest.fixture
+def uuid(entries):
+    """The UUID of an entry."""
+    made = str(uuids.uuid4())
+    entries.add(made, ['kitchen'])
+    yield made
+    entries.delete(made)
+
+
+@pytest.fixture
+def start(redis_options, pair):
+    """Starts servers with the options given; at the end nothing of them is left."""
+    before, servers = descriptors(), []
+
+    def start(**options) -> Server:
+        given = {'rendezvous_port': 0, 'drain': 0.3, 'rendezvous_wait': 0.5}
+        server = Server(local.DEFAULTS | redis_options | pair | given | options)
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        waiting = server.rendezvous.waiting
+        until(lambda c=server._connections: not c, 'every handler ends with its client')
+        assert not server.rendezvous.unjoined
+        left = waiting._registrations, waiting._mobile_clients, waiting._pipes
+        assert not any(left)
+        server.stop()
+    until(lambda: descriptors() <= before, f'no more descriptors than the {before} before')
+
+
+@pytest.fixture
+def server(start):
+    return start()
+
+
+@pytest.fixture
+def connect(start, pair):
+    """Makes clients of a server; they are closed before the server is looked at."""
+    peers = []
+
+    def connect(server: Server) -> Peer:
+        sock = socket.create_connection(('127.0.0.1', server.port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # sent is on loopback: is there
+        if server._options['key_file']:
+            context = ssl.create_default_context(cafile=pair['crt_file'])
+            sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
+        peers.append(Peer(sock))
+        return peers[-1]
+
+    yield connect
+    for peer in peers:
+        peer.close()
+
+
+@pytest.fixture
+def register(connect, entries):
+    """Makes registrations: hidden servers that got their 200."""
+
+    def register(server: Server, uuid: str) -> Peer:
+        peer = connect(server)
+        peer.send(connect_request(uuid, code(entries, uuid)))
+        assert peer.receive(len(OK)) == OK
+        return peer
+
+    return register
+
+
+OK = b'HTTP/1.1 200 OK\r\n\r\n'
+
+
+def code(entries: Entries, uuid: str) -> str:
+    return auth.totp(entries.get(uuid)['authParams']).now()
+
+
+def connect_request(uuid: str, code: str) -> bytes:
+    return f'CONNECT uuid:{uuid}?response={code} HTTP/1.1\r\nHost: x\r\n\r\n'.encode()
+
+
+def get(uuid: str, target: str = '/', method: str = 'GET', *fields: str) -> bytes:
+    """A mobile client's request for a hidden server."""
+    lines = [f'{method} {target} HTTP/1.1', 'Host: x', f'Authorization: Digest username="{uuid}"']
+    return '\r\n'.join([*lines, *fields, '', '']).encode()
+
+
+class Answer(NamedTuple):
+    status: int
+    fields: dict[str, str]
+    body: bytes
+
+
+class Peer:
+    """A client's connection."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self._octets = bytearray()
+
+    def send(self, octets: bytes) -> None:
+        self.sock.sendall(octets)
+
+    def _more(self) -> bytes:
+        no_more = AssertionError(f'no more after {bytes(self._octets[:1000])!r}')
+        with gevent.Timeout(DEADLINE_SECONDS, no_more):
+            return self.sock.recv(65536)
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(self._octets[:count])
+        del self._octets[:count]
+        return taken
+
+    def _need_more(self) -> None:
+        more = self._more()
+        assert more, f'it ended after {bytes(self._octets[:1000])!r}'
+        self._octets += more
+
+    def until(self, mark: bytes) -> bytes:
+        """What comes, up to and with `mark`."""
+        while mark not in self._octets:
+            self._need_more()
+        return self._take(self._octets.index(mark) + len(mark))
+
+    def receive(self, count: int) -> bytes:
+        """Exactly so many octets."""
+        while len(self._octets) < count:
+            self._need_more()
+        return self._take(count)
+
+    def rest(self) -> bytes:
+        """Everything up to the end."""
+        while more := self._more():
+            self._octets += more
+        return self._take(len(self._octets))
+
+    def answer(self) -> Answer:
+        """A response whose body has a Content-Length."""
+        line, *lines = self.until(b'\r\n\r\n').decode().rstrip().split('\r\n')
+        fields = dict(line.split(': ', 1) for line in lines)
+        body = self.receive(int(fields.get('Content-Length', 0)))
+        return Answer(int(line.split()[1]), fields, body)
+
+    def shut_sending(self) -> None:
+        """A FIN, and this side goes on reading (SSLSocket.shutdown would drop the TLS layer)."""
+        gevent.socket.socket.shutdown(self.sock, socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Closes with an RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        self.sock.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def descriptors() -> int:
+    """The open sockets of this process."""
+    count = 0
+    for name in os.listdir('/proc/self/fd'):
+        with suppress(FileNotFoundError):
+            count += os.readlink(f'/proc/self/fd/{name}').startswith('socket:')
+    return count

@@ -1,0 +1,276 @@
+"""The pipe and its endings: section 3, in both directions, with octets counted."""
+
+import hashlib
+import os
+import ssl
+import time
+
+import gevent
+import pytest
+from conftest import get, until
+
+import pipe
+
+HEAD = b'HTTP/1.1 200 OK\r\n\r\n'
+MEGABYTE = os.urandom(1024 * 1024)
+
+
+@pytest.fixture(params=['TLS', 'plain'])
+def server(request, start):
+    return start() if request.param == 'TLS' else start(key_file=None)
+
+
+@pytest.fixture
+def joined(server, register, connect, uuid):
+    """A hidden server and a mobile client, the head has come."""
+    hidden, mobile = register(server, uuid), connect(server)
+    mobile.send(get(uuid, '/', 'POST'))
+    hidden.until(b'\r\n\r\n')
+    return hidden, mobile
+
+
+def test_octets_go_both_ways_at_the_same_time(joined):
+    sending = [gevent.spawn(peer.send, MEGABYTE * 4) for peer in joined]
+    for peer in joined:
+        assert peer.receive(len(MEGABYTE) * 4) == MEGABYTE * 4
+    gevent.joinall(sending, raise_error=True)
+
+
+def test_small_messages_do_not_wait_for_company(joined):
+    hidden, mobile = joined
+    began = time.monotonic()
+    for _ in range(50):
+        mobile.send(b'ping')
+        assert hidden.receive(4) == b'ping'
+        hidden.send(b'pong')
+        assert mobile.receive(4) == b'pong'
+    assert time.monotonic() - began < 2  # with Nagle's algorithm and delayed ACKs it is 2 s or more
+
+
+def test_hidden_server_closes_and_its_last_words_arrive_whole(joined):
+    """More than all buffers hold, to a mobile client that reads only afterwards."""
+    hidden, mobile = joined
+    words = HEAD + MEGABYTE * 16
+
+    def answer():
+        hidden.send(words)
+        hidden.close()
+
+    answering = gevent.spawn(answer)
+    gevent.sleep(0.05)
+    assert mobile.rest() == words
+    answering.get()
+
+
+def test_mobile_client_closes_and_its_last_words_arrive_whole(joined):
+    hidden, mobile = joined
+
+    def ask():
+        mobile.send(MEGABYTE * 16)
+        mobile.close()
+
+    asking = gevent.spawn(ask)
+    gevent.sleep(0.05)
+    assert hidden.rest() == MEGABYTE * 16
+    asking.get()
+
+
+def test_body_framed_by_close_is_not_taken_for_cut_off(server, joined):
+    """TLS says that this was all: the client complains about an EOF without a close_notify."""
+    hidden, mobile = joined
+    if server._tls:
+        mobile.sock.suppress_ragged_eofs = False
+    hidden.send(HEAD + MEGABYTE)
+    hidden.close()
+    assert mobile.rest() == HEAD + MEGABYTE
+
+
+def test_body_that_is_cut_off_is_taken_for_cut_off(server, joined):
+    if not server._tls:
+        pytest.skip('without TLS nothing tells the one from the other')
+    hidden, mobile = joined
+    mobile.sock.suppress_ragged_eofs = False
+    hidden.send(HEAD + b'half of it')
+    mobile.receive(len(HEAD + b'half of it'))
+    hidden.reset()
+    with pytest.raises(ssl.SSLEOFError):
+        mobile.rest()
+
+
+def test_tls_close_notify_shuts_a_side_as_well_as_a_bare_fin(server, joined):
+    hidden, mobile = joined
+    if server._tls:
+        mobile.sock.settimeout(0.0)
+        with pytest.raises(ssl.SSLWantReadError):
+            mobile.sock.unwrap()
+        mobile.sock.settimeout(None)
+    mobile.shut_sending()
+    gevent.sleep(0.05)
+    hidden.send(HEAD + b'answer')
+    hidden.close()
+    assert mobile.rest() == HEAD + b'answer'
+
+
+def test_hidden_server_hears_close_notify_too(server, joined):
+    hidden, mobile = joined
+    if server._tls:
+        hidden.sock.suppress_ragged_eofs = False
+    mobile.send(b'words')
+    mobile.close()
+    assert hidden.rest() == b'words'
+
+
+def test_mobile_client_shuts_its_sending_side_and_gets_its_answer_whole(joined):
+    hidden, mobile = joined
+    mobile.send(b'body')
+    mobile.shut_sending()
+    assert hidden.receive(4) == b'body'
+    hidden.send(HEAD + MEGABYTE)
+    hidden.close()
+    assert mobile.rest() == HEAD + MEGABYTE
+
+
+def test_answer_behind_a_shut_sending_side_may_pause_for_less_than_drain(joined):
+    hidden, mobile = joined
+    mobile.shut_sending()
+    for _ in range(3):
+        gevent.sleep(0.15)  # drain is 0.3 s here
+        hidden.send(b'part')
+    assert mobile.receive(12) == b'partpartpart'
+    began = time.monotonic()
+    assert mobile.rest() == b''
+    assert 0.2 < time.monotonic() - began < 5
+    assert hidden.rest() == b''
+
+
+def test_slow_reader_behind_a_shut_sending_side_is_not_taken_for_silence(joined):
+    hidden, mobile = joined
+    mobile.shut_sending()
+    sending = gevent.spawn(hidden.send, MEGABYTE * 16)
+    gevent.sleep(1)  # over three times drain
+    assert mobile.receive(len(MEGABYTE) * 16) == MEGABYTE * 16
+    sending.get()
+    hidden.close()
+
+
+def test_mobile_client_that_is_gone_ends_an_endless_answer(joined):
+    hidden, mobile = joined
+
+    def stream():
+        while True:
+            hidden.send(b'data: x\n\n')
+            gevent.sleep(0.01)
+
+    streaming = gevent.spawn(stream)
+    mobile.receive(9)
+    mobile.close()
+    assert hidden.rest() == b''
+    streaming.kill()
+
+
+@pytest.mark.parametrize('which', ['hidden', 'mobile'])
+def test_reset_on_one_side_ends_the_other(joined, which):
+    hidden, mobile = joined
+    leaving, staying = (hidden, mobile) if which == 'hidden' else (mobile, hidden)
+    leaving.send(b'words')
+    assert staying.receive(5) == b'words'
+    leaving.reset()
+    assert staying.rest() == b''
+
+
+def test_early_answer_to_a_large_upload_arrives(joined):
+    """The hidden server answers 413 and closes; the mobile client is still sending."""
+    hidden, mobile = joined
+    answer = b'HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'
+    sent = gevent.spawn(mobile.send, MEGABYTE * 16)
+    hidden.receive(1000)
+    hidden.send(answer)
+    hidden.shut_sending()
+    assert mobile.until(b'\r\n\r\n') == answer
+    sent.kill()
+
+
+def test_both_ends_at_the_same_moment(server, register, connect, uuid):
+    """Whichever end is noticed first, each end's handler says its own goodbye, once."""
+    for end in ('close', 'reset', 'shut_sending') * 20:
+        hidden, mobile = register(server, uuid), connect(server)
+        mobile.send(get(uuid))
+        hidden.until(b'\r\n\r\n')
+        getattr(hidden, end)()
+        getattr(mobile, end)()
+    until(lambda: not server.rendezvous.waiting._pipes, 'every pipe ends')
+
+
+def test_stopped_reader_holds_no_more_than_the_buffers(joined):
+    """... and costs the pipe beside it nothing."""
+    hidden, _ = joined
+    sent = 0
+
+    def fill():
+        nonlocal sent
+        while True:
+            sent += hidden.sock.send(MEGABYTE)
+
+    filling = gevent.spawn(fill)
+    before = -1
+    while sent != before:
+        before = sent
+        gevent.sleep(0.2)
+    assert sent < 32 * 1024 * 1024  # the kernel's, of four sockets
+    filling.kill()
+
+
+def test_one_pipe_at_full_speed_lets_the_others_run(server, joined, register, connect, uuid):
+    hidden, mobile = joined
+    other_hidden, other_mobile = register(server, uuid), connect(server)
+    other_mobile.send(get(uuid))
+    other_hidden.until(b'\r\n\r\n')
+    sums = hashlib.sha256(), hashlib.sha256()
+
+    def send():
+        for _ in range(64):
+            sums[0].update(MEGABYTE)
+            hidden.send(MEGABYTE)
+        hidden.close()
+
+    def read():
+        while octets := mobile.sock.recv(65536):
+            sums[1].update(octets)
+
+    streaming = [gevent.spawn(send), gevent.spawn(read)]
+    waits = []
+    while any(streaming):
+        began = time.monotonic()
+        other_mobile.send(b'ping')
+        other_hidden.receive(4)
+        waits.append(time.monotonic() - began)
+    gevent.joinall(streaming, raise_error=True)
+    assert sums[0].digest() == sums[1].digest()
+    assert max(waits) < 1
+
+
+def test_paused_reader_that_acknowledges_is_not_given_up(joined, monkeypatch):
+    """TCP_USER_TIMEOUT counts a closed window; the watch turns it off, and on again."""
+    monkeypatch.setattr(pipe, 'USER_TIMEOUT_SECONDS', 1)
+    monkeypatch.setattr(pipe, 'WATCH_SECONDS', 0.1)
+    watching = gevent.spawn(pipe.watch)
+    hidden, mobile = joined
+    sending = gevent.spawn(hidden.send, MEGABYTE * 16)
+    gevent.sleep(3)
+    assert mobile.receive(len(MEGABYTE) * 16) == MEGABYTE * 16
+    sending.get()
+    watching.kill()
+
+
+def test_log_tells_octets_each_way_and_how_it_ended(joined, caplog):
+    caplog.set_level('INFO')
+    hidden, mobile = joined
+    mobile.send(b'abc')
+    hidden.receive(3)
+    hidden.send(b'12345')
+    hidden.close()
+    assert mobile.rest() == b'12345'
+    until(lambda: 'closed after' in caplog.text, 'it is logged')
+    asked = len(b'POST / HTTP/1.1\r\nHost: x\r\n\r\n') + 3
+    assert 'hidden server closed' in caplog.text
+    assert f'{asked} octets from the mobile client, 5 from' in caplog.text

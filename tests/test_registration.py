@@ -1,0 +1,250 @@
+"""A hidden server registers: section 1, row by row, on real connections."""
+
+import json
+import socket
+import uuid as uuids
+
+import gevent.event
+import pytest
+from conftest import OK, code, connect_request, get, until
+
+import auth
+
+
+def ask(connect, server, octets: bytes):
+    peer = connect(server)
+    peer.send(octets)
+    answer = peer.answer()
+    assert peer.rest() == b''
+    return answer
+
+
+def refused(answer, status: int, permanent: bool) -> str:
+    """Holds a refusal against the form that each has; answers with its diagnostic."""
+    assert answer.status == status
+    assert answer.fields['Content-Type'] == 'application/json'
+    assert answer.fields['Connection'] == 'close'
+    error = json.loads(answer.body)
+    assert error == {'error': {'permanent': permanent, 'diagnostic': error['error']['diagnostic']}}
+    return error['error']['diagnostic']
+
+
+def test_right_code_gets_200_and_silence(server, register, uuid):
+    peer = register(server, uuid)
+    peer.sock.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        peer.sock.recv(1)
+
+
+@pytest.mark.parametrize('change', [str.upper, str.title])
+def test_uuid_may_have_any_case(server, connect, entries, uuid, change):
+    peer = connect(server)
+    peer.send(connect_request(change(uuid), code(entries, uuid)))
+    assert peer.receive(len(OK)) == OK
+
+
+def test_connect_needs_no_host_and_takes_any_headers(server, connect, entries, uuid):
+    peer = connect(server)
+    peer.send(
+        f'CONNECT uuid:{uuid}?response={code(entries, uuid)} HTTP/1.1\r\n'
+        'Connection: keep-alive\r\nX-Any: thing\r\n\r\n'.encode()
+    )
+    assert peer.receive(len(OK)) == OK
+
+
+@pytest.mark.parametrize('target', ['example.com:443', '/', 'http://x/', 'urn:uuid:1', '*'])
+def test_other_targets_get_403(server, connect, target):
+    answer = ask(connect, server, f'CONNECT {target} HTTP/1.1\r\n\r\n'.encode())
+    refused(answer, 403, permanent=True)
+
+
+@pytest.mark.parametrize('query', ['', '?', '?code=123456', '?response'])
+def test_no_response_gets_407(server, connect, uuid, query):
+    answer = ask(connect, server, f'CONNECT uuid:{uuid}{query} HTTP/1.1\r\n\r\n'.encode())
+    if query == '?response':  # it is there, and empty
+        refused(answer, 400, permanent=True)
+    else:
+        refused(answer, 407, permanent=True)
+        assert answer.fields['Proxy-Authenticate'] == 'TOTP realm="rendezvous"'
+
+
+@pytest.mark.parametrize(
+    'target',
+    [
+        'uuid:?response=123456',
+        'uuid:kitchen?response=123456',
+        'uuid:{uuid}0?response=123456',
+        'uuid:{bare}?response=123456',
+        'uuid:{{{uuid}}}?response=123456',
+        'uuid:{uuid}?response=12345',
+        'uuid:{uuid}?response=123456789',
+        'uuid:{uuid}?response=12345x',
+        'uuid:{uuid}?response=%D9%A1%D9%A2%D9%A3%D9%A4%D9%A5%D9%A6',
+        'uuid:{uuid}?response=123456&response=123456',
+    ],
+)
+def test_malformed_gets_400(server, connect, uuid, target):
+    target = target.format(uuid=uuid, bare=uuid.replace('-', ''))
+    answer = ask(connect, server, f'CONNECT {target} HTTP/1.1\r\n\r\n'.encode())
+    refused(answer, 400, permanent=True)
+
+
+def test_wrong_code_and_unknown_uuid_get_the_same_401(server, connect, entries, uuid):
+    wrong = f'{(int(code(entries, uuid)) + 500_000) % 1_000_000:06}'
+    answers = [
+        ask(connect, server, connect_request(each, wrong)) for each in (uuid, str(uuids.uuid4()))
+    ]
+    assert answers[0] == answers[1]
+    refused(answers[0], 401, permanent=False)
+    assert answers[0].fields['WWW-Authenticate'] == 'TOTP realm="rendezvous"'
+    assert wrong not in str(answers[0])
+
+
+def test_unknown_uuid_costs_the_same_work(server, connect, uuid, monkeypatch):
+    checked = []
+    check = auth.code_is_right
+    monkeypatch.setattr(
+        auth, 'code_is_right', lambda *arguments: checked.append(1) or check(*arguments)
+    )
+    for each in (uuid, str(uuids.uuid4())):
+        ask(connect, server, connect_request(each, '000000'))
+    assert len(checked) == 2
+
+
+def test_codes_of_the_steps_beside_this_one_are_right(entries, uuid):
+    parameters = entries.get(uuid)['authParams']
+    now, totp = 1_800_000_015.0, auth.totp(parameters)
+    right = [
+        step
+        for step in range(-4, 5)
+        if auth.code_is_right(parameters, totp.at(now + 30 * step), now)
+    ]
+    assert right == [-1, 0, 1]
+
+
+@pytest.mark.parametrize('digits', [6, 7, 8])
+@pytest.mark.parametrize('algorithm', ['sha1', 'SHA256', 'sha512'])
+def test_entry_says_digits_algorithm_and_step(digits, algorithm):
+    parameters = {'base32': 'A' * 32, 'digits': digits, 'algorithm': algorithm, 'step': 60}
+    right = auth.totp(parameters).at(600)
+    assert len(right) == digits
+    assert auth.code_is_right(parameters, right, 659)
+    assert not auth.code_is_right(parameters, right, 720)
+
+
+def test_rfc_6238_vectors():
+    parameters = {'base32': 'GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ', 'digits': 8}
+    for seconds, right in [(59, '94287082'), (1111111109, '07081804'), (20000000000, '65353130')]:
+        assert auth.code_is_right(parameters, right, seconds)
+
+
+def test_one_code_registers_more_than_once(server, connect, entries, uuid):
+    same = code(entries, uuid)
+    for _ in range(3):
+        peer = connect(server)
+        peer.send(connect_request(uuid, same))
+        assert peer.receive(len(OK)) == OK
+
+
+@pytest.mark.parametrize('value', ['[]', '{}', 'no json', '{"authParams": {"base32": "!"}}'])
+def test_entry_that_makes_no_sense_is_refused_and_logged(
+    server, connect, entries, uuid, value, caplog
+):
+    entries._redis.set(uuid, value)
+    refused(ask(connect, server, connect_request(uuid, '123456')), 401, permanent=False)
+    assert 'Traceback' not in caplog.text
+
+
+def test_octets_behind_the_connect_get_409(server, connect, entries, uuid):
+    octets = connect_request(uuid, code(entries, uuid)) + b'x'
+    refused(ask(connect, server, octets), 409, permanent=False)
+
+
+def test_octets_while_redis_is_asked_get_409(server, connect, entries, uuid, monkeypatch):
+    asked, answered = gevent.event.Event(), gevent.event.Event()
+    get_entry = server._entries.get
+
+    def slow(uuid):
+        asked.set()
+        answered.wait()
+        return get_entry(uuid)
+
+    monkeypatch.setattr(server._entries, 'get', slow)
+    peer = connect(server)
+    peer.send(connect_request(uuid, code(entries, uuid)))
+    asked.wait()
+    peer.send(b'x')
+    answered.set()
+    refused(peer.answer(), 409, permanent=False)
+
+
+def test_octets_before_the_rendezvous_end_the_registration(server, register, uuid):
+    peer = register(server, uuid)
+    peer.send(b'x')
+    assert peer.rest() == b''
+    assert server.rendezvous.waiting.count(uuid) == 0
+
+
+def test_newest_registration_is_taken_first(server, register, connect, uuid):
+    peers = [register(server, uuid) for _ in range(3)]
+    for peer in reversed(peers):
+        connect(server).send(get(uuid))
+        assert peer.until(b'\r\n\r\n').startswith(b'GET / HTTP/1.1\r\n')
+
+
+def test_one_more_than_max_waiting_ends_the_oldest(start, register, uuid):
+    server = start(max_waiting=2)
+    oldest, *others = (register(server, uuid) for _ in range(3))
+    assert oldest.rest() == b''
+    assert server.rendezvous.waiting.count(uuid) == 2
+    for peer in others:
+        peer.sock.settimeout(0.02)
+        with pytest.raises(TimeoutError):
+            peer.sock.recv(1)
+
+
+@pytest.mark.parametrize('end', ['close', 'reset', 'shut_sending'])
+def test_registration_that_ends_is_forgotten_and_only_that_one(server, register, uuid, end):
+    staying, leaving = register(server, uuid), register(server, uuid)
+    getattr(leaving, end)()
+    until(lambda: server.rendezvous.waiting.count(uuid) == 1, 'one is forgotten')
+    assert staying.sock.fileno() >= 0
+
+
+def test_dead_peers_are_found_by_keepalive(server, register, uuid):
+    register(server, uuid)
+    (registration,) = server.rendezvous.waiting._registrations[uuid]
+    option = registration.sock.getsockopt
+    assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    idle, interval, count = (
+        option(socket.IPPROTO_TCP, name)
+        for name in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    )
+    assert idle == 30
+    assert idle + interval * count == 60
+    assert option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+
+
+def test_no_log_line_and_no_answer_holds_a_code(server, connect, entries, uuid, caplog):
+    caplog.set_level('DEBUG')
+    right = code(entries, uuid)
+    wrong = f'{(int(right) + 500_000) % 1_000_000:06}'
+    for tried in (right, wrong):
+        peer = connect(server)
+        peer.send(connect_request(uuid, tried))
+        peer.until(b'\r\n\r\n')
+        peer.close()
+    until(lambda: 'waits no more' in caplog.text, 'the log tells of the end')
+    assert right not in caplog.text
+    assert wrong not in caplog.text
+    assert entries.get(uuid)['authParams']['base32'] not in caplog.text
+
+
+def test_hidden_server_that_hangs_up_before_the_200_is_no_registration(
+    server, connect, entries, uuid, monkeypatch
+):
+    peer = connect(server)
+    peer.send(connect_request(uuid, code(entries, uuid)))
+    peer.reset()
+    until(lambda: not server._connections, 'its handler ends')
+    assert server.rendezvous.waiting.count(uuid) == 0
