@@ -41,6 +41,7 @@ class Rendezvous:
         try:
             keep_alive(sock)
             if self.context:
+                sock.getpeername()  # raises where it has left: wrap_socket would lose the socket
                 # ssl takes a reset for an end of file, unless it shall not suppress those
                 sock = self.context.wrap_socket(
                     sock,

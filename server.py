@@ -83,21 +83,21 @@ class Server:
 def listener(options: dict):
     """The listening socket. Raises Mistake."""
     host, port = options['listen_host'], options['rendezvous_port']
-    if host is None and local.is_loopback(options['rendezvous_host']):
-        host = options['rendezvous_host']
+    if host is None:
+        loopback = local.is_loopback(options['rendezvous_host'])
+        host = options['rendezvous_host'] if loopback else '::'
     try:
-        if host is None and socket.has_dualstack_ipv6():
+        if host == '::' and socket.has_dualstack_ipv6():
             return socket.create_server(
-                ('', port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+                (host, port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
             )
-        family, *_, address = socket.getaddrinfo(host or '0.0.0.0', port, type=socket.SOCK_STREAM)[
-            0
-        ]
+        if host == '::':
+            host = '0.0.0.0'  # this machine has no IPv6
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
-        where = f'{host or "every address"}, port {port}'
         raise Mistake(
-            f'can not listen on {where}: {error.strerror}; '
+            f'can not listen on {host}, port {port}: {error.strerror}; '
             'set rendezvous_port or listen_host in local.py, or end what listens there'
         ) from None
 

@@ -16,5 +16,7 @@ if ! cat requirements.txt "$1" | cmp -s - ".venv/installed.$1"; then
     say "could not install what $1 lists"
     exit 1
   fi
-  cat requirements.txt "$1" >".venv/installed.$1"
+  for list in requirements.txt "$1"; do # the other list holds this one
+    cat requirements.txt "$list" >".venv/installed.$list"
+  done
 fi

@@ -1,0 +1,196 @@
+"""The wire: section 4. TLS, certificates and their renewal, strangers, stopping."""
+
+import os
+import socket
+import ssl
+
+import gevent
+import pytest
+from conftest import Peer, get, until
+
+import make_cert
+import rendezvous
+
+
+def hello(server, cafile, **attributes) -> ssl.SSLSocket:
+    """A TLS connection of a client with these attributes of its context."""
+    context = ssl.create_default_context(cafile=cafile)
+    for name, value in attributes.items():
+        setattr(context, name, value)
+    sock = socket.create_connection(('127.0.0.1', server.port))
+    try:
+        return context.wrap_socket(sock, server_hostname='127.0.0.1')
+    except BaseException:
+        sock.close()
+        raise
+
+
+@pytest.mark.parametrize('version', [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_1_2_and_1_3_are_spoken(server, pair, version):
+    with hello(server, pair['crt_file'], maximum_version=version) as sock:
+        assert sock.version() == version.name.replace('_', '.')
+        assert sock.cipher()[0].startswith(('TLS_', 'ECDHE-ECDSA-'))
+        assert sock.compression() is None
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_older_tls_is_refused(server, pair, caplog):
+    caplog.set_level('INFO')
+    old = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError):
+        hello(server, pair['crt_file'], minimum_version=old, maximum_version=old)
+    assert 'Traceback' not in caplog.text
+
+
+def test_alpn_is_http_1_1(server, pair):
+    context = ssl.create_default_context(cafile=pair['crt_file'])
+    context.set_alpn_protocols(['h2', 'http/1.1'])
+    with socket.create_connection(('127.0.0.1', server.port)) as sock:
+        tls = context.wrap_socket(sock, server_hostname='127.0.0.1')
+        assert tls.selected_alpn_protocol() == 'http/1.1'
+        tls.close()
+
+
+STRANGERS = {
+    'plain HTTP': b'GET / HTTP/1.1\r\nHost: x\r\n\r\n',
+    'garbage': os.urandom(200).replace(b'\x16', b'x'),
+    'half a handshake': b'\x16\x03\x01\x02\x00\x01\x00',
+    'SSH': b'SSH-2.0-OpenSSH_9.2\r\n',
+}
+
+
+@pytest.mark.parametrize('octets', STRANGERS.values(), ids=STRANGERS)
+def test_stranger_on_the_tls_port_is_one_line_in_the_log(server, octets, caplog, capfd):
+    caplog.set_level('INFO')
+    with socket.create_connection(('127.0.0.1', server.port)) as sock:
+        sock.sendall(octets)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(1000):
+            pass
+    until(lambda: not server._connections, 'its handler ends')
+    assert len(caplog.messages) == 1
+    assert 'Traceback' not in caplog.text + capfd.readouterr().err
+
+
+def test_port_scan_is_one_line_in_the_log(server, caplog, capfd):
+    caplog.set_level('INFO')
+    Peer(socket.create_connection(('127.0.0.1', server.port))).reset()
+    until(lambda: caplog.messages, 'it is logged')
+    until(lambda: not server._connections, 'its handler ends')
+    assert len(caplog.messages) == 1
+    assert 'Traceback' not in caplog.text + capfd.readouterr().err
+
+
+def test_silent_clients_stop_nobody_and_are_closed(server, connect, monkeypatch):
+    monkeypatch.setattr(rendezvous, 'HANDSHAKE_SECONDS', 0.5)
+    silent = [socket.create_connection(('127.0.0.1', server.port)) for _ in range(50)]
+    mobile = connect(server)
+    mobile.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
+    assert mobile.answer().status == 401
+    for sock in silent:
+        assert sock.recv(1) == b''
+        sock.close()
+
+
+def test_tls_octets_on_a_plain_port_get_400(start, connect):
+    server = start(key_file=None)
+    peer = connect(server)
+    peer.send(STRANGERS['half a handshake'])
+    assert peer.answer().status == 400
+
+
+def shown(server) -> str:
+    """The certificate that the server shows, in PEM."""
+    attributes = {'check_hostname': False, 'verify_mode': ssl.CERT_NONE}
+    with hello(server, None, **attributes) as sock:
+        return ssl.DER_cert_to_PEM_cert(sock.getpeercert(binary_form=True))
+
+
+def renew(pair) -> None:
+    """A new pair in place of the old one."""
+    key, certificate = make_cert.certificate_for('127.0.0.1')
+    make_cert.write(make_cert.local.file(pair['key_file']), key, 0o400)
+    pem = certificate.public_bytes(make_cert.Encoding.PEM)
+    make_cert.write(make_cert.local.file(pair['crt_file']), pem, 0o444)
+
+
+@pytest.fixture
+def own_pair(pair, tmp_path):
+    """A copy of the pair that a test may change."""
+    own = {name: str(tmp_path / os.path.basename(file)) for name, file in pair.items()}
+    renew(own)
+    return own
+
+
+def test_renewed_certificate_is_read_and_no_connection_dropped(start, own_pair):
+    server = start(**own_pair)
+    before = shown(server)
+    with hello(server, own_pair['crt_file']) as old:
+        renew(own_pair)
+        server.reload()
+        peer = Peer(old)
+        peer.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
+        assert peer.answer().status == 401
+    hello(server, own_pair['crt_file']).close()
+    assert shown(server) != before
+
+
+@pytest.mark.parametrize('octets', [b'', b'no PEM', None])
+def test_bad_pair_is_logged_and_the_old_one_stays(start, own_pair, octets, caplog):
+    server = start(**own_pair)
+    with open(own_pair['crt_file'], 'rb') as file:
+        old = file.read().decode()
+    os.remove(own_pair['crt_file'])
+    if octets is not None:
+        with open(own_pair['crt_file'], 'wb') as file:
+            file.write(octets)
+    server.reload()
+    assert 'the old key and certificate stay' in caplog.text
+    assert shown(server) == old
+
+
+def test_ipv4_client_of_an_ipv6_socket_is_logged_as_ipv4(start, caplog):
+    """As one that listens on every address sees it."""
+    caplog.set_level('INFO')
+    server = start(key_file=None)
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        peer = Peer(socket.create_connection(listener.getsockname()))
+        accepted, (address, port) = listener.accept()
+    peer.send(b'\n')
+    peer.shut_sending()
+    server.rendezvous.handle(accepted, (f'::ffff:{address}', port, 0, 0))
+    peer.close()
+    assert f'{address}:{port} refused' in caplog.text
+    assert '::ffff' not in caplog.text
+
+
+def test_stop_ends_those_who_wait_and_lets_pipes_finish(start, register, connect, uuid):
+    server = start()
+    waiting, hidden, mobile = register(server, uuid), register(server, uuid), connect(server)
+    for peer in (waiting, mobile):
+        peer.sock.suppress_ragged_eofs = False
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    stopping = gevent.spawn(server.stop)
+    assert waiting.rest() == b''
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(('127.0.0.1', server._server.address[1])).close()
+    hidden.send(b'the whole answer')
+    hidden.close()
+    assert mobile.rest() == b'the whole answer'
+    mobile.close()
+    waiting.close()
+    stopping.get()
+
+
+def test_stop_says_goodbye_to_pipes_that_do_not_finish(start, register, connect, uuid):
+    server = start()
+    hidden, mobile = register(server, uuid), connect(server)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    stopping = gevent.spawn(server.stop, 0.1)
+    for peer in (hidden, mobile):
+        peer.sock.suppress_ragged_eofs = False
+        assert peer.rest() == b''
+        peer.close()
+    stopping.get()
