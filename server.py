@@ -152,6 +152,7 @@ def what_clients_say(context: ssl.SSLContext, pem: str, host: str) -> str | None
 def log_to(file, level=logging.INFO) -> None:
     """The log goes to a file that is rotated, and to the screen where there is one."""
     logging.raiseExceptions = False  # a full disk is no reason to end anything
+    logging.logThreads = False  # it would make a thread object for each greenlet that logs
     handlers = [logging.handlers.RotatingFileHandler(file, 'a', LOG_BYTES, LOG_FILES)]
     if sys.stderr.isatty():
         handlers.append(logging.StreamHandler())
