@@ -124,11 +124,11 @@ class Rendezvous:
             raise Refusal(401, 'no such UUID, or not its code of this moment', field)
 
     def _mobile_client(self, sock, peer: str, uuid: str, octets: bytes) -> None:
-        mobile, began = End(sock, 'mobile client'), time.monotonic()
-        again = True
+        again, began = True, time.monotonic()
         while again:
             registration = self.waiting.take(uuid, self.options['rendezvous_wait'])
             # No yield from here until the pipe is known to both.
+            mobile = End(sock, 'mobile client')
             pipe = registration.pipe = Pipe(mobile, registration, self.options['drain'])
             self.unjoined -= {mobile.greenlet, registration.greenlet}
             self.waiting.pipe_began(uuid)
@@ -141,13 +141,8 @@ class Rendezvous:
             with suppress(OSError):  # no close_notify: what was cut off must not look whole
                 sock.shutdown(socket.SHUT_WR)
         log.info(
-            '%s closed after %.1f s: %s; %d octets from the mobile client, %d from %s',
-            peer,
-            time.monotonic() - began,
-            pipe.how,
-            mobile.octets,
-            registration.octets,
-            uuid,
+            f'{peer} closed after {time.monotonic() - began:.1f} s: {pipe.how}; '
+            f'{mobile.octets} octets from the mobile client, {registration.octets} from {uuid}'
         )
 
 

@@ -116,7 +116,10 @@ def tls_context(options: dict) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(['http/1.1'])
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+    # A client that only sends never reads its tickets: its close() is an RST then, and what it sent
+    # is lost. A full handshake costs hardly more than a resumed one with a P-256 key.
+    context.num_tickets = 0
     # A mobile client may shut its sending side without a close_notify, and reads on.
     context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     try:

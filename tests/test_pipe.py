@@ -3,11 +3,13 @@
 import hashlib
 import os
 import ssl
+import subprocess
+import sys
 import time
 
 import gevent
 import pytest
-from conftest import get, until
+from conftest import code, connect_request, get, until
 
 import pipe
 
@@ -176,6 +178,59 @@ def test_reset_on_one_side_ends_the_other(joined, which):
     assert staying.receive(5) == b'words'
     leaving.reset()
     assert staying.rest() == b''
+
+
+CHILD = """
+import socket, ssl, sys, time
+port, cafile, first, second = sys.argv[1:]
+sock = socket.create_connection(('127.0.0.1', int(port)))
+if cafile:
+    context = ssl.create_default_context(cafile=cafile)
+    sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
+sock.sendall(first.encode())
+print(sock.recv(1000), flush=True)
+if second:
+    print(sock.recv(1000), flush=True)
+    sock.sendall(second.encode())
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def child(server, pair):
+    """Starts a client in a process of its own; what it got is on its standard output."""
+    children = []
+
+    def child(first: bytes, second: bytes = b'') -> subprocess.Popen:
+        cafile = pair['crt_file'] if server._tls else ''
+        command = [sys.executable, '-c', CHILD, str(server.port), cafile, first, second]
+        children.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        return children[-1]
+
+    yield child
+    for each in children:
+        each.kill()
+        each.communicate()
+
+
+def test_kill_9_of_the_hidden_server_ends_the_mobile_client(server, connect, entries, uuid, child):
+    hidden = child(connect_request(uuid, code(entries, uuid)), b'words')
+    assert b'200 OK' in hidden.stdout.readline()
+    mobile = connect(server)
+    mobile.send(get(uuid))
+    assert mobile.receive(5) == b'words'
+    hidden.kill()
+    assert mobile.rest() == b''
+
+
+def test_kill_9_of_the_mobile_client_ends_the_hidden_server(server, register, uuid, child):
+    hidden = register(server, uuid)
+    mobile = child(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    hidden.send(b'words')
+    assert b'words' in mobile.stdout.readline()
+    mobile.kill()
+    assert hidden.rest() == b''
 
 
 def test_early_answer_to_a_large_upload_arrives(joined):
