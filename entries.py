@@ -7,12 +7,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+import guesses
 import store
 from auth import UUID
 from options import Mistake
 
 CONNECTIONS = 16  # as many questions to Redis at a time, however many register
 ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond; more is no answer
+DIGITS = 6  # of a code: all that programs for node-rendezvous know
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
 
 
@@ -44,6 +46,7 @@ class Entries:
             retry=Retry(NoBackoff(), 1),
         )
         self._redis = redis.Redis(connection_pool=pool)
+        self._count_try = self._redis.register_script(guesses.SCRIPT)
         self._store = store.Store(options, self._redis)
 
     def open(self) -> None:
@@ -63,6 +66,15 @@ class Entries:
         """The entry, or None; raises StoreDown."""
         return _entry(self._ask(self._redis.get, uuid))
 
+    def count_try(self, uuid: str, address: str, known: bool, right: bool, now: float) -> int:
+        """Counts a try of `address` to register `uuid` at `now`, in seconds since 1970.
+
+        The seconds to wait where there were too many wrong ones, else 0; raises StoreDown.
+        """
+        limits = self._options['wrong_codes_per_address'], self._options['wrong_codes_per_day']
+        keys = guesses.keys(uuid, address, known)
+        return self._ask(self._count_try, keys, [*limits, int(right), now])
+
     def all(self) -> list[dict]:
         """UUID and labels of each entry, sorted by label; raises StoreDown."""
         # A set: SCAN may return a key more than once.
@@ -76,13 +88,14 @@ class Entries:
         ]
         return sorted(entries, key=lambda entry: (entry['labels'], entry['uuid']))
 
-    def add(self, uuid: str, labels: list[str]) -> dict | None:
-        """Makes and keeps a new entry; None where that UUID has one. Raises StoreDown."""
+    def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> dict | None:
+        """Makes and keeps a new entry, or None: that UUID has one. Raises StoreDown."""
         secret = pyotp.random_base32(SECRET_CHARACTERS)
         name, issuer = uuid, self._options['rendezvous_host']
+        totp = pyotp.TOTP(secret, digits=digits, name=name, issuer=issuer)
         entry = {
             'uuid': uuid,
-            'authURL': pyotp.TOTP(secret).provisioning_uri(name=name, issuer_name=issuer),
+            'authURL': totp.provisioning_uri(),
             'authParams': {
                 'protocol': 'totp',
                 'algorithm': 'sha1',
@@ -94,6 +107,8 @@ class Entries:
             },
             'labels': labels,
         }
+        if digits != DIGITS:
+            entry['authParams']['digits'] = digits
         value = json.dumps(entry)
         made = self._ask(self._redis.set, uuid, value, nx=True)
         # Where the first answer got lost and the question was asked again, what is there is ours.

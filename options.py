@@ -19,6 +19,8 @@ _OPTIONS = {
     'redis_host': ('127.0.0.1', (str,), None, None),
     'redis_port': (6379, (int,), 1, 65535),
     'redis_auth': ('', (str,), None, None),
+    'wrong_codes_per_address': (10, (int,), 0, 1000),
+    'wrong_codes_per_day': (50, (int,), 0, 1000),
     'max_waiting': (32, (int,), 1, 100_000),
     'rendezvous_wait': (10, (int, float), 0, 3600),
     'drain': (5, (int, float), 0, 3600),

@@ -86,7 +86,7 @@ class Rendezvous:
 
     def _hidden_server(self, sock, peer: str, head: Head, octets: bytes) -> None:
         uuid, code = auth.registration(head.target)
-        self._authenticate(uuid, code)
+        self._authenticate(uuid, code, peer.rpartition(':')[0])
         if octets or _spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
         registration = Registration(uuid, sock)
@@ -108,20 +108,27 @@ class Rendezvous:
             why = 'it spoke out of turn' if octets else 'it hung up'
             log.info('%s waits no more for %s: %s', peer, uuid, why)
 
-    def _authenticate(self, uuid: str, code: str) -> None:
+    def _authenticate(self, uuid: str, code: str, address: str) -> None:
+        now = time.time()
         try:
             entry = self.entries.get(uuid)
+            right = self._is_right(uuid, entry or _DECOY, code, now) and entry is not None
+            seconds = self.entries.count_try(uuid, address, entry is not None, right, now)
         except StoreDown as error:
             log.error('%s', error)
             raise Refusal(503, 'the store does not answer', 'Retry-After: 5') from None
-        try:
-            right = auth.code_is_right((entry or _DECOY)['authParams'], code, time.time())
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.error('the entry %s can not be used: %s', uuid, error)
-            right = False
-        if not (entry and right):
+        if seconds:
+            raise Refusal(429, 'too many wrong codes', f'Retry-After: {seconds}')
+        if not right:
             field = 'WWW-Authenticate: TOTP realm="rendezvous"'
             raise Refusal(401, 'no such UUID, or not its code of this moment', field)
+
+    def _is_right(self, uuid: str, entry: dict, code: str, now: float) -> bool:
+        try:
+            return auth.code_is_right(entry['authParams'], code, now)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            log.error('the entry %s can not be used: %s', uuid, error)
+            return False
 
     def _mobile_client(self, sock, peer: str, uuid: str, octets: bytes) -> None:
         again, began = True, time.monotonic()

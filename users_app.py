@@ -20,7 +20,7 @@ from gevent.pywsgi import WSGIServer
 
 import auth
 import options as local
-from entries import Entries, StoreDown
+from entries import DIGITS, Entries, StoreDown
 from options import HERE, Mistake
 
 HOST, PORT = '127.0.0.1', 8893
@@ -38,7 +38,7 @@ class Refused(click.ClickException):
     """What was asked for can not be done, and why: a sentence."""
 
 
-def create(entries: Entries, options: dict, uuid: str, label: str) -> tuple[str, Path]:
+def create(entries: Entries, options: dict, uuid: str, label: str, digits: int) -> tuple[str, Path]:
     """Makes an entry and its two files; the UUID and the files' path less the suffix.
 
     `uuid` may be empty: one is made up. Raises Refused, Mistake or StoreDown.
@@ -49,7 +49,7 @@ def create(entries: Entries, options: dict, uuid: str, label: str) -> tuple[str,
     if len(label) > LABEL_CHARACTERS or not label.isprintable():
         raise Refused(f'a label has at most {LABEL_CHARACTERS} characters, all of them printable')
     server = how_to_reach(options)
-    entry = entries.add(uuid, [label] if label else [])
+    entry = entries.add(uuid, [label] if label else [], digits)
     if not entry:
         raise Refused(f'{uuid} has an entry already: delete it first, or take another UUID')
     names = 'authParams', 'uuid', 'labels', 'server'
@@ -130,7 +130,9 @@ def page(entries: Entries, options: dict) -> Flask:
     @app.post('/entries')
     def add():
         form = request.form
-        uuid, _ = create(entries, options, form.get('uuid', ''), form.get('label', ''))
+        digits = 8 if form.get('digits') == '8' else DIGITS
+        named = form.get('uuid', ''), form.get('label', '')
+        uuid, _ = create(entries, options, *named, digits)
         return redirect(url_for('index', made=uuid), 303)
 
     @app.post('/entries/<uuid>/delete')
@@ -188,11 +190,18 @@ def cli(context: click.Context, port: int) -> None:
 
 @cli.command('add')
 @click.option('--uuid', default='', help='Made up when left out.')
+@click.option(
+    '--digits',
+    type=click.IntRange(6, 8),
+    default=DIGITS,
+    show_default=True,
+    help='Of its codes: 8 are harder to guess, programs for node-rendezvous know only 6.',
+)
 @click.argument('label', default='')
 @click.pass_obj
-def add_entry(entries: Entries, uuid: str, label: str) -> None:
+def add_entry(entries: Entries, uuid: str, digits: int, label: str) -> None:
     """Makes an entry, and its files for the hidden server."""
-    _, files = create(entries, local.load(), uuid, label)
+    _, files = create(entries, local.load(), uuid, label, digits)
     click.echo(f'{files}.json  for: python hidden.py {files.name}.json 127.0.0.1:8000')
     click.echo(f"{files}.js  for Node.js: require('./{files.name}').params")
     click.echo('Copy one of them to the hidden server; it holds the secret.')

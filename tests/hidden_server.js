@@ -35,7 +35,8 @@ function totp (authParams) {
   var hmac = crypto.createHmac(authParams.algorithm, base32(authParams.base32))
   hmac = hmac.update(counter).digest()
   var number = hmac.readUInt32BE(hmac[hmac.length - 1] & 0xf) & 0x7fffffff
-  return String(number % 1000000).padStart(6, '0')
+  var digits = authParams.digits || 6
+  return String(number % Math.pow(10, digits)).padStart(digits, '0')
 }
 
 function again () { setTimeout(register, PAUSE) }

@@ -282,8 +282,8 @@ def test_request_that_comes_while_its_registration_is_being_replaced_is_answered
 def test_replacing_adds_no_registration(server, uuid, hide, listen, connect, monkeypatch):
     """... though the new one is taken, and through, before the old one goes."""
     monkeypatch.setattr(hidden, 'LIFETIME_SECONDS', 0.5)
-    hide(server, listen(hello), count=1)
-    until_waiting(server, uuid, 1)
+    hidden_server = hide(server, listen(hello), count=1)
+    until(lambda: hidden_server._said, 'it is registered, and knows it')
     (old,) = server.rendezvous.waiting._registrations[uuid]
     monkeypatch.undo()
     until_waiting(server, uuid, 2)

@@ -240,7 +240,13 @@ def test_local_py_that_can_not_be_read_is_told_why(tmp_path, text, why):
 
 
 TEXTS = 'rendezvous_host', 'listen_host', 'key_file', 'crt_file', 'redis_host', 'redis_auth'
-WHOLE = {'rendezvous_port': (0, 65535), 'redis_port': (1, 65535), 'max_waiting': (1, 100_000)}
+WHOLE = {
+    'rendezvous_port': (0, 65535),
+    'redis_port': (1, 65535),
+    'wrong_codes_per_address': (0, 1000),
+    'wrong_codes_per_day': (0, 1000),
+    'max_waiting': (1, 100_000),
+}
 NUMBERS = {'rendezvous_wait': (0, 3600), 'drain': (0, 3600)}
 
 
