@@ -27,8 +27,8 @@ options = {
     # get it a 429 until some are older than that.
     'wrong_codes_per_address': 10,
     # Wrong codes a day for one hidden server, of all addresses together that did not register it
-    # within the last 30 days; 0: any number. With codes of 8 digits, 50 a day are less than a chance
-    # of 1 in 1,000 a year.
+    # within the last 30 days; 0: any number. With codes of 8 digits, 50 a day have less than 1
+    # chance in 1,000 a year.
     'wrong_codes_per_day': 50,
     # Registrations of one hidden server that wait side by side; one more ends the oldest. Each
     # costs about 25 KB, so this bounds what one hidden server can take.
