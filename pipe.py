@@ -39,7 +39,8 @@ class End:
 
     def __init__(self, sock, name: str, greenlet: gevent.Greenlet | None = None):
         self.sock, self.name = sock, name
-        self.greenlet = greenlet or gevent.getcurrent()
+        # A greenlet that has not started yet is false.
+        self.greenlet = gevent.getcurrent() if greenlet is None else greenlet
         self.octets = 0  # read from it so far
         self.read_at = 0.0  # time.monotonic() of the last ones
         self.filling = False  # somebody is writing to it
