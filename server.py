@@ -97,7 +97,7 @@ def listener(options: dict):
         return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
         raise Mistake(
-            f'can not listen on {host}, port {port}: {error.strerror}; '
+            f'can not listen on {host}, port {port}: {os.strerror(error.errno)}; '
             'set rendezvous_port or listen_host in local.py, or end what listens there'
         ) from None
 
@@ -124,7 +124,7 @@ def tls_context(options: dict) -> ssl.SSLContext:
     context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     try:
         context.load_cert_chain(crt_file, key_file, password='')  # nobody is here to type one in
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, 'reason', None) or 'it has a password, or is no PEM file'
         sentence = f'{key_file} and {crt_file} do not go together ({reason})'
         raise Mistake(f'{sentence}: python make_cert.py --force makes a new pair') from None
@@ -153,10 +153,15 @@ def what_clients_say(context: ssl.SSLContext, pem: str, host: str) -> str | None
 
 
 def log_to(file, level=logging.INFO) -> None:
-    """The log goes to a file that is rotated, and to the screen where there is one."""
+    """The log goes to a file that is rotated, and to the screen, if any. Raises Mistake."""
     logging.raiseExceptions = False  # a full disk is no reason to end anything
     logging.logThreads = False  # it would make a thread object for each greenlet that logs
-    handlers = [logging.handlers.RotatingFileHandler(file, 'a', LOG_BYTES, LOG_FILES)]
+    try:
+        handlers = [logging.handlers.RotatingFileHandler(file, 'a', LOG_BYTES, LOG_FILES)]
+    except OSError as error:
+        raise Mistake(
+            f'can not write {file}: {error.strerror}; change its owner or rights'
+        ) from None
     if sys.stderr.isatty():
         handlers.append(logging.StreamHandler())
     form = '%(asctime)s %(levelname)s %(message)s'

@@ -107,6 +107,11 @@ def running_in(folder: Path) -> list[int]:
     return found
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return not sock.connect_ex(('127.0.0.1', port))
+
+
 def server_in(folder: Path) -> int | None:
     for pid in running_in(folder):
         try:
@@ -135,6 +140,7 @@ def test_quick_start_of_the_readme_word_for_word(clone, run):
     assert 'entries/7d4e1a52-3c0b-4f6e-9a81-52c60b8f1d27.json  for: python hid' in shell(add)
     shell(page)
     run(local_server.removesuffix('&'), clone)
+    until(lambda: listens(PORTS['8000']), 'the local server listens')
     waiting = run(hidden.removesuffix('&'), clone)
     until(lambda: 'INFO registered at 127.0.0.1' in waiting.output, 'it is registered')
     assert shell(ask) == 'Hello from behind the NAT\n'
@@ -191,6 +197,23 @@ def test_port_in_use_stops_it_with_one_sentence(ready, run):
     assert f'port {PORTS["8899"]}: Address already in use' in line
     assert 'Traceback' not in serving.output
     until(lambda: not running_in(ready), 'nothing that it started is left')
+
+
+def test_log_that_can_not_be_written_stops_it_with_one_sentence(ready, run):
+    (ready / 'server.log').mkdir()
+    serving = run('bin/run.sh', ready)
+    assert serving.process.wait(timeout=20) == 78
+    assert serving.output.splitlines()[-1].startswith('server.py: can not write ')
+    assert 'Traceback' not in serving.output
+
+
+def test_certificate_that_is_a_folder_stops_it_with_one_sentence(ready, run):
+    for name in ('registrar.crt', 'registrar.key'):
+        (ready / name).mkdir()
+    serving = run('bin/run.sh', ready)
+    assert serving.process.wait(timeout=20) == 78
+    assert 'do not go together' in serving.output.splitlines()[-1]
+    assert 'Traceback' not in serving.output
 
 
 def test_missing_venv_names_the_package(clone, run, tmp_path):
