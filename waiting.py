@@ -65,20 +65,16 @@ class Waiting:
         None waits but one did a moment ago: waits for the next one, up to `seconds`, first come
         first served. Raises Refusal where none is to be had.
         """
-        deadline = time.monotonic() + seconds
-        if uuid in self._registrations:
-            registration = self._registrations[uuid].pop()
-            self._drop_empty(uuid)
-            return registration
-        first = False
-        while self._recent(uuid):
-            registration = self._wait(uuid, deadline - time.monotonic(), first)
-            if registration is None:
-                break
+        deadline, first = time.monotonic() + seconds, False
+        while True:
+            if uuid in self._registrations:
+                registration = self._registrations[uuid].pop()
+                self._drop_empty(uuid)
+            else:
+                registration = self._wait(uuid, deadline - time.monotonic(), first)
             if not registration.over:
                 return registration
-            first = True  # it hung up between the two: it is our turn still
-        raise Refusal(503, 'the hidden server is not here', 'Retry-After: 5')
+            first = True  # it hung up before we woke: it is our turn still
 
     def pipe_began(self, uuid: str) -> None:
         self._pipes[uuid] += 1
@@ -102,21 +98,21 @@ class Waiting:
         while now - self._seen[oldest := next(iter(self._seen))] > RECENT_SECONDS:
             del self._seen[oldest]
 
-    def _wait(self, uuid: str, seconds: float, first: bool) -> Registration | None:
-        mobile_clients = self._mobile_clients.setdefault(uuid, deque())
-        if len(mobile_clients) >= MAX_MOBILE_CLIENTS or seconds <= 0:
-            self._drop_empty(uuid)
-            return None
-        result = AsyncResult()
-        mobile_clients.insert(0 if first else len(mobile_clients), result)
+    def _wait(self, uuid: str, seconds: float, first: bool) -> Registration:
+        mobile_clients, result = self._mobile_clients.setdefault(uuid, deque()), AsyncResult()
+        if self._recent(uuid) and len(mobile_clients) < MAX_MOBILE_CLIENTS:
+            mobile_clients.insert(0 if first else len(mobile_clients), result)
         try:
-            return result.get(timeout=seconds)
+            if result in mobile_clients:
+                return result.get(timeout=max(0, seconds))
         except Timeout:
-            return result.value  # it may have come in the very moment
+            if result.ready():  # it came in the very moment
+                return result.value
         finally:
             if result in mobile_clients:
                 mobile_clients.remove(result)
-                self._drop_empty(uuid)
+            self._drop_empty(uuid)
+        raise Refusal(503, 'the hidden server is not here', 'Retry-After: 5')
 
     def _drop_empty(self, uuid: str) -> None:
         for waiting in (self._registrations, self._mobile_clients):

@@ -12,6 +12,7 @@ import pytest
 from conftest import Peer, get, until
 
 import rendezvous
+from waiting import Registration
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi'
 
@@ -250,6 +251,26 @@ def test_mobile_clients_that_wait_are_served_in_turn(start, register, connect, u
         )
     for number in range(5):
         assert register(server, uuid).until(b'\r\n').startswith(b'GET /%d ' % number)
+
+
+def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
+    start, register, connect, uuid
+):
+    """One is handed over and gone before the mobile client wakes; another one comes in between."""
+    server = start(rendezvous_wait=10)
+    waiting = server.rendezvous.waiting
+    register(server, uuid).close()
+    hidden = register(server, uuid)
+    until(lambda: waiting.count(uuid) == 1, 'the first is forgotten')
+    (living,) = waiting._registrations.pop(uuid)
+    mobile = connect(server)
+    mobile.send(get(uuid))
+    until(lambda: waiting._mobile_clients, 'the mobile client waits')
+    gone = Registration(uuid, None)
+    waiting.add(gone)
+    waiting.discard(gone)
+    waiting.add(living)
+    assert hidden.until(b'\r\n\r\n') == request()
 
 
 def test_only_so_many_mobile_clients_wait(start, register, connect, uuid, monkeypatch):
