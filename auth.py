@@ -76,15 +76,16 @@ def wanted(head: Head) -> tuple[str | None, bytes]:
     fields = [field for field in head.fields if field.name == 'authorization']
     if len(fields) > 1:
         raise Refusal(400, 'there may be one Authorization header')
-    queried = _queried(head.target)
+    named = refusal = None
     try:
         named = _named(fields[0].value) if fields else None
-    except Refusal:
-        if not queried:  # beside rendezvous= the header is the hidden server's own
-            raise
-        named = None
+    except Refusal as error:
+        refusal = error
     if named:
         return named, head.octets(less=fields[0])
+    queried = _queried(head.target)
+    if refusal and not queried:  # beside rendezvous= the header is the hidden server's own
+        raise refusal
     return queried, head.octets()
 
 

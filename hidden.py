@@ -68,7 +68,7 @@ class HiddenServer:
         self._local_address, self._count = local_address, count
         self._greenlets = Pool(None)
         self._gone = Event()  # set while the server does not give a 200
-        self._said = ''
+        self._said, self._warned = '', False
 
     def start(self) -> None:
         self._greenlets.spawn(pipe.watch)
@@ -130,8 +130,9 @@ class HiddenServer:
         if not old:
             settled = octets or time.monotonic() - began > SETTLED_SECONDS
             hang_ups = 0 if settled else hang_ups + 1
-            if hang_ups == HANG_UPS:
+            if hang_ups == HANG_UPS and not self._warned:
                 log.warning('the server keeps hanging up: do more register than its max_waiting?')
+                self._warned = True
             self._greenlets.spawn(self._live, replaced, hang_ups)
         return octets
 

@@ -121,12 +121,12 @@ class Pipe:
             gevent.sleep(seconds - silent)
 
     def _end(self, other: End) -> None:
-        """Ends the pipe in the other's greenlet, too. Only one side does: no yield in here."""
+        """Ends the pipe in the other's greenlet, too, which has left our socket alone then."""
         if self.over:
             gevent.sleep(USER_TIMEOUT_SECONDS)  # the other was first: Ended is on its way to us
-        else:
-            self.over = True
-            other.greenlet.kill(Ended, block=False)
+        self.over = True  # no yield between the two: only one side gets here
+        other.greenlet.kill(Ended, block=False)
+        gevent.sleep(0)  # it is raised before we go on
 
 
 def send(sock, octets: bytes) -> None:

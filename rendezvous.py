@@ -51,6 +51,8 @@ class Rendezvous:
                 )
                 with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
                     sock.do_handshake()
+                # We have nothing to send, and the delayed ACK would hold up a client's request.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             self._serve(sock, peer)
         except Refusal as refusal:
             log.info('%s refused: %s %s', peer, refusal.status, refusal.diagnostic)
@@ -95,6 +97,7 @@ class Rendezvous:
         evicted = self.waiting.add(registration)
         if evicted:
             evicted.greenlet.kill(Ended, block=False)
+            log.info('%s has max_waiting registrations: the oldest is ended', uuid)
         log.info('%s registered %s, %d wait', peer, uuid, self.waiting.count(uuid))
         try:
             octets = sock.recv(CHUNK_BYTES)
@@ -148,7 +151,7 @@ class Rendezvous:
             with suppress(OSError):  # no close_notify: what was cut off must not look whole
                 sock.shutdown(socket.SHUT_WR)
         log.info(
-            f'{peer} closed after {time.monotonic() - began:.1f} s: {pipe.how}; '
+            f'{peer} closed after {time.monotonic() - began:.1f} s: {pipe.how or "stopping"}; '
             f'{mobile.octets} octets from the mobile client, {registration.octets} from {uuid}'
         )
 

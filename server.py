@@ -65,8 +65,8 @@ class Server:
         try:
             self.rendezvous.context = self._tls and tls_context(self._options)
             log.info('read key and certificate again')
-        except Mistake as mistake:
-            log.error('the old key and certificate stay: %s', mistake)
+        except Exception as error:  # whatever it is, it is no reason to end
+            log.error('the old key and certificate stay: %s', error)
 
     def stop(self, seconds: float = FINISH_SECONDS) -> None:
         """No new connections; pipes may finish for so many seconds; then goodbye on each."""
@@ -124,11 +124,12 @@ def tls_context(options: dict) -> ssl.SSLContext:
     context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     try:
         context.load_cert_chain(crt_file, key_file, password='')  # nobody is here to type one in
+        pem = crt_file.read_text('latin-1')
     except (OSError, ValueError) as error:
         reason = getattr(error, 'reason', None) or 'it has a password, or is no PEM file'
         sentence = f'{key_file} and {crt_file} do not go together ({reason})'
         raise Mistake(f'{sentence}: python make_cert.py --force makes a new pair') from None
-    complaint = what_clients_say(context, crt_file.read_text(), options['rendezvous_host'])
+    complaint = what_clients_say(context, pem, options['rendezvous_host'])
     if complaint:
         log.error('EVERY CLIENT WILL REFUSE %s: %s', crt_file, complaint)
         log.error('python make_cert.py --force makes one for rendezvous_host')
@@ -172,6 +173,7 @@ def main() -> None:
     os.umask(0o077)
     options = local.load()
     log_to(HERE / 'server.log')
+    sys.excepthook = lambda *error: log.critical('the server dies', exc_info=error)
     server, stopping = Server(options), Event()
 
     def stop(number: int) -> None:

@@ -1,9 +1,8 @@
 """The embedded Redis-compatible server: Valkey from a wheel, for where nobody runs a Redis.
 
 Whichever program needs it first starts it, and it ends with that program, even by kill -9; another
-one that still needs it starts it again. The port is the lock: only one can listen on it, and it
-does so before it reads its data. The data are in `data/`, and every change is on the disk before
-it is acknowledged.
+one that still needs it starts it again. Only one can listen on the port, and it does so before it
+reads its data. They are in `data/`, and every change is on the disk before it is acknowledged.
 """
 
 import logging
@@ -11,6 +10,7 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import suppress
 
 import gevent
 import redis
@@ -26,8 +26,10 @@ AGAIN_SECONDS = 5  # after it would not start
 PAUSES_SECONDS = 0.01, 0.2  # between two looks whether it is up, the first and the longest
 LOOK_SECONDS = 1  # a listener on this machine accepts at once
 
-# setpriv sees to it that the store ends with us, and the shell that we have not ended before that.
-_WITH_US = ['setpriv', '--pdeathsig', 'TERM', 'sh', '-c', '[ "$PPID" = "$0" ] && exec "$1" -']
+# setpriv sees to it that the store ends with us, the shell that we have not ended before that, and
+# flock that nobody else writes to the same data, on another port.
+_WITH_US = ['setpriv', '--pdeathsig', 'TERM', 'sh', '-c']
+_WITH_US += ['[ "$PPID" = "$0" ] && exec flock --nonblock --no-fork "$1" "$2" -']
 
 
 class Store:
@@ -59,7 +61,9 @@ class Store:
             while not self._answers():
                 if time.monotonic() > deadline:
                     self._not_before = time.monotonic() + AGAIN_SECONDS
-                    raise redis.ConnectionError(f'{DATA / "store.log"} says why it does not start')
+                    raise redis.ConnectionError(
+                        f'it does not start: see {DATA}/store.log, or another one uses {DATA}'
+                    )
                 if not self._runs() and self._nobody_listens():
                     self._spawn()
                 gevent.sleep(pause)
@@ -113,15 +117,15 @@ class Store:
             'logfile store.log',
         ]
         self._process = subprocess.Popen(
-            [*_WITH_US, str(os.getpid()), str(get_binary_path())],
+            [*_WITH_US, str(os.getpid()), str(DATA / 'lock'), str(get_binary_path())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is for us: we end it when we need it no more
         )
         # By standard input: a password on the command line is there for everybody to read.
-        self._process.stdin.write('\n'.join(configuration).encode())
-        self._process.stdin.close()
+        with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have ended already
+            stdin.write('\n'.join(configuration).encode())
 
 
 def _quoted(text: str) -> str:

@@ -124,8 +124,8 @@ def page(entries: Entries, options: dict) -> Flask:
     @app.get('/')
     def index():
         made = request.args.get('made', '')
-        known = made if auth.UUID.fullmatch(made) else None
-        return show(made=known, files=FILES / made)
+        known = auth.UUID.fullmatch(made) and (FILES / f'{made}.json').exists()
+        return show(made=known and made, files=FILES / made)
 
     @app.post('/entries')
     def add():

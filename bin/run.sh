@@ -31,7 +31,7 @@ await() { # the end of the child, whatever signals come meanwhile; its exit stat
 pause=1
 while [ -z "$stopping" ]; do
   began=$SECONDS
-  .venv/bin/python server.py &
+  setpriv --pdeathsig TERM .venv/bin/python server.py & # it does not outlive this script
   child=$!
   [ -z "$stopping" ] || stop
   await

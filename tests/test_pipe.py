@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import gevent
 import pytest
@@ -231,6 +232,30 @@ def test_kill_9_of_the_mobile_client_ends_the_hidden_server(server, register, uu
     assert b'words' in mobile.stdout.readline()
     mobile.kill()
     assert hidden.rest() == b''
+
+
+def test_mobile_clients_that_give_up_a_download_are_no_failures(
+    server, register, uuid, child, caplog
+):
+    """One greenlet may be blocked in writing to the socket that the other one closes."""
+
+    def stream(peer) -> None:
+        with suppress(OSError):
+            peer.send(MEGABYTE * 16)
+
+    for _ in range(5):
+        hidden, mobile = register(server, uuid), child(get(uuid))
+        hidden.until(b'\r\n\r\n')
+        sending = gevent.spawn(stream, hidden)
+        assert mobile.stdout.readline()
+        gevent.sleep(0.05)  # until the buffers are full
+        mobile.kill()
+        with suppress(OSError):
+            hidden.rest()
+        sending.kill()
+        hidden.close()
+    until(lambda: not server._connections, 'every handler ends')
+    assert 'Traceback' not in caplog.text
 
 
 def test_early_answer_to_a_large_upload_arrives(joined):

@@ -192,10 +192,12 @@ def test_newest_registration_is_taken_first(server, register, connect, uuid):
         assert peer.until(b'\r\n\r\n').startswith(b'GET / HTTP/1.1\r\n')
 
 
-def test_one_more_than_max_waiting_ends_the_oldest(start, register, uuid):
+def test_one_more_than_max_waiting_ends_the_oldest(start, register, uuid, caplog):
+    caplog.set_level('INFO')
     server = start(max_waiting=2)
     oldest, *others = (register(server, uuid) for _ in range(3))
     assert oldest.rest() == b''
+    assert f'{uuid} has max_waiting registrations: the oldest is ended' in caplog.messages
     assert server.rendezvous.waiting.count(uuid) == 2
     for peer in others:
         peer.sock.settimeout(0.02)

@@ -162,6 +162,23 @@ def test_server_is_started_again_and_sigterm_ends_it_all(ready, run):
     until(lambda: not running_in(ready), 'nothing that it started is left')
 
 
+def test_server_does_not_outlive_a_script_that_is_killed(ready, run):
+    serving = run('bin/run.sh', ready)
+    until(lambda: 'listening' in log_of(ready), 'it serves')
+    serving.process.kill()
+    until(lambda: not running_in(ready), 'nothing that it started is left')
+    assert 'stopped' in log_of(ready)
+
+
+def test_what_kills_the_server_is_in_the_log(ready, run):
+    text = (ready / 'server.py').read_text().replace('    stopping.wait()\n', '    1 / 0\n')
+    (ready / 'server.py').write_text(text)
+    serving = run('bin/run.sh', ready)
+    until(lambda: 'again in 2 s' in serving.output, 'two tries')
+    assert 'CRITICAL the server dies' in log_of(ready)
+    assert 'ZeroDivisionError' in log_of(ready)
+
+
 def test_pauses_grow_while_the_server_dies_at_once(ready, run):
     (ready / 'server.py').write_text('import sys\nsys.exit(3)\n')
     serving = run('bin/run.sh', ready)

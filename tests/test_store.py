@@ -18,7 +18,7 @@ import gevent.server
 import pytest
 import redis
 import requests
-from conftest import OK, Peer, connect_request, until
+from conftest import OK, Peer, connect_request, free_port, until
 from programs import Folder, Outside, command_line
 
 import auth
@@ -350,3 +350,19 @@ def test_answer_that_gets_lost_makes_no_entry_look_taken(redis_options):
     entries.delete(uuid)
     entries.close()
     proxy.stop()
+
+
+@pytest.mark.deadline(60)
+def test_second_store_never_writes_to_the_same_data(folder, tmp_path):
+    """Somebody changes redis_port while a program runs: the other one must wait its turn."""
+    serving, _ = folder.serve()
+    uuid = folder.add()['uuid'][0]
+    was = folder.options['redis_port']
+    folder.set(redis_port=free_port())
+    listing = folder.run('users_app.py', 'list')
+    assert 'another one uses' in listing.sentence()
+    assert len(folder.stores()) == 1
+    assert serving.end() == 0
+    assert uuid in folder.listed()
+    folder.set(redis_port=was)
+    assert uuid in folder.listed()

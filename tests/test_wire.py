@@ -3,12 +3,14 @@
 import os
 import socket
 import ssl
+import time
 
 import gevent
 import pytest
 from conftest import Peer, get, until
 
 import make_cert
+import pipe
 import rendezvous
 
 
@@ -135,13 +137,36 @@ def test_renewed_certificate_is_read_and_no_connection_dropped(start, own_pair):
     assert shown(server) != before
 
 
-@pytest.mark.parametrize('octets', [b'', b'no PEM', None])
+def test_text_in_any_encoding_may_stand_before_the_certificate(start, own_pair):
+    server = start(**own_pair)
+    with open(own_pair['crt_file'], 'rb') as file:
+        pem = file.read()
+    make_cert.write(make_cert.local.file(own_pair['crt_file']), b'O=B\xfccher\n' + pem, 0o444)
+    server.reload()
+    hello(server, own_pair['crt_file']).close()
+
+
+def test_request_of_a_client_with_nagle_is_not_held_up_by_a_delayed_ack(server, pair):
+    """The client's last words of the handshake are acknowledged at once, not after 40 ms."""
+
+    def seconds_to_ack() -> float:
+        with hello(server, pair['crt_file']) as sock:
+            began = time.monotonic()
+            until(lambda: not pipe._tcp_info(sock).segments_unacked, 'it is acknowledged')
+            return time.monotonic() - began
+
+    assert min(seconds_to_ack() for _ in range(5)) < 0.03
+
+
+@pytest.mark.parametrize('octets', [b'', b'no PEM', None, 'a folder'])
 def test_bad_pair_is_logged_and_the_old_one_stays(start, own_pair, octets, caplog):
     server = start(**own_pair)
     with open(own_pair['crt_file'], 'rb') as file:
         old = file.read().decode()
     os.remove(own_pair['crt_file'])
-    if octets is not None:
+    if octets == 'a folder':
+        os.mkdir(own_pair['crt_file'])
+    elif octets is not None:
         with open(own_pair['crt_file'], 'wb') as file:
             file.write(octets)
     server.reload()
