@@ -25,14 +25,15 @@ from gevent.event import Event
 from gevent.pool import Pool
 
 import auth
+import dial
 import options as local
 import pipe
+from dial import Refused
 from http_head import Refusal
 from options import Mistake
 
 log = logging.getLogger('hidden')
 
-CONNECT_SECONDS = 15  # for the connection, and again for the handshake and the answer
 LIFETIME_SECONDS = 15 * 60
 SETTLED_SECONDS = 10  # a registration that lasted so long was no failure
 GOODBYE_SECONDS = 1  # for all connections together, at the end
@@ -40,17 +41,7 @@ GOODBYE_SECONDS = 1  # for all connections together, at the end
 LOST_PAUSES_SECONDS = 0.1, 1.5  # no connection, no answer
 HANG_UP_PAUSES_SECONDS = 0.1, 15  # a 200, and the end soon after it
 REFUSED_PAUSES_SECONDS = 15, 300  # trying faster makes no wrong code right, no certificate good
-RETRY_AFTER_SECONDS = 3600  # a server that says more is not believed
 HANG_UPS = 4  # so many in a row are worth a line in the log
-ANSWER_BYTES = 16 * 1024
-
-
-class Refused(Exception):
-    """The rendezvous server's answer is not 200."""
-
-    def __init__(self, status: int, diagnostic: str, retry_after: int):
-        super().__init__(f'{status} {diagnostic}')
-        self.status, self.retry_after = status, min(retry_after, RETRY_AFTER_SECONDS)
 
 
 class HiddenServer:
@@ -88,10 +79,11 @@ class HiddenServer:
         failures = 0
         while True:
             try:
-                sock, octets = self._register()
+                sock, octets = dial.register(self._address, self._context, self._uuid, self._totp)
                 break
             except (Refused, OSError) as error:
-                self._say(logging.WARNING, f'not registered at {self._address[0]}: {_why(error)}')
+                sentence = f'not registered at {self._address[0]}: {dial.why(error)}'
+                self._say(logging.WARNING, sentence)
                 self._gone.set()
                 gevent.sleep(_pause_after(error, failures))
                 failures, hang_ups = failures + 1, 0
@@ -136,33 +128,12 @@ class HiddenServer:
             self._greenlets.spawn(self._live, replaced, hang_ups)
         return octets
 
-    def _register(self) -> tuple[ssl.SSLSocket, bytes]:
-        """A connection that got its 200, and what came behind it. Raises Refused or OSError."""
-        host, port = self._address
-        sock = socket.create_connection(self._address, timeout=CONNECT_SECONDS)
-        try:
-            sock.settimeout(None)
-            pipe.keep_alive(sock)
-            sock.getpeername()  # raises where it has left: wrap_socket would lose the socket
-            sock = self._context.wrap_socket(
-                sock, server_hostname=host, do_handshake_on_connect=False
-            )
-            with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
-                sock.do_handshake()
-                named = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-                target = f'uuid:{self._uuid}?response={self._totp.now()}'
-                sock.sendall(f'CONNECT {target} HTTP/1.1\r\nHost: {named}\r\n\r\n'.encode())
-                return sock, _octets_behind_200(sock)
-        except BaseException:
-            sock.close()
-            raise
-
     def _pipe(self, sock, octets: bytes) -> None:
         """Joins it to the local server; raises Ended or OSError."""
         try:
-            near = socket.create_connection(self._local_address, timeout=CONNECT_SECONDS)
+            near = socket.create_connection(self._local_address, timeout=dial.CONNECT_SECONDS)
         except OSError as error:
-            log.warning('the local server %s:%d: %s', *self._local_address, _why(error))
+            log.warning('the local server %s:%d: %s', *self._local_address, dial.why(error))
             sock.sendall(Refusal(502, 'the server behind the rendezvous is down').octets())
             return
         near.settimeout(None)
@@ -187,31 +158,6 @@ class HiddenServer:
             log.log(level, state)
 
 
-def _octets_behind_200(sock) -> bytes:
-    """What came behind the head of the 200. Raises Refused or OSError."""
-    octets, more = b'', b'any'
-    while more and b'\r\n\r\n' not in octets and len(octets) < ANSWER_BYTES:
-        octets += (more := sock.recv(ANSWER_BYTES))
-    head, end, rest = octets.partition(b'\r\n\r\n')
-    status = re.match(rb'HTTP/1\.[01] ([0-9]{3})', head)
-    # RFC 9110 section 9.3.6: a 2xx for a CONNECT has no body; that of a web server may have one
-    page = re.search(rb'\r\n(content-(length|type)|transfer-encoding):', head, re.I)
-    if not (status and end) or (status[1] == b'200' and page):
-        raise ConnectionError('what answers there is no rendezvous server')
-    if status[1] == b'200':
-        return rest
-    with gevent.Timeout(1, False):  # not every server hangs up after a refusal
-        while len(rest) < ANSWER_BYTES and (more := sock.recv(ANSWER_BYTES)):
-            rest += more
-    try:
-        diagnostic = json.loads(rest)['error']['diagnostic']
-    except (ValueError, TypeError, KeyError, RecursionError):
-        diagnostic = 'and says no more'
-    printable = re.sub('[^ -~]', '?', str(diagnostic))[:200]
-    retry_after = re.search(rb'\r\nretry-after: *([0-9]{1,6})', head, re.I)
-    raise Refused(int(status[1]), printable, int(retry_after[1]) if retry_after else 0)
-
-
 def _pause(pauses: tuple[float, float], failures: int) -> float:
     """Seconds until the next try: growing up to a bound, and never the same for all."""
     first, longest = pauses
@@ -223,14 +169,6 @@ def _pause_after(error: Exception, failures: int) -> float:
     hopeless = bad_certificate or getattr(error, 'status', 500) < 500
     pauses = REFUSED_PAUSES_SECONDS if hopeless else LOST_PAUSES_SECONDS
     return _pause(pauses, failures) + getattr(error, 'retry_after', 0)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f'its certificate is not the one it should be ({error.verify_message})'
-    if isinstance(error, Refused) and error.status == 401:
-        return f'{error}: is the entry still there, and is the clock of this machine right?'
-    return getattr(error, 'strerror', None) or str(error) or type(error).__name__
 
 
 def address(text: str) -> tuple[str, int]:

@@ -24,9 +24,7 @@ TURN_BYTES = 1024 * 1024  # a pipe that never has to wait lets the others run af
 LINGER_SECONDS = 10
 # The first probe comes early enough to keep NAT mappings open; three unanswered ones are the end.
 KEEPALIVE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
-USER_TIMEOUT_SECONDS = (
-    60  # RFC 5482; what was sent is acknowledged within so long, or it is the end
-)
+USER_TIMEOUT_SECONDS = 60  # RFC 5482: an end that acknowledges nothing for so long is dead
 WATCH_SECONDS = 15
 
 

@@ -504,7 +504,7 @@ STRANGERS = {
 def test_server_that_is_none_does_not_stop_it(
     stranger, start, uuid, hide, listen, monkeypatch, capfd, tls, handle
 ):
-    monkeypatch.setattr(hidden, 'CONNECT_SECONDS', 0.1)
+    monkeypatch.setattr('dial.CONNECT_SECONDS', 0.1)
     for name in ('LOST_PAUSES_SECONDS', 'HANG_UP_PAUSES_SECONDS'):
         monkeypatch.setattr(hidden, name, (0.04, 0.08))
     near, strange = listen(hello), stranger(handle, tls=tls)
