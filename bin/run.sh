@@ -39,7 +39,7 @@ while [ -z "$stopping" ]; do
   case $status in 0 | 78) exit "$status" ;; esac
   [ -z "$stopping" ] || exit "$status"
   [ $((SECONDS - began)) -lt 60 ] || pause=1
-  say "server.py ended with status $status, again in $pause s; why is in server.log"
+  say "server.py ended with status $status, again in $pause s; see server.log"
   sleep "$pause" &
   child=$!
   await

@@ -5,6 +5,7 @@ import socket
 import uuid as uuids
 
 import gevent.event
+import pyotp
 import pytest
 from conftest import OK, code, connect_request, get, until
 
@@ -144,6 +145,30 @@ def test_one_code_registers_more_than_once(server, connect, entries, uuid):
         peer = connect(server)
         peer.send(connect_request(uuid, same))
         assert peer.receive(len(OK)) == OK
+
+
+@pytest.mark.parametrize('form', ['as words', 'as RESP'])
+def test_entry_that_node_rendezvous_wrote_authenticates(
+    server, connect, entries, redis_options, form
+):
+    """From its nedis.db, a file of Redis commands, sent as `redis-cli --pipe` sends it."""
+    uuid, base32 = str(uuids.uuid4()), 'GEZDGNBVGY3TQOJQ' * 4
+    parameters = {'protocol': 'totp', 'algorithm': 'sha1', 'length': 40, 'step': 30}
+    parameters |= {'base32': base32, 'name': 'x', 'issuer': 'y'}
+    parameters |= {'qrcodeURL': 'https://chart.example/'}
+    entry = {'uuid': uuid, 'authURL': 'otpauth://totp/x', 'authParams': parameters, 'labels': []}
+    value = json.dumps(entry)
+    if form == 'as words':
+        commands = f'set {uuid} {json.dumps(value)}\r\n'
+    else:
+        commands = f'*3\r\n$3\r\nset\r\n$36\r\n{uuid}\r\n${len(value)}\r\n{value}\r\n'
+    with socket.create_connection(('127.0.0.1', redis_options['redis_port'])) as sock:
+        sock.sendall(commands.encode())
+        assert sock.recv(100) == b'+OK\r\n'
+    peer = connect(server)
+    peer.send(connect_request(uuid, pyotp.TOTP(base32).now()))
+    assert peer.receive(len(OK)) == OK
+    entries.delete(uuid)
 
 
 @pytest.mark.parametrize('value', ['[]', '{}', 'no json', '{"authParams": {"base32": "!"}}'])
