@@ -31,7 +31,7 @@ options = {
     # chance in 1,000 a year.
     'wrong_codes_per_day': 50,
     # Registrations of one hidden server that wait side by side; one more ends the oldest. Each
-    # costs about 25 KB, so this bounds what one hidden server can take.
+    # costs about 28 KB, so this bounds what one hidden server can take.
     'max_waiting': 32,
     # Seconds that a mobile client waits for a hidden server that was here within the last minute:
     # it registers again after each rendezvous, and a browser opens six connections at once.
