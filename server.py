@@ -124,7 +124,7 @@ def tls_context(options: dict) -> ssl.SSLContext:
     context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     try:
         context.load_cert_chain(crt_file, key_file, password='')  # nobody is here to type one in
-        pem = crt_file.read_text('latin-1')
+        pem = crt_file.read_text('ascii', 'ignore')  # what stands between the PEM may be any text
     except (OSError, ValueError) as error:
         reason = getattr(error, 'reason', None) or 'it has a password, or is no PEM file'
         sentence = f'{key_file} and {crt_file} do not go together ({reason})'

@@ -72,7 +72,7 @@ def how_to_reach(options: dict) -> dict:
     if options['key_file']:
         crt_file = local.file(options['crt_file'])
         try:
-            pem = crt_file.read_text()
+            pem = crt_file.read_text('ascii', 'ignore')
             certificate = x509.load_pem_x509_certificate(pem.encode())
         except (OSError, ValueError):
             raise Mistake(f'can not read {crt_file}: python make_cert.py makes it') from None

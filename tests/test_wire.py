@@ -10,8 +10,10 @@ import pytest
 from conftest import Peer, get, until
 
 import make_cert
+import options as local
 import pipe
 import rendezvous
+import users_app
 
 
 def hello(server, cafile, **attributes) -> ssl.SSLSocket:
@@ -137,13 +139,17 @@ def test_renewed_certificate_is_read_and_no_connection_dropped(start, own_pair):
     assert shown(server) != before
 
 
-def test_text_in_any_encoding_may_stand_before_the_certificate(start, own_pair):
+def test_text_in_any_encoding_may_stand_before_the_certificate(start, own_pair, caplog):
+    caplog.set_level('INFO')
     server = start(**own_pair)
     with open(own_pair['crt_file'], 'rb') as file:
         pem = file.read()
     make_cert.write(make_cert.local.file(own_pair['crt_file']), b'O=B\xfccher\n' + pem, 0o444)
     server.reload()
+    assert caplog.messages == ['read key and certificate again']
     hello(server, own_pair['crt_file']).close()
+    start(**own_pair)
+    assert users_app.how_to_reach(local.DEFAULTS | own_pair)['ca'].endswith(pem.decode())
 
 
 def test_request_of_a_client_with_nagle_is_not_held_up_by_a_delayed_ack(server, pair):
