@@ -115,8 +115,9 @@ class Rendezvous:
         now = time.time()
         try:
             entry = self.entries.get(uuid)
-            right = self._is_right(uuid, entry or _DECOY, code, now) and entry is not None
-            seconds = self.entries.count_try(uuid, address, entry is not None, right, now)
+            known = entry is not None
+            right = self._is_right(uuid, entry or _DECOY, code, now) and known
+            seconds = self.entries.count_try(uuid, address, known, right, now)
         except StoreDown as error:
             log.error('%s', error)
             raise Refusal(503, 'the store does not answer', 'Retry-After: 5') from None

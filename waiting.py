@@ -99,20 +99,22 @@ class Waiting:
             del self._seen[oldest]
 
     def _wait(self, uuid: str, seconds: float, first: bool) -> Registration:
+        refusal = Refusal(503, 'the hidden server is not here', 'Retry-After: 5')
+        waiting = len(self._mobile_clients.get(uuid, ()))
+        if not self._recent(uuid) or waiting >= MAX_MOBILE_CLIENTS:
+            raise refusal
         mobile_clients, result = self._mobile_clients.setdefault(uuid, deque()), AsyncResult()
-        if self._recent(uuid) and len(mobile_clients) < MAX_MOBILE_CLIENTS:
-            mobile_clients.insert(0 if first else len(mobile_clients), result)
+        mobile_clients.insert(0 if first else waiting, result)
         try:
-            if result in mobile_clients:
-                return result.get(timeout=max(0, seconds))
+            return result.get(timeout=max(0, seconds))
         except Timeout:
-            if result.ready():  # it came in the very moment
-                return result.value
+            if not result.ready():  # it may have come in the very moment
+                raise refusal from None
+            return result.value
         finally:
             if result in mobile_clients:
                 mobile_clients.remove(result)
-            self._drop_empty(uuid)
-        raise Refusal(503, 'the hidden server is not here', 'Retry-After: 5')
+                self._drop_empty(uuid)
 
     def _drop_empty(self, uuid: str) -> None:
         for waiting in (self._registrations, self._mobile_clients):
