@@ -68,10 +68,14 @@ def write(path, octets: bytes, mode: int) -> None:
     """Whole or not at all, and never, for no moment, with more rights than `mode`."""
     new = path.with_name(path.name + '.new')
     new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), 'wb') as file:
-        file.write(octets)
-        os.fchmod(file.fileno(), mode)
-    os.replace(new, path)
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), 'wb') as file:
+            file.write(octets)
+            os.fchmod(file.fileno(), mode)
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)  # half a secret is one, too
+        raise
 
 
 def make(force: bool, if_missing: bool) -> None:

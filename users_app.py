@@ -21,6 +21,7 @@ from gevent.pywsgi import WSGIServer
 import auth
 import options as local
 from entries import DIGITS, Entries, StoreDown
+from make_cert import write
 from options import HERE, Mistake
 
 HOST, PORT = '127.0.0.1', 8893
@@ -57,8 +58,8 @@ def create(entries: Entries, options: dict, uuid: str, label: str, digits: int) 
     text = json.dumps(dict(zip(names, values, strict=True)), indent=2)
     try:
         FILES.mkdir(mode=0o700, exist_ok=True)
-        write(FILES / f'{uuid}.json', f'{text}\n')
-        write(FILES / f'{uuid}.js', f'exports.params = {text};\n')
+        write(FILES / f'{uuid}.json', f'{text}\n'.encode(), 0o600)
+        write(FILES / f'{uuid}.js', f'exports.params = {text};\n'.encode(), 0o600)
     except OSError as error:
         with suppress(Mistake):
             remove(entries, uuid)
@@ -79,12 +80,6 @@ def how_to_reach(options: dict) -> dict:
         if certificate.issuer == certificate.subject:
             server['ca'] = pem
     return server
-
-
-def write(file: Path, text: str) -> None:
-    file.unlink(missing_ok=True)  # of an entry that was deleted elsewhere
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as opened:
-        opened.write(text)
 
 
 def remove(entries: Entries, uuid: str) -> None:
