@@ -1,6 +1,7 @@
 """The entries in Redis: the only file that knows its keys and the JSON in them."""
 
 import json
+from collections.abc import Iterator
 
 import pyotp
 import redis
@@ -14,6 +15,8 @@ from options import Mistake
 
 CONNECTIONS = 16  # as many questions to Redis at a time, however many register
 ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond; more is no answer
+CHANGES = 'entries'  # the channel on which changed UUIDs are published
+SILENT_SECONDS = 5  # then it is asked whether it is still there
 DIGITS = 6  # of a code: all that programs for node-rendezvous know
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
 
@@ -117,6 +120,29 @@ class Entries:
     def delete(self, uuid: str) -> bool:
         """Whether there was one; raises StoreDown."""
         return bool(self._ask(self._redis.delete, uuid))
+
+    def changes(self) -> Iterator[str]:
+        """For ever: each UUID whose entry is changed, '' where some may have been missed.
+
+        Raises StoreDown.
+        """
+        with self._redis.pubsub() as subscription:
+            self._ask(subscription.subscribe, CHANGES)
+            asked = False
+            while True:
+                message = self._ask(subscription.get_message, timeout=SILENT_SECONDS)
+                if message is None and asked:
+                    raise StoreDown('Redis does not answer: it said nothing for too long')
+                if message is None:
+                    self._ask(subscription.ping)
+                elif message['type'] != 'pong':
+                    # It subscribes again, too, when it lost the connection in between.
+                    yield message['data'] if message['type'] == 'message' else ''
+                asked = message is None
+
+    def ask(self, question):
+        """What `question` answers, a function of the client; raises StoreDown."""
+        return self._ask(question, self._redis)
 
     def _ask(self, command, *args, **kwargs):
         try:

@@ -11,6 +11,7 @@ import gevent
 import auth
 from entries import Entries, StoreDown
 from http_head import Head, HeadReader, Refusal, response
+from live import Live
 from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, keep_alive
 from waiting import Registration, Waiting
 
@@ -20,6 +21,9 @@ HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round tri
 HEAD_SECONDS = 15  # from the first octet to the last, however they drip
 IDLE_SECONDS = 60  # before the first octet of a head; nginx's keepalive_timeout is 75
 DROP_BYTES = 64 * 1024  # a longer body is not read only to be thrown away
+STORE_SECONDS = 1  # until it is asked again for changes, where it is down
+
+CHANGED = 'entry changed'  # how a pipe ended whose entry was deleted, disabled or re-keyed
 
 # Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
 _DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
@@ -31,7 +35,9 @@ class Rendezvous:
     def __init__(self, options: dict, entries: Entries, context: ssl.SSLContext | None):
         self.options, self.entries, self.context = options, entries, context
         self.waiting = Waiting(options['max_waiting'])
+        self.live = Live(entries, self.waiting)
         self.unjoined: set[gevent.Greenlet] = set()  # those that are not (any more) in a pipe
+        self._changes = 0  # of entries that we were told of
 
     def handle(self, sock, address) -> None:
         """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
@@ -73,6 +79,27 @@ class Rendezvous:
         for greenlet in self.unjoined:
             greenlet.kill(Ended, block=False)
 
+    def follow(self) -> None:
+        """For ever: ends registrations and pipes whose entry is deleted, disabled or re-keyed."""
+        while True:
+            try:
+                for changed in self.entries.changes():
+                    self._changes += 1
+                    for uuid in [changed] if changed else self.waiting.counts():
+                        self._end_outdated(uuid)
+            except StoreDown:
+                gevent.sleep(STORE_SECONDS)
+
+    def _end_outdated(self, uuid: str) -> None:
+        entry = self.entries.get(uuid)
+        for registration in self.waiting.all(uuid):
+            if not _same(registration.entry, entry):
+                log.info('the entry %s is changed: a registration is ended', uuid)
+                registration.greenlet.kill(Ended, block=False)
+                if registration.pipe:
+                    registration.pipe.how = CHANGED
+                    registration.pipe.mobile.greenlet.kill(Ended, block=False)
+
     def _serve(self, sock, peer: str) -> None:
         octets = b''
         while octets is not None:
@@ -88,10 +115,11 @@ class Rendezvous:
 
     def _hidden_server(self, sock, peer: str, head: Head, octets: bytes) -> None:
         uuid, code = auth.registration(head.target)
-        self._authenticate(uuid, code, peer.rpartition(':')[0])
+        address = peer.rpartition(':')[0]
+        entry = self._authenticate(uuid, code, address)
         if octets or _spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
-        registration = Registration(uuid, sock)
+        registration = Registration(uuid, entry, sock)
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
         sock.sendall(response(200))
         evicted = self.waiting.add(registration)
@@ -99,20 +127,23 @@ class Rendezvous:
             evicted.greenlet.kill(Ended, block=False)
             log.info('%s has max_waiting registrations: the oldest is ended', uuid)
         log.info('%s registered %s, %d wait', peer, uuid, self.waiting.count(uuid))
+        self.live.seen(uuid, address)
         try:
             octets = sock.recv(CHUNK_BYTES)
         except OSError:
             octets = b''  # the connection broke
         finally:
             self.waiting.discard(registration)
+            self.live.seen(uuid, address)
         if registration.pipe:
             registration.pipe.from_hidden(octets)
         else:
             why = 'it spoke out of turn' if octets else 'it hung up'
             log.info('%s waits no more for %s: %s', peer, uuid, why)
 
-    def _authenticate(self, uuid: str, code: str, address: str) -> None:
-        now = time.time()
+    def _authenticate(self, uuid: str, code: str, address: str) -> dict:
+        """The entry, as it is now; raises Refusal."""
+        before, now = self._changes, time.time()
         try:
             entry = self.entries.get(uuid)
             known = entry is not None
@@ -126,6 +157,10 @@ class Rendezvous:
         if not right:
             field = 'WWW-Authenticate: TOTP realm="rendezvous"'
             raise Refusal(401, 'no such UUID, or not its code of this moment', field)
+        if entry.get('disabled'):
+            raise Refusal(503, 'the entry is disabled', 'Retry-After: 30')
+        # A change that we were told of in between may have been one of this entry.
+        return entry if before == self._changes else self._authenticate(uuid, code, address)
 
     def _is_right(self, uuid: str, entry: dict, code: str, now: float) -> bool:
         try:
@@ -142,19 +177,35 @@ class Rendezvous:
             mobile = End(sock, 'mobile client')
             pipe = registration.pipe = Pipe(mobile, registration, self.options['drain'])
             self.unjoined -= {mobile.greenlet, registration.greenlet}
-            self.waiting.pipe_began(uuid)
+            self.waiting.pipe_began(registration)
             log.info('%s rendezvous with %s', peer, uuid)
             try:
                 again = pipe.from_mobile(octets)
             finally:
-                self.waiting.pipe_ended(uuid)
-        if pipe.how == 'hidden server reset':
+                self.waiting.pipe_ended(registration)
+        if pipe.how in ('hidden server reset', CHANGED):
             with suppress(OSError):  # no close_notify: what was cut off must not look whole
                 sock.shutdown(socket.SHUT_WR)
+        seconds, how = round(time.monotonic() - began, 1), pipe.how or 'stopping'
+        sent, received = mobile.octets, registration.octets
         log.info(
-            f'{peer} closed after {time.monotonic() - began:.1f} s: {pipe.how or "stopping"}; '
-            f'{mobile.octets} octets from the mobile client, {registration.octets} from {uuid}'
+            f'{peer} closed after {seconds} s: {how}; '
+            f'{sent} octets from the mobile client, {received} from {uuid}'
         )
+        self.live.ended(
+            uuid,
+            at=time.time() - seconds,
+            address=peer.rpartition(':')[0],
+            seconds=seconds,
+            sent=sent,
+            received=received,
+            how=how,
+        )
+
+
+def _same(before: dict, now: dict | None) -> bool:
+    """Whether who authenticated with the entry as it was before still may; a new label is none."""
+    return now is not None and before | {'labels': 0} == now | {'labels': 0}
 
 
 def _read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:

@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import sys
+from contextlib import suppress
 
 import gevent
 from gevent.event import Event
@@ -46,7 +47,7 @@ class Server:
         self._server = StreamServer(
             listener(options), self.rendezvous.handle, spawn=self._connections
         )
-        self._watch = gevent.spawn(pipe.watch)
+        self._greenlets = Pool()
 
     @property
     def port(self) -> int:
@@ -58,6 +59,8 @@ class Server:
             self._entries.open()
         except StoreDown as error:
             log.error('%s; until it does, nobody can register', error)
+        for run in (pipe.watch, self.rendezvous.follow, self.rendezvous.live.run):
+            self._greenlets.spawn(run)
         self._server.start()
 
     def reload(self) -> None:
@@ -76,7 +79,9 @@ class Server:
         for greenlet in list(self._connections):
             greenlet.kill(pipe.Ended, block=False)
         self._connections.join(timeout=GOODBYE_SECONDS)
-        self._watch.kill()
+        self._greenlets.kill()
+        with suppress(StoreDown):
+            self.rendezvous.live.write({})
         self._entries.close()
 
 

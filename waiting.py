@@ -5,7 +5,7 @@ yields, and that one only while it waits: between two yields nothing here is hal
 """
 
 import time
-from collections import Counter, deque
+from collections import deque
 
 from gevent import Timeout
 from gevent.event import AsyncResult
@@ -20,9 +20,9 @@ MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connectio
 class Registration(End):
     """One authenticated, waiting connection of a hidden server."""
 
-    def __init__(self, uuid: str, sock):
+    def __init__(self, uuid: str, entry: dict, sock):
         super().__init__(sock, 'hidden server')
-        self.uuid = uuid
+        self.uuid, self.entry = uuid, entry  # the entry as it was when it authenticated
         self.pipe: Pipe | None = None  # set at the rendezvous
         self.over = False
 
@@ -34,11 +34,20 @@ class Waiting:
         self._max_waiting = max_waiting
         self._registrations: dict[str, list[Registration]] = {}  # oldest first
         self._mobile_clients: dict[str, deque[AsyncResult]] = {}  # first come first
-        self._pipes: Counter[str] = Counter()
+        self._pipes: dict[str, set[Registration]] = {}
         self._seen: dict[str, float] = {}  # time.monotonic() of the last sign, oldest first
 
     def count(self, uuid: str) -> int:
         return len(self._registrations.get(uuid, ()))
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """By UUID, the registrations that wait and the pipes."""
+        uuids = self._registrations.keys() | self._pipes.keys()
+        return {uuid: (self.count(uuid), len(self._pipes.get(uuid, ()))) for uuid in uuids}
+
+    def all(self, uuid: str) -> list[Registration]:
+        """Those that wait and those in a pipe."""
+        return [*self._registrations.get(uuid, ()), *self._pipes.get(uuid, ())]
 
     def add(self, registration: Registration) -> Registration | None:
         """Lets it wait, or hands it to the first who waits for it; answers with one it evicts."""
@@ -76,14 +85,13 @@ class Waiting:
                 return registration
             first = True  # it hung up before we woke: it is our turn still
 
-    def pipe_began(self, uuid: str) -> None:
-        self._pipes[uuid] += 1
+    def pipe_began(self, registration: Registration) -> None:
+        self._pipes.setdefault(registration.uuid, set()).add(registration)
 
-    def pipe_ended(self, uuid: str) -> None:
-        self._see(uuid)
-        self._pipes[uuid] -= 1
-        if not self._pipes[uuid]:
-            del self._pipes[uuid]
+    def pipe_ended(self, registration: Registration) -> None:
+        self._see(registration.uuid)
+        self._pipes[registration.uuid].remove(registration)
+        self._drop_empty(registration.uuid)
 
     def _recent(self, uuid: str) -> bool:
         seen = self._seen.get(uuid)
@@ -117,6 +125,6 @@ class Waiting:
                 self._drop_empty(uuid)
 
     def _drop_empty(self, uuid: str) -> None:
-        for waiting in (self._registrations, self._mobile_clients):
+        for waiting in (self._registrations, self._mobile_clients, self._pipes):
             if uuid in waiting and not waiting[uuid]:
                 del waiting[uuid]

@@ -217,10 +217,10 @@ def test_local_server_hears_nothing_before_the_first_octet(server, uuid, hide, l
 def test_registers_again_the_moment_one_is_taken(server, uuid, hide, listen, connect):
     hide(server, listen(silent), count=3)
     until_waiting(server, uuid, 3)
+    counts = server.rendezvous.waiting.counts
     for open_pipes in range(1, 9):
         asked(connect, server, uuid)
-        until(lambda n=open_pipes: server.rendezvous.waiting._pipes[uuid] == n, 'a pipe is open')
-        until_waiting(server, uuid, 3, seconds=1)
+        until(lambda n=open_pipes: counts()[uuid] == (3, n), 'a pipe, and three wait', seconds=1)
 
 
 def test_registration_is_replaced_after_its_lifetime_the_new_one_first(

@@ -118,15 +118,11 @@ def test_others_go_on_when_the_program_that_started_the_store_ends(folder, numbe
     entry = make(folder, url)
     before = folder.stores()
     server.end(number)
-    until(lambda: not folder.stores(), 'the store ends with the server')
-    assert listed(url) == set(entry['uuid'])  # the page starts it
-    assert folder.stores() != before
-    before = folder.stores()
+    until(lambda: folder.stores() not in ([], before), 'one of the others starts it')
+    assert listed(url) == set(entry['uuid'])
     page.end(number)
-    assert registers(folder, port, entry)  # the store is ending still, or has ended
-    until(lambda: folder.stores() != before, 'the store ends with the page')
-    assert registers(folder, port, entry)  # the other server starts it
-    assert len(folder.stores()) == 1
+    assert registers(folder, port, entry)  # the store may have been the page's
+    until(lambda: len(folder.stores()) == 1, 'there is one store')
     another.end(number)
     folder.until_nothing_runs()
 

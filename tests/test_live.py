@@ -1,0 +1,290 @@
+"""What the server tells of who is here, and what it ends when an entry is changed."""
+
+import json
+import time
+from contextlib import suppress
+
+import gevent
+import pytest
+from conftest import DEADLINE_SECONDS, Peer, code, connect_request, get, until
+from gevent import socket
+from gevent.server import StreamServer
+
+import entries as entries_module
+import live
+import store
+from entries import CHANGES
+from live import Now
+
+
+def change(entries, uuid: str, **values) -> None:
+    """Writes an entry and publishes that, as the page does."""
+
+    def write(redis):
+        redis.set(uuid, json.dumps(entries.get(uuid) | values))
+        redis.publish(CHANGES, uuid)
+
+    entries.ask(write)
+
+
+class Cable:
+    """A way to Redis that can be cut: its address is what the server under test is given."""
+
+    def __init__(self, redis_port: int):
+        self._redis_port, self._greenlets = redis_port, []
+        self._connections, self._silent = [], set()
+        self.open(0)
+
+    def open(self, port: int) -> None:
+        self._server = StreamServer(('127.0.0.1', port), self._handle)
+        self._server.start()
+        self.port = self._server.server_port
+
+    def cut(self) -> None:
+        self._server.stop()
+        gevent.killall(self._greenlets)
+        self._greenlets = []
+
+    def silence(self) -> None:
+        """What is connected by now goes on to acknowledge, and passes nothing on."""
+        self._silent.update(*self._connections)
+
+    def _handle(self, sock, _) -> None:
+        with socket.create_connection(('127.0.0.1', self._redis_port)) as redis:
+            self._connections.append({sock, redis})
+            ways = [gevent.spawn(self._copy, *way) for way in ((sock, redis), (redis, sock))]
+            self._greenlets += ways
+            gevent.joinall(ways, count=1)
+            gevent.killall(ways)
+
+    def _copy(self, source, sink) -> None:
+        while octets := source.recv(65536):
+            if source not in self._silent:
+                sink.sendall(octets)
+
+
+@pytest.fixture
+def cable(redis_options, monkeypatch, tmp_path):
+    monkeypatch.setattr(store, 'DATA', tmp_path)  # what answers there is not the embedded one
+    cable = Cable(redis_options['redis_port'])
+    yield cable
+    cable.cut()
+
+
+def follows(server) -> bool:
+    """Whether the server is told of changes by now."""
+    return server.rendezvous._changes > 0
+
+
+@pytest.fixture
+def following(start):
+    """Starts servers that are told of changes."""
+
+    def following(**options):
+        server = start(**options)
+        until(lambda: follows(server), 'it has subscribed')
+        return server
+
+    return following
+
+
+def piped(connect, register, server, uuid) -> tuple[Peer, Peer]:
+    hidden, mobile = register(server, uuid), connect(server)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    return hidden, mobile
+
+
+@pytest.mark.parametrize('how', ['disabled', 'new secret', 'deleted'])
+def test_change_ends_what_waits_and_the_pipes_on_every_server(
+    following, connect, register, entries, uuid, how
+):
+    servers = following(), following()
+    waiting = [register(server, uuid) for server in servers]
+    pipes = [peer for server in servers for peer in piped(connect, register, server, uuid)]
+    began = time.monotonic()
+    if how == 'disabled':
+        change(entries, uuid, disabled=time.time())
+    elif how == 'new secret':
+        change(entries, uuid, authParams=entries.get(uuid)['authParams'] | {'base32': 'B' * 64})
+    else:
+        entries.ask(lambda redis: (redis.delete(uuid), redis.publish(CHANGES, uuid)))
+    for peer in waiting + pipes:
+        peer_ends(peer)
+    assert time.monotonic() - began < 2
+
+
+def peer_ends(peer: Peer) -> None:
+    with suppress(OSError):  # no close_notify: what is cut off must not look whole
+        assert peer.rest() == b''
+
+
+def test_new_label_and_other_entries_end_nothing(following, connect, register, entries, uuid):
+    server = following()
+    hidden, mobile = piped(connect, register, server, uuid)
+    waits = register(server, uuid)
+    seen = server.rendezvous._changes
+    change(entries, uuid, labels=['cellar'])
+    entries.ask(lambda redis: redis.publish(CHANGES, 'nobody'))
+    until(lambda: server.rendezvous._changes == seen + 2, 'it is told')
+    hidden.send(b'still here')
+    assert mobile.receive(10) == b'still here'
+    assert server.rendezvous.waiting.count(uuid) == 1
+    waits.close()
+
+
+def test_disabled_entry_is_refused_only_to_who_has_its_secret(server, connect, entries, uuid):
+    change(entries, uuid, disabled=time.time())
+    right, wrong = code(entries, uuid), '00000000'[: len(code(entries, uuid))]
+    answers = []
+    for tried in (right, wrong):
+        peer = connect(server)
+        peer.send(connect_request(uuid, tried))
+        answers.append(peer.answer())
+    assert [answer.status for answer in answers] == [503, 401]
+    assert answers[0].fields['Retry-After'] == '30'
+    assert 'disabled' in answers[0].body.decode()
+
+
+def test_change_in_the_moment_of_registering_is_not_missed(
+    following, connect, entries, uuid, monkeypatch
+):
+    server = following()
+    count_try = server.rendezvous.entries.count_try
+
+    def change_meanwhile(*args):
+        monkeypatch.undo()
+        seen = server.rendezvous._changes
+        change(entries, uuid, disabled=time.time())
+        until(lambda: server.rendezvous._changes > seen, 'it is told')
+        return count_try(*args)
+
+    monkeypatch.setattr(server.rendezvous.entries, 'count_try', change_meanwhile)
+    peer = connect(server)
+    peer.send(connect_request(uuid, code(entries, uuid)))
+    assert peer.answer().status == 503
+
+
+@pytest.mark.parametrize('silent', [False, True], ids=['lost', 'silent'])
+def test_change_while_redis_is_away_is_made_up_for(
+    following, connect, register, entries, uuid, cable, silent, monkeypatch
+):
+    monkeypatch.setattr(entries_module, 'SILENT_SECONDS', 0.2)
+    server = following(redis_port=cable.port)
+    hidden, mobile = piped(connect, register, server, uuid)
+    waits = register(server, uuid)
+    cable.silence() if silent else cable.cut()
+    change(entries, uuid, disabled=time.time())
+    change(entries, uuid, disabled=None, enabled=time.time())
+    gevent.sleep(0.05)
+    assert server.rendezvous.waiting.counts()[uuid] == (1, 1)
+    if not silent:
+        cable.open(cable.port)
+    for peer in (hidden, mobile, waits):
+        peer_ends(peer)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No waiting for the next batch."""
+    monkeypatch.setattr(live, 'WRITE_SECONDS', 0.02)
+
+
+def test_page_sees_who_waits_and_pipes_on_all_servers(
+    quick, start, connect, register, entries, uuid
+):
+    servers = start(), start()
+    assert uuid not in live.now(entries)
+    before = time.time()
+    peers = [register(server, uuid) for server in servers]
+    peers += piped(connect, register, servers[0], uuid)
+    until(lambda: live.now(entries).get(uuid, Now())[:2] == (2, 1), 'both are counted')
+    now = live.now(entries)[uuid]
+    assert now.address == '127.0.0.1'
+    assert before - 1 <= now.seen <= time.time()
+    for peer in peers:
+        peer.close()
+    until(lambda: live.now(entries)[uuid][:2] == (0, 0), 'none is counted')
+    assert live.now(entries)[uuid].seen >= now.seen
+
+
+def test_rendezvous_is_kept_as_it_was(quick, server, connect, register, entries, uuid):
+    hidden, mobile = piped(connect, register, server, uuid)
+    hidden.send(b'x' * 1000)
+    mobile.receive(1000)
+    hidden.close()
+    assert mobile.rest() == b''
+    (kept,) = until(lambda: live.history(entries, uuid), 'it is written')
+    assert abs(kept.pop('at') - time.time()) < DEADLINE_SECONDS
+    assert 0 <= kept.pop('seconds') < DEADLINE_SECONDS
+    sent = len(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
+    assert kept == {
+        'address': '127.0.0.1',
+        'sent': sent,
+        'received': 1000,
+        'how': 'hidden server closed',
+    }
+
+
+def test_last_hundred_rendezvous_are_kept_the_newest_first(server, entries, uuid):
+    told = server.rendezvous.live
+    for number in range(150):
+        told.ended(uuid, at=number)
+    told.write({})
+    assert [kept['at'] for kept in live.history(entries, uuid)] == list(range(149, 49, -1))
+
+
+def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
+    told = server.rendezvous.live
+    entries.delete(uuid)
+    told.seen(uuid, '127.0.0.1')
+    told.ended(uuid, at=1)
+    told.write({})
+    assert uuid not in live.now(entries)
+    assert live.history(entries, uuid) == []
+
+
+def test_server_that_was_killed_ages_out(quick, start, register, entries, uuid, monkeypatch):
+    monkeypatch.setattr(live, 'AGE_SECONDS', 1)
+    server = start()
+    peer = register(server, uuid)
+    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
+    server._greenlets.kill()
+    until(lambda: not live.now(entries)[uuid].waiting, 'it is offline')
+    peer.close()
+
+
+def test_server_that_was_held_up_for_long_is_seen_again(
+    quick, start, register, entries, uuid, monkeypatch
+):
+    monkeypatch.setattr(live, 'SIGN_SECONDS', 0.1)
+    server = start()
+    peer = register(server, uuid)
+    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
+    entries.ask(lambda redis: redis.delete(server.rendezvous.live._key))
+    until(lambda: live.now(entries)[uuid].waiting, 'it is online again')
+    peer.close()
+
+
+def test_what_happens_while_redis_is_away_is_written_later(
+    quick, start, connect, register, entries, uuid, cable
+):
+    server = start(redis_port=cable.port)
+    hidden, mobile = piped(connect, register, server, uuid)
+    cable.cut()
+    hidden.close()
+    assert mobile.rest() == b''
+    gevent.sleep(0.05)
+    cable.open(cable.port)
+    assert len(until(lambda: live.history(entries, uuid), 'it is written')) == 1
+
+
+def test_stop_says_that_nobody_is_here(quick, start, connect, register, entries, uuid):
+    server = start()
+    peer = register(server, uuid)
+    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
+    stopping = gevent.spawn(server.stop)
+    peer_ends(peer)
+    peer.close()
+    stopping.join()
+    assert not live.now(entries)[uuid].waiting
