@@ -30,6 +30,16 @@ options = {
     # within the last 30 days; 0: any number. With codes of 8 digits, 50 a day have less than 1
     # chance in 1,000 a year.
     'wrong_codes_per_day': 50,
+    # UUIDs that are not here for which an address may ask within a minute; 0: any number. More get
+    # their answers a second late, and twice as many none but a 429.
+    'unknown_per_minute': 100,
+    # Connections at a time; each costs about 28 KB, so that these need some 110 MB. Where there are
+    # so many, a new one takes the place of the oldest that has not said yet who it is. Hidden
+    # servers may have three quarters of them, and pipes as many.
+    'max_connections': 4000,
+    # Connections at a time from one address (in IPv6, a /64), which may be a whole company's; 0:
+    # any number, as behind something that terminates TLS.
+    'max_connections_per_address': 400,
     # Registrations of one hidden server that wait side by side; one more ends the oldest. Each
     # costs about 28 KB, so this bounds what one hidden server can take.
     'max_waiting': 32,

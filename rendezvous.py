@@ -11,6 +11,7 @@ import gevent
 import auth
 from entries import Entries, StoreDown
 from http_head import Head, HeadReader, Refusal, response
+from limits import Evicted, Probes, Room
 from live import Live
 from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, keep_alive
 from waiting import Registration, Waiting
@@ -36,15 +37,19 @@ class Rendezvous:
         self.options, self.entries, self.context = options, entries, context
         self.waiting = Waiting(options['max_waiting'])
         self.live = Live(entries, self.waiting)
+        self.room = Room(options['max_connections'], options['max_connections_per_address'])
+        self.probes = Probes(options['unknown_per_minute'])
         self.unjoined: set[gevent.Greenlet] = set()  # those that are not (any more) in a pipe
         self._changes = 0  # of entries that we were told of
 
     def handle(self, sock, address) -> None:
         """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
-        peer = f'{address[0].removeprefix("::ffff:")}:{address[1]}'
+        host = address[0].removeprefix('::ffff:')
+        peer = f'{host}:{address[1]}'
         greenlet = gevent.getcurrent()
         self.unjoined.add(greenlet)
         try:
+            self.room.enter(greenlet, host)
             keep_alive(sock)
             if self.context:
                 sock.getpeername()  # raises where it has left: wrap_socket would lose the socket
@@ -66,6 +71,8 @@ class Rendezvous:
                 sock.sendall(refusal.octets())
         except OSError as error:
             log.info('%s lost: %s', peer, _why(error))
+        except Evicted:
+            sock.close()  # at once: its place is needed
         except Ended:
             pass
         except Exception:
@@ -73,6 +80,7 @@ class Rendezvous:
         finally:
             self.unjoined.discard(greenlet)
             goodbye(sock)
+            self.room.leave(greenlet)
 
     def stop(self) -> None:
         """Ends every connection that is not in a pipe, each with a goodbye."""
@@ -119,6 +127,7 @@ class Rendezvous:
         entry = self._authenticate(uuid, code, address)
         if octets or _spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
+        self.room.know(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, entry, sock)
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
         sock.sendall(response(200))
@@ -170,11 +179,13 @@ class Rendezvous:
             return False
 
     def _mobile_client(self, sock, peer: str, uuid: str, octets: bytes) -> None:
-        again, began = True, time.monotonic()
+        address = peer.rpartition(':')[0]
+        self.probes.admit(address)
+        mobile, again, began = End(sock, 'mobile client'), True, time.monotonic()
         while again:
-            registration = self.waiting.take(uuid, self.options['rendezvous_wait'])
+            registration = self._take(mobile, uuid, address)
             # No yield from here until the pipe is known to both.
-            mobile = End(sock, 'mobile client')
+            mobile.octets = 0
             pipe = registration.pipe = Pipe(mobile, registration, self.options['drain'])
             self.unjoined -= {mobile.greenlet, registration.greenlet}
             self.waiting.pipe_began(registration)
@@ -195,12 +206,25 @@ class Rendezvous:
         self.live.ended(
             uuid,
             at=time.time() - seconds,
-            address=peer.rpartition(':')[0],
+            address=address,
             seconds=seconds,
             sent=sent,
             received=received,
             how=how,
         )
+
+    def _take(self, mobile: End, uuid: str, address: str) -> Registration:
+        try:
+            registration = self.waiting.take(uuid, self.options['rendezvous_wait'])
+        except Refusal:
+            gevent.sleep(self.probes.absent(address, uuid))
+            raise
+        try:
+            self.room.know(mobile.greenlet, mobile.name)
+        except (Refusal, Evicted):
+            self.waiting.put_back(registration)
+            raise
+        return registration
 
 
 def _same(before: dict, now: dict | None) -> bool:

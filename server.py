@@ -7,6 +7,7 @@ monkey.patch_all()
 import logging
 import logging.handlers
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -21,6 +22,7 @@ from gevent.server import StreamServer
 import options as local
 import pipe
 from entries import Entries, StoreDown
+from limits import Seldom
 from options import HERE, Mistake
 from rendezvous import Rendezvous
 
@@ -28,6 +30,7 @@ log = logging.getLogger('server')
 
 BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bound is 4096
 LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
+DESCRIPTORS = 64  # for what is no connection: the log, Redis, files
 FINISH_SECONDS = 30  # what pipes may take to finish after SIGTERM
 GOODBYE_SECONDS = 2
 
@@ -39,14 +42,13 @@ class Server:
     """A listening socket and the rendezvous behind it."""
 
     def __init__(self, options: dict):
-        self._options = options
+        self._options = options | {'max_connections': room(options['max_connections'])}
         self._connections = Pool(None)  # without a bound: those who wait would fill it
         self._entries = Entries(options)
         self._tls = bool(options['key_file'])
-        self.rendezvous = Rendezvous(options, self._entries, self._tls and tls_context(options))
-        self._server = StreamServer(
-            listener(options), self.rendezvous.handle, spawn=self._connections
-        )
+        context = self._tls and tls_context(options)
+        self.rendezvous = Rendezvous(self._options, self._entries, context)
+        self._server = Listener(listener(options), self.rendezvous, self._connections)
         self._greenlets = Pool()
 
     @property
@@ -83,6 +85,38 @@ class Server:
         with suppress(StoreDown):
             self.rendezvous.live.write({})
         self._entries.close()
+
+
+def room(max_connections: int) -> int:
+    """As many connections, or as many as there are descriptors for; raises our limit for them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if max_connections + DESCRIPTORS <= most:
+        return max_connections
+    log.warning('max_connections is %d, for %d descriptors', most - DESCRIPTORS, most)
+    log.warning('ulimit -n, or LimitNOFILE= in the unit, is how many descriptors there may be')
+    return most - DESCRIPTORS
+
+
+class Listener(StreamServer):
+    """Accepts connections; where descriptors are used up it makes room and tries again soon."""
+
+    max_delay = 0.1  # seconds between two tries; the first are sooner
+
+    def __init__(self, sock, rendezvous: Rendezvous, connections: Pool):
+        super().__init__(sock, rendezvous.handle, spawn=connections)
+        self._rendezvous, self._complain = rendezvous, Seldom()
+
+    def do_read(self):
+        try:
+            return super().do_read()
+        except OSError as error:
+            if self.is_fatal_error(error):
+                raise
+            self._rendezvous.room.evict()
+            self._complain('can not accept a connection: %s', error.strerror)
+            # The one exception for which gevent prints no traceback; it pauses as for any.
+            raise gevent.GreenletExit from None
 
 
 def listener(options: dict):

@@ -11,7 +11,7 @@ from gevent import Timeout
 from gevent.event import AsyncResult
 
 from http_head import Refusal
-from pipe import End, Pipe
+from pipe import End, Ended, Pipe
 
 RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to come back
 MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connections at once
@@ -31,7 +31,7 @@ class Waiting:
     """The registrations that wait, by UUID, and the mobile clients that wait for one."""
 
     def __init__(self, max_waiting: int):
-        self._max_waiting = max_waiting
+        self._max_waiting, self._since = max_waiting, time.monotonic()
         self._registrations: dict[str, list[Registration]] = {}  # oldest first
         self._mobile_clients: dict[str, deque[AsyncResult]] = {}  # first come first
         self._pipes: dict[str, set[Registration]] = {}
@@ -51,14 +51,20 @@ class Waiting:
 
     def add(self, registration: Registration) -> Registration | None:
         """Lets it wait, or hands it to the first who waits for it; answers with one it evicts."""
+        self.put_back(registration)
+        registrations = self._registrations.get(registration.uuid, ())
+        return registrations.pop(0) if len(registrations) > self._max_waiting else None
+
+    def put_back(self, registration: Registration) -> None:
+        """It was taken in vain: it waits on, or the next who waits for it has it."""
         uuid = registration.uuid
+        if registration.over:
+            return
         if uuid in self._mobile_clients:
             self._mobile_clients[uuid].popleft().set(registration)
             self._drop_empty(uuid)
-            return None
-        registrations = self._registrations.setdefault(uuid, [])
-        registrations.append(registration)
-        return registrations.pop(0) if len(registrations) > self._max_waiting else None
+        else:
+            self._registrations.setdefault(uuid, []).append(registration)
 
     def discard(self, registration: Registration) -> None:
         """Forgets it, and only it, for good."""
@@ -94,10 +100,9 @@ class Waiting:
         self._drop_empty(registration.uuid)
 
     def _recent(self, uuid: str) -> bool:
-        seen = self._seen.get(uuid)
-        return uuid in self._pipes or (
-            seen is not None and time.monotonic() - seen < RECENT_SECONDS
-        )
+        """Of a server that began only now nobody knows who was here a moment ago: all may have."""
+        seen = self._seen.get(uuid, self._since)
+        return uuid in self._pipes or time.monotonic() - seen < RECENT_SECONDS
 
     def _see(self, uuid: str) -> None:
         now = time.monotonic()
@@ -119,6 +124,10 @@ class Waiting:
             if not result.ready():  # it may have come in the very moment
                 raise refusal from None
             return result.value
+        except Ended:
+            if result.ready():
+                self.put_back(result.value)
+            raise
         finally:
             if result in mobile_clients:
                 mobile_clients.remove(result)

@@ -11,7 +11,7 @@ if [ ! -e local.py ]; then
   say 'made local.py: only this machine can connect; for everybody, set rendezvous_host in it'
 fi
 .venv/bin/python make_cert.py --if-missing || exit
-ulimit -n "$(ulimit -Hn)"
+
 
 child='' stopping=''
 stop() {

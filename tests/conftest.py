@@ -26,6 +26,7 @@ import options as local
 import store
 from entries import Entries
 from server import Server
+from waiting import RECENT_SECONDS
 
 DEADLINE_SECONDS = 10  # for every wait in a test that says no other
 
@@ -99,6 +100,7 @@ def start(redis_options, pair):
     def start(**options) -> Server:
         given = {'rendezvous_port': 0, 'drain': 0.3, 'rendezvous_wait': 0.5}
         server = Server(local.DEFAULTS | redis_options | pair | given | options)
+        server.rendezvous.waiting._since = -RECENT_SECONDS  # as if it had been up for long
         server.start()
         servers.append(server)
         return server
