@@ -139,17 +139,8 @@ class HiddenServer:
         near.settimeout(None)
         pipe.keep_alive(near)
 
-        def answer() -> None:
-            try:
-                joined.from_hidden()
-            finally:
-                pipe.goodbye(near)
-
-        greenlet = self._greenlets.spawn(answer)
-        ends = pipe.End(sock, 'rendezvous server'), pipe.End(near, 'local server', greenlet)
-        joined = pipe.Pipe(*ends, drain=0)
-        gevent.sleep(0)  # it runs: one that is ended before that never says goodbye
-        joined.from_mobile(octets)
+        mobile, spawn = pipe.End(sock, 'rendezvous server'), self._greenlets.spawn
+        pipe.join(mobile, near, 'local server', octets, drain=0, spawn=spawn)
 
     def _say(self, level: int, state: str) -> None:
         """Logs a change of state, once for all registrations."""

@@ -127,6 +127,23 @@ class Pipe:
         gevent.sleep(0)  # it is raised before we go on
 
 
+def join(mobile: End, near, name: str, octets: bytes, drain: float, spawn=gevent.spawn) -> None:
+    """Sends `octets` to `near` and pipes between the two, until the pipe is over.
+
+    The current greenlet owns the mobile client's end, one that is spawned for it owns `near`.
+    """
+
+    def answer() -> None:
+        try:
+            joined.from_hidden()
+        finally:
+            goodbye(near)
+
+    joined = Pipe(mobile, End(near, name, spawn(answer)), drain)
+    gevent.sleep(0)  # it runs: one that is ended before that never says goodbye
+    joined.from_mobile(octets)
+
+
 def send(sock, octets: bytes) -> None:
     """All of `octets`, however long the reader takes; less work a call than sendall."""
     sent = sock.send(octets)
@@ -154,7 +171,10 @@ def goodbye(sock) -> None:
     """
     _watched.discard(sock)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_SECONDS * 1000)
+        with suppress(OSError):  # it may be a Unix socket
+            sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_SECONDS * 1000
+            )
         if isinstance(sock, SSLSocket):
             _close_notify(sock)
         sock.shutdown(socket.SHUT_WR)  # drops the TLS layer, too: what is read now is ciphertext

@@ -9,12 +9,13 @@ from contextlib import suppress
 import gevent
 
 import auth
+import takeover
 from entries import Entries, StoreDown
 from http_head import Head, HeadReader, Refusal, response
 from limits import Evicted, Probes, Room
 from live import Live
-from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, keep_alive
-from waiting import Registration, Waiting
+from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, join, keep_alive
+from waiting import Moved, Registration, Waiting
 
 log = logging.getLogger('rendezvous')
 
@@ -42,29 +43,32 @@ class Rendezvous:
         self.unjoined: set[gevent.Greenlet] = set()  # those that are not (any more) in a pipe
         self._changes = 0  # of entries that we were told of
 
-    def handle(self, sock, address) -> None:
-        """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
+    def handle(self, sock, address, uuid: str = '', octets: bytes = b'') -> None:
+        """Serves the connection on `sock`, in a greenlet of its own; closes it in any case.
+
+        With a UUID it is one of a mobile client that our predecessor has accepted.
+        """
         host = address[0].removeprefix('::ffff:')
         peer = f'{host}:{address[1]}'
         greenlet = gevent.getcurrent()
         self.unjoined.add(greenlet)
         try:
             self.room.enter(greenlet, host)
-            keep_alive(sock)
-            if self.context:
-                sock.getpeername()  # raises where it has left: wrap_socket would lose the socket
-                # ssl takes a reset for an end of file, unless it shall not suppress those
-                sock = self.context.wrap_socket(
-                    sock,
-                    server_side=True,
-                    do_handshake_on_connect=False,
-                    suppress_ragged_eofs=False,
-                )
-                with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
-                    sock.do_handshake()
-                # We have nothing to send, and the delayed ACK would hold up a client's request.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            self._serve(sock, peer)
+            if uuid:
+                self._mobile_client(sock, peer, uuid, octets)
+            else:
+                keep_alive(sock)
+                if self.context:
+                    sock.getpeername()  # raises where it has left: wrap_socket would lose it
+                    # ssl takes a reset for an end of file, unless it shall not suppress those
+                    sock = self.context.wrap_socket(
+                        sock,
+                        server_side=True,
+                        do_handshake_on_connect=False,
+                        suppress_ragged_eofs=False,
+                    )
+                    _shake_hands(sock)
+                self._serve(sock, peer)
         except Refusal as refusal:
             log.info('%s refused: %s %s', peer, refusal.status, refusal.diagnostic)
             with suppress(OSError):  # where it is gone, there is nobody to tell
@@ -86,6 +90,11 @@ class Rendezvous:
         """Ends every connection that is not in a pipe, each with a goodbye."""
         for greenlet in self.unjoined:
             greenlet.kill(Ended, block=False)
+
+    def move(self) -> None:
+        """Our successor serves: ends the registrations that wait, they come back to it."""
+        for registration in self.waiting.move():
+            registration.greenlet.kill(Ended, block=False)
 
     def follow(self) -> None:
         """For ever: ends registrations and pipes whose entry is deleted, disabled or re-keyed."""
@@ -127,6 +136,8 @@ class Rendezvous:
         entry = self._authenticate(uuid, code, address)
         if octets or _spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
+        if self.waiting.moved:
+            raise Refusal(503, 'a new server has taken over: connect again', 'Retry-After: 0')
         self.room.know(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, entry, sock)
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
@@ -183,7 +194,12 @@ class Rendezvous:
         self.probes.admit(address)
         mobile, again, began = End(sock, 'mobile client'), True, time.monotonic()
         while again:
-            registration = self._take(mobile, uuid, address)
+            try:
+                registration = self._take(mobile, uuid, address)
+            except Moved:
+                log.info('%s is passed on to the new server', peer)
+                near = takeover.pass_on((address, peer.rpartition(':')[2]), uuid)
+                return join(mobile, near, 'new server', octets, self.options['drain'])
             # No yield from here until the pipe is known to both.
             mobile.octets = 0
             pipe = registration.pipe = Pipe(mobile, registration, self.options['drain'])
@@ -230,6 +246,13 @@ class Rendezvous:
 def _same(before: dict, now: dict | None) -> bool:
     """Whether who authenticated with the entry as it was before still may; a new label is none."""
     return now is not None and before | {'labels': 0} == now | {'labels': 0}
+
+
+def _shake_hands(sock) -> None:
+    with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
+        sock.do_handshake()
+    # We have nothing to send, and the delayed ACK would hold up a client's request.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def _read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:

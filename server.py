@@ -21,6 +21,7 @@ from gevent.server import StreamServer
 
 import options as local
 import pipe
+import takeover
 from entries import Entries, StoreDown
 from limits import Seldom
 from options import HERE, Mistake
@@ -41,15 +42,16 @@ CIPHERS = 'ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL'
 class Server:
     """A listening socket and the rendezvous behind it."""
 
-    def __init__(self, options: dict):
+    def __init__(self, options: dict, inherited: socket.socket | None = None):
         self._options = options | {'max_connections': room(options['max_connections'])}
         self._connections = Pool(None)  # without a bound: those who wait would fill it
         self._entries = Entries(options)
         self._tls = bool(options['key_file'])
         context = self._tls and tls_context(options)
         self.rendezvous = Rendezvous(self._options, self._entries, context)
-        self._server = Listener(listener(options), self.rendezvous, self._connections)
+        self._server = Listener(listener(options, inherited), self.rendezvous, self._connections)
         self._greenlets = Pool()
+        self.door: takeover.Door | None = None
 
     @property
     def port(self) -> int:
@@ -65,6 +67,15 @@ class Server:
             self._greenlets.spawn(run)
         self._server.start()
 
+    def open_door(self) -> Event:
+        """Lets a successor take over; what is set when it has."""
+        try:
+            self.door = takeover.Door(self._server.socket, self.rendezvous.handle)
+            return self.door.taken_over
+        except OSError as error:
+            log.warning('no new server can take over: %s: %s', takeover.PATH, error.strerror)
+            return Event()
+
     def reload(self) -> None:
         """Key and certificate are read again, for connections from now on."""
         try:
@@ -75,8 +86,13 @@ class Server:
 
     def stop(self, seconds: float = FINISH_SECONDS) -> None:
         """No new connections; pipes may finish for so many seconds; then goodbye on each."""
+        if self.door:
+            self.door.close()
         self._server.close()
-        self.rendezvous.stop()
+        if self.door and self.door.taken_over.is_set():
+            self.rendezvous.move()
+        else:
+            self.rendezvous.stop()
         self._connections.join(timeout=seconds)
         for greenlet in list(self._connections):
             greenlet.kill(pipe.Ended, block=False)
@@ -119,26 +135,33 @@ class Listener(StreamServer):
             raise gevent.GreenletExit from None
 
 
-def listener(options: dict):
-    """The listening socket. Raises Mistake."""
+def listener(options: dict, inherited: socket.socket | None = None) -> socket.socket:
+    """The listening socket: the inherited one where it is the same. Raises Mistake."""
     host, port = options['listen_host'], options['rendezvous_port']
     if host is None:
         loopback = local.is_loopback(options['rendezvous_host'])
         host = options['rendezvous_host'] if loopback else '::'
+    dual = host == '::' and socket.has_dualstack_ipv6()
+    if host == '::' and not dual:
+        host = '0.0.0.0'  # this machine has no IPv6
     try:
-        if host == '::' and socket.has_dualstack_ipv6():
-            return socket.create_server(
-                (host, port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
-            )
-        if host == '::':
-            host = '0.0.0.0'  # this machine has no IPv6
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family, backlog=BACKLOG)
+        if inherited and _is_at(inherited, *address[:2]):
+            return inherited
+        if inherited:
+            inherited.close()
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=dual)
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno > 0 else error.strerror
         raise Mistake(
-            f'can not listen on {host}, port {port}: {os.strerror(error.errno)}; '
+            f'can not listen on {host}, port {port}: {why}; '
             'set rendezvous_port or listen_host in local.py, or end what listens there'
         ) from None
+
+
+def _is_at(sock: socket.socket, host: str, port: int) -> bool:
+    at_host, at_port = sock.getsockname()[:2]
+    return at_host == host and port in (at_port, 0)
 
 
 def tls_context(options: dict) -> ssl.SSLContext:
@@ -210,10 +233,12 @@ def log_to(file, level=logging.INFO) -> None:
 
 def main() -> None:
     os.umask(0o077)
+    os.chdir(HERE)
     options = local.load()
     log_to(HERE / 'server.log')
     sys.excepthook = lambda *error: log.critical('the server dies', exc_info=error)
-    server, stopping = Server(options), Event()
+    predecessor = takeover.predecessor()
+    server, stopping = Server(options, predecessor and predecessor.listener), Event()
 
     def stop(number: int) -> None:
         if stopping.is_set() and number == signal.SIGINT:
@@ -224,6 +249,9 @@ def main() -> None:
         gevent.signal_handler(number, stop, number)
     gevent.signal_handler(signal.SIGHUP, server.reload)
     server.start()
+    server.open_door().rawlink(lambda _: stopping.set())
+    if predecessor:
+        predecessor.let_go()
     log.info('listening on port %d of %s', server.port, options['rendezvous_host'])
     stopping.wait()
     log.info('stopping: pipes may take %d seconds to finish', FINISH_SECONDS)

@@ -17,6 +17,10 @@ RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to com
 MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connections at once
 
 
+class Moved(Exception):
+    """Raised where nothing waits any more: a new server has taken over."""
+
+
 class Registration(End):
     """One authenticated, waiting connection of a hidden server."""
 
@@ -32,6 +36,7 @@ class Waiting:
 
     def __init__(self, max_waiting: int):
         self._max_waiting, self._since = max_waiting, time.monotonic()
+        self.moved = False
         self._registrations: dict[str, list[Registration]] = {}  # oldest first
         self._mobile_clients: dict[str, deque[AsyncResult]] = {}  # first come first
         self._pipes: dict[str, set[Registration]] = {}
@@ -48,6 +53,13 @@ class Waiting:
     def all(self, uuid: str) -> list[Registration]:
         """Those that wait and those in a pipe."""
         return [*self._registrations.get(uuid, ()), *self._pipes.get(uuid, ())]
+
+    def move(self) -> list[Registration]:
+        """From now on nobody waits here any more; the registrations that did."""
+        self.moved = True
+        for result in [each for queue in self._mobile_clients.values() for each in queue]:
+            result.set_exception(Moved())
+        return [each for waiting in self._registrations.values() for each in waiting]
 
     def add(self, registration: Registration) -> Registration | None:
         """Lets it wait, or hands it to the first who waits for it; answers with one it evicts."""
@@ -78,10 +90,12 @@ class Waiting:
         """The newest registration: an old one is likelier to be a dead NAT mapping.
 
         None waits but one did a moment ago: waits for the next one, up to `seconds`, first come
-        first served. Raises Refusal where none is to be had.
+        first served. Raises Refusal where none is to be had, Moved where none will come any more.
         """
         deadline, first = time.monotonic() + seconds, False
         while True:
+            if self.moved:
+                raise Moved
             if uuid in self._registrations:
                 registration = self._registrations[uuid].pop()
                 self._drop_empty(uuid)

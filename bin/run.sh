@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what is missing, then serves, and serves again when the server dies. Ctrl-C or SIGTERM
-# ends it all; SIGHUP makes the server read key and certificate again.
+# ends it all; SIGHUP makes the server read key and certificate again; SIGUSR2, or this script
+# started once more, has a new server take over from the one that runs: for a new version.
 set -u
 umask 077
 cd "$(dirname "$0")/.." || exit 1
@@ -12,18 +13,29 @@ if [ ! -e local.py ]; then
 fi
 .venv/bin/python make_cert.py --if-missing || exit
 
-
-child='' stopping=''
+child='' next='' stopping=''
+serve() { # in the background; it does not outlive this script
+  setpriv --pdeathsig TERM .venv/bin/python server.py &
+}
 stop() {
   stopping=yes
-  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
+  kill -TERM $child $next 2>/dev/null
+}
+renew() { # where the new server can not serve, the old one goes on
+  (. bin/setup.sh requirements.txt) && serve && next=$!
 }
 trap stop TERM INT
-trap '[ -z "$child" ] || kill -HUP "$child" 2>/dev/null' HUP
+trap 'kill -HUP $child 2>/dev/null' HUP
+trap renew USR2
 
 await() { # the end of the child, whatever signals come meanwhile; its exit status
   local status
-  while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done
+  while wait "$child"; status=$?; kill -0 $child 2>/dev/null; do :; done
+  if [ "$status" = 0 ] && [ -n "$next" ] && [ -z "$stopping" ]; then
+    child=$next next='' # it has taken over
+    await
+    return
+  fi
   child=''
   return "$status"
 }
@@ -31,7 +43,7 @@ await() { # the end of the child, whatever signals come meanwhile; its exit stat
 pause=1
 while [ -z "$stopping" ]; do
   began=$SECONDS
-  setpriv --pdeathsig TERM .venv/bin/python server.py & # it does not outlive this script
+  serve
   child=$!
   [ -z "$stopping" ] || stop
   await

@@ -253,6 +253,33 @@ def test_sighup_reads_the_certificate_again(ready, run):
     assert serving.end() == 0
 
 
+def test_sigusr2_has_a_new_server_take_over(ready, run):
+    serving = run('bin/run.sh', ready)
+    until(lambda: 'listening' in log_of(ready), 'it serves')
+    old = server_in(ready)
+    serving.process.send_signal(signal.SIGUSR2)
+    until(lambda: log_of(ready).count('listening') == 2, 'a new one serves')
+    new = until(lambda: (pid := server_in(ready)) != old and pid, 'the old one has ended')
+    os.kill(new, signal.SIGKILL)
+    until(lambda: log_of(ready).count('listening') == 3, 'it is started again as the first was', 20)
+    assert serving.end() == 0
+    until(lambda: not running_in(ready), 'nothing is left')
+
+
+def test_sigusr2_with_a_mistake_in_local_py_leaves_the_old_server_be(ready, run):
+    serving = run('bin/run.sh', ready)
+    until(lambda: 'listening' in log_of(ready), 'it serves')
+    old, good = server_in(ready), (ready / 'local.py').read_text()
+    (ready / 'local.py').write_text('options = {"drain": -1}')
+    serving.process.send_signal(signal.SIGUSR2)
+    until(lambda: 'drain must be' in serving.output, 'it is said')
+    assert server_in(ready) == old
+    (ready / 'local.py').write_text(good)
+    os.kill(old, signal.SIGKILL)
+    until(lambda: log_of(ready).count('listening') == 2, 'it is started again', 20)
+    assert serving.end() == 0
+
+
 def test_descriptors_are_raised_to_the_hard_limit(ready, run):
     run('bash -c "ulimit -Sn 256; exec bin/run.sh"', ready)
     pid = until(lambda: 'listening' in log_of(ready) and server_in(ready), 'it serves')

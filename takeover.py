@@ -1,0 +1,116 @@
+"""A new server takes over from the one that runs, and no client notices.
+
+The running one answers on `server.sock`, a Unix socket that only its own user can open. The new one
+asks it for the listening socket: whoever waits in its queue stays there. As soon as the new one
+serves it says so, and has a `server.sock` of its own. From then on the old one accepts nobody, ends
+its waiting registrations, which come back to the new one, and passes mobile clients on that it has
+accepted already. Where the new one dies before that, nothing has changed.
+"""
+
+import json
+import logging
+import os
+import socket
+from contextlib import suppress
+
+import gevent
+from gevent.event import Event
+from gevent.server import StreamServer
+
+log = logging.getLogger('takeover')
+
+PATH = 'server.sock'  # in the working directory: a path from the root may be too long for a socket
+LISTENER, READY = b'listener', b'ready'
+ANSWER_SECONDS = 5  # of a process on this machine
+LINE_BYTES = 1000
+
+
+class Predecessor:
+    """The server that runs already, and its listening socket."""
+
+    def __init__(self, control: socket.socket, descriptor: int):
+        self._control = control
+        self.listener = socket.socket(fileno=descriptor)
+
+    def let_go(self) -> None:
+        """Tells it that its successor serves."""
+        with suppress(OSError), self._control:
+            self._control.sendall(READY + b'\n')
+
+
+def predecessor() -> Predecessor | None:
+    """The server that runs in this folder, if one does."""
+    control = socket.socket(socket.AF_UNIX)
+    try:
+        with gevent.Timeout(ANSWER_SECONDS, TimeoutError('no answer')):
+            control.connect(PATH)
+            control.sendall(LISTENER + b'\n')
+            _, descriptors, *_ = socket.recv_fds(control, 1, 1)
+            return Predecessor(control, *descriptors)
+    except (OSError, TypeError) as error:
+        control.close()
+        if not isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+            log.warning('can not take over from what runs here: %s', error)
+        return None
+
+
+def pass_on(address: tuple[str, int], uuid: str) -> socket.socket:
+    """A connection to our successor for a mobile client of ours. Raises OSError."""
+    near = socket.socket(socket.AF_UNIX)
+    try:
+        near.connect(PATH)
+        near.sendall(json.dumps([address, uuid]).encode() + b'\n')
+    except OSError:
+        near.close()
+        raise
+    return near
+
+
+class Door:
+    """`server.sock`: a successor gets the listening socket, and brings mobile clients later.
+
+    `taken_over` is set when a successor serves.
+    """
+
+    def __init__(self, listener: socket.socket, handle):
+        self._listener, self._handle, self.taken_over = listener, handle, Event()
+        new = f'{PATH}.{os.getpid()}'
+        with suppress(FileNotFoundError):
+            os.unlink(new)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(new)
+        sock.listen()
+        os.rename(new, PATH)  # in one step: there is one at any time
+        self._server = StreamServer(sock, self._answer)
+        self._server.start()
+
+    def close(self) -> None:
+        """Nobody can take over any more."""
+        self._server.close()
+        if not self.taken_over.is_set():  # or it is the successor's
+            with suppress(FileNotFoundError):
+                os.unlink(PATH)
+
+    def _answer(self, sock, _) -> None:
+        try:
+            line, octets = _line(sock)
+            if line != LISTENER:
+                address, uuid = json.loads(line)
+                self._handle(sock, address, uuid, octets)
+                return
+            socket.send_fds(sock, [b'.'], [self._listener.fileno()])
+            if _line(sock)[0] == READY:
+                self.taken_over.set()
+        except (OSError, ValueError) as error:
+            log.warning('server.sock: %s', error)
+        finally:
+            sock.close()
+
+
+def _line(sock) -> tuple[bytes, bytes]:
+    """A line less its end, and the octets behind it; ends where the other side does."""
+    octets, more = b'', b'any'
+    while more and b'\n' not in octets and len(octets) < LINE_BYTES:
+        octets += (more := sock.recv(LINE_BYTES))
+    line, _, rest = octets.partition(b'\n')
+    return line, rest
