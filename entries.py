@@ -1,7 +1,9 @@
 """The entries in Redis: the only file that knows its keys and the JSON in them."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import quote, urlencode
 
 import pyotp
 import redis
@@ -17,7 +19,8 @@ CONNECTIONS = 16  # as many questions to Redis at a time, however many register
 ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond; more is no answer
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
 SILENT_SECONDS = 5  # then it is asked whether it is still there
-DIGITS = 6  # of a code: all that programs for node-rendezvous know
+DIGITS = 8  # of a code; programs for node-rendezvous know only 6
+LATEST = 253402300800  # the year 10000, in seconds since 1970: no calendar goes on
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
 
 
@@ -67,7 +70,8 @@ class Entries:
 
     def get(self, uuid: str) -> dict | None:
         """The entry, or None; raises StoreDown."""
-        return _entry(self._ask(self._redis.get, uuid))
+        (value,) = self._ask(self._redis.mget, uuid)  # which is None where GET refuses the type
+        return _entry(value)
 
     def count_try(self, uuid: str, address: str, known: bool, right: bool, now: float) -> int:
         """Counts a try of `address` to register `uuid` at `now`, in seconds since 1970.
@@ -79,13 +83,16 @@ class Entries:
         return self._ask(self._count_try, keys, [*limits, int(right), now])
 
     def all(self) -> list[dict]:
-        """UUID and labels of each entry, sorted by label; raises StoreDown."""
+        """UUID, labels and state of each entry, sorted by label; raises StoreDown.
+
+        `created` is in seconds since 1970, or None: nobody knows.
+        """
         # A set: SCAN may return a key more than once.
         keys = self._ask(lambda: set(self._redis.scan_iter(match='*-*-*-*-*', count=1000)))
         uuids = [key for key in keys if UUID.fullmatch(key) and key == key.lower()]
         values = self._ask(self._redis.mget, uuids) if uuids else []
         entries = [
-            {'uuid': uuid, 'labels': _labels(value)}
+            {'uuid': uuid, **summary(_entry(value) or {})}
             for uuid, value in zip(uuids, values, strict=True)
             if value is not None  # it was deleted just now
         ]
@@ -93,33 +100,83 @@ class Entries:
 
     def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> dict | None:
         """Makes and keeps a new entry, or None: that UUID has one. Raises StoreDown."""
-        secret = pyotp.random_base32(SECRET_CHARACTERS)
-        name, issuer = uuid, self._options['rendezvous_host']
-        totp = pyotp.TOTP(secret, digits=digits, name=name, issuer=issuer)
-        entry = {
-            'uuid': uuid,
-            'authURL': totp.provisioning_uri(),
+        entry = {'uuid': uuid, **self._secret(uuid, digits), 'labels': labels}
+        entry['created'] = time.time()
+        return entry if self.adopt(uuid, entry) else None
+
+    def adopt(self, uuid: str, entry: dict) -> bool:
+        """Keeps an entry as it is, unless that UUID has one; raises StoreDown."""
+        value = json.dumps(entry)
+        made = self._ask(self._redis.set, uuid, value, nx=True)
+        # Where the first answer got lost and the question was asked again, what is there is ours.
+        return bool(made) or self._ask(self._redis.mget, uuid) == [value]
+
+    def rename(self, uuid: str, labels: list[str]) -> bool:
+        """Whether there was one, as of those that follow; each is atomic and raises StoreDown."""
+        return bool(self._change(uuid, lambda entry: entry | {'labels': labels}, tell=False))
+
+    def disable(self, uuid: str) -> bool:
+        return bool(self._change(uuid, lambda entry: {'disabled': time.time()} | entry))
+
+    def enable(self, uuid: str) -> bool:
+        def enabled(entry: dict) -> dict:
+            if entry.pop('disabled', None) is not None:
+                entry['enabled'] = time.time()
+            return entry
+
+        return self._change(uuid, enabled) is not None
+
+    def rekey(self, uuid: str, digits: int | None = None) -> dict | None:
+        """The entry with a new secret; `digits` of its codes: None means as many as before."""
+
+        def with_secret(entry: dict) -> dict:
+            entry.pop('qrcodeURL', None)  # node-rendezvous put the old secret there
+            return entry | {'uuid': uuid} | self._secret(uuid, digits or _digits(entry))
+
+        return self._change(uuid, with_secret)
+
+    def delete(self, uuid: str) -> bool:
+        def forget(client: redis.Redis) -> bool:
+            with client.pipeline() as transaction:
+                transaction.delete(uuid).delete(f'seen:{uuid}', f'rendezvous:{uuid}')
+                return bool(transaction.publish(CHANGES, uuid).execute()[0])
+
+        return self._ask(forget, self._redis)
+
+    def _change(self, uuid: str, change: Callable[[dict], dict], tell: bool = True) -> dict | None:
+        """Keeps what `change` makes of an entry, and tells the servers; None: there is none."""
+
+        def exchange(transaction) -> dict | None:
+            (value,) = transaction.mget(uuid)
+            transaction.multi()
+            if value is None:
+                return None
+            entry = change(_entry(value) or {})
+            transaction.set(uuid, json.dumps(entry))
+            if tell:
+                transaction.publish(CHANGES, uuid)
+            return entry
+
+        # It watches the key, and begins again where somebody else changed it.
+        return self._ask(self._redis.transaction, exchange, uuid, value_from_callable=True)
+
+    def _secret(self, uuid: str, digits: int) -> dict:
+        """What an entry with a new secret has of it."""
+        secret, issuer = pyotp.random_base32(SECRET_CHARACTERS), self._options['rendezvous_host']
+        query = {'secret': secret, 'issuer': issuer, 'digits': digits}
+        return {
+            'authURL': f'otpauth://totp/{quote(issuer)}:{uuid}?{urlencode(query)}',
             'authParams': {
                 'protocol': 'totp',
                 'algorithm': 'sha1',
                 'length': 40,  # of the secret, in octets
                 'step': 30,
+                'digits': digits,
                 'base32': secret,
-                'name': name,
+                'name': uuid,
                 'issuer': issuer,
             },
-            'labels': labels,
         }
-        if digits != DIGITS:
-            entry['authParams']['digits'] = digits
-        value = json.dumps(entry)
-        made = self._ask(self._redis.set, uuid, value, nx=True)
-        # Where the first answer got lost and the question was asked again, what is there is ours.
-        return entry if made or self._ask(self._redis.get, uuid) == value else None
-
-    def delete(self, uuid: str) -> bool:
-        """Whether there was one; raises StoreDown."""
-        return bool(self._ask(self._redis.delete, uuid))
 
     def changes(self) -> Iterator[str]:
         """For ever: each UUID whose entry is changed, '' where some may have been missed.
@@ -169,9 +226,24 @@ def _entry(value: str | None) -> dict | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _labels(value: str) -> list[str]:
-    """The labels of an entry as they can be shown, whoever wrote them."""
-    labels = (_entry(value) or {}).get('labels')
-    if not isinstance(labels, list):
-        return []
-    return [''.join(c if c.isprintable() else '\ufffd' for c in str(label)) for label in labels]
+def summary(entry: dict) -> dict:
+    """What can be shown of an entry, whoever wrote it: `labels`, `created` and `disabled`."""
+    labels, created = entry.get('labels'), entry.get('created')
+    known = type(created) in (int, float) and 0 < created < LATEST
+    return {
+        'labels': [_printable(label) for label in labels] if isinstance(labels, list) else [],
+        'created': float(created) if known else None,
+        'disabled': entry.get('disabled') is not None,
+    }
+
+
+def _printable(label) -> str:
+    text = '' if isinstance(label, list | dict) else str(label)
+    return ''.join(c if c.isprintable() else '\ufffd' for c in text)
+
+
+def _digits(entry: dict) -> int:
+    """Of the codes of an entry; those of node-rendezvous do not say it."""
+    parameters = entry.get('authParams')
+    digits = parameters.get('digits', 6) if isinstance(parameters, dict) else DIGITS
+    return digits if digits in (6, 7, 8) else DIGITS

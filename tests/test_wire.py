@@ -9,11 +9,11 @@ import gevent
 import pytest
 from conftest import Peer, get, until
 
+import files
 import make_cert
 import options as local
 import pipe
 import rendezvous
-import users_app
 
 
 def hello(server, cafile, **attributes) -> ssl.SSLSocket:
@@ -149,7 +149,7 @@ def test_text_in_any_encoding_may_stand_before_the_certificate(start, own_pair, 
     assert caplog.messages == ['read key and certificate again']
     hello(server, own_pair['crt_file']).close()
     start(**own_pair)
-    assert users_app.how_to_reach(local.DEFAULTS | own_pair)['ca'].endswith(pem.decode())
+    assert files.how_to_reach(local.DEFAULTS | own_pair)['ca'].endswith(pem.decode())
 
 
 def test_request_of_a_client_with_nagle_is_not_held_up_by_a_delayed_ack(server, pair):

@@ -1,0 +1,105 @@
+"""What the page and the shell do with an entry: the input looked at, then Redis, then the files.
+
+Each function raises Refused, a Mistake or StoreDown.
+"""
+
+import uuid as uuids
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+import auth
+import files
+from entries import Entries
+from options import Mistake
+
+LABEL_CHARACTERS = 100
+
+
+class Refused(click.ClickException):
+    """What was asked for can not be done, and why: a sentence."""
+
+
+def create(entries: Entries, options: dict, uuid: str, label: str, digits: int) -> Path:
+    """Makes an entry and its two files: their path less the suffix; its name is the UUID.
+
+    `uuid` may be empty: one is made up.
+    """
+    uuid, labels = uuid.strip().lower() or str(uuids.uuid4()), _labels(label)
+    if not auth.UUID.fullmatch(uuid):
+        raise Refused(f'{uuid!r} is no UUID, like {uuids.uuid4()}; left out, one is made up')
+    files.how_to_reach(options)  # a mistake in that, before there is an entry
+    entry = entries.add(uuid, labels, digits)
+    if not entry:
+        raise Refused(f'{uuid} has an entry already: delete it first, or take another UUID')
+    try:
+        return files.write(entry, options)
+    except Mistake:
+        entries.delete(uuid)
+        with suppress(Mistake):
+            files.remove(uuid)
+        raise
+
+
+def rename(entries: Entries, options: dict, uuid: str, label: str) -> None:
+    """Gives an entry another label, in its files, too, where they are here."""
+    uuid, labels = _known(uuid), _labels(label)
+    _done(entries.rename(uuid, labels), uuid)
+    entry = entries.get(uuid)
+    if entry and (files.FILES / f'{uuid}.json').exists():
+        files.write(entry, options)
+
+
+def disable(entries: Entries, uuid: str) -> None:
+    """Ends its registrations and pipes; no more until it is enabled."""
+    uuid = _known(uuid)
+    _done(entries.disable(uuid), uuid)
+
+
+def enable(entries: Entries, uuid: str) -> None:
+    uuid = _known(uuid)
+    _done(entries.enable(uuid), uuid)
+
+
+def rekey(entries: Entries, options: dict, uuid: str, digits: int | None = None) -> Path:
+    """Gives an entry a new secret and writes its files: their path less the suffix.
+
+    The old secret stops working at once. `digits`: None means as many as before.
+    """
+    uuid = _known(uuid)
+    files.how_to_reach(options)
+    entry = entries.rekey(uuid, digits)
+    _done(entry, uuid)
+    try:
+        return files.write(entry, options)
+    except Mistake as mistake:
+        raise Mistake(
+            f'{mistake}; the secret is new all the same: mend that, rekey again'
+        ) from None
+
+
+def remove(entries: Entries, uuid: str) -> None:
+    """Deletes an entry and its files."""
+    uuid = _known(uuid)
+    _done(entries.delete(uuid), uuid)
+    files.remove(uuid)
+
+
+def _known(uuid: str) -> str:
+    uuid = uuid.strip().lower()
+    if not auth.UUID.fullmatch(uuid):
+        raise Refused(f'there is no entry {uuid!r}')
+    return uuid
+
+
+def _done(there_was_one, uuid: str) -> None:
+    if not there_was_one:
+        raise Refused(f'there is no entry {uuid!r}')
+
+
+def _labels(label: str) -> list[str]:
+    label = label.strip()
+    if len(label) > LABEL_CHARACTERS or not label.isprintable():
+        raise Refused(f'a label has at most {LABEL_CHARACTERS} characters, all of them printable')
+    return [label] if label else []

@@ -1,0 +1,68 @@
+"""An entry's files for the hidden server, `entries/ID.json` and `ID.js`: they hold its secret."""
+
+import json
+from pathlib import Path
+
+from cryptography import x509
+
+import make_cert
+import options as local
+from options import HERE, Mistake
+
+FILES = HERE / 'entries'
+
+
+def document(entry: dict, options: dict) -> dict:
+    """What the files of an entry hold, as Redis has it. Raises Mistake."""
+    return {
+        'authParams': entry['authParams'],
+        'uuid': [entry['uuid']],
+        'labels': entry['labels'],
+        'server': how_to_reach(options),
+    }
+
+
+def how_to_reach(options: dict) -> dict:
+    """The `server` of an entry's files: with the certificate, where it is its own authority."""
+    server = {'hostname': options['rendezvous_host'], 'port': options['rendezvous_port']}
+    if options['key_file']:
+        crt_file = local.file(options['crt_file'])
+        try:
+            pem = crt_file.read_text('ascii', 'ignore')
+            certificate = x509.load_pem_x509_certificate(pem.encode())
+        except (OSError, ValueError):
+            raise Mistake(f'can not read {crt_file}: python make_cert.py makes it') from None
+        if certificate.issuer == certificate.subject:
+            server['ca'] = pem
+    return server
+
+
+def as_json(document: dict) -> str:
+    """What ID.json holds."""
+    return json.dumps(document, indent=2) + '\n'
+
+
+def as_js(document: dict) -> str:
+    """What ID.js holds, which a program in Node.js requires."""
+    return f'exports.params = {json.dumps(document, indent=2)};\n'
+
+
+def write(entry: dict, options: dict) -> Path:
+    """Writes both files of an entry; their path less the suffix. Raises Mistake."""
+    path, written = FILES / entry['uuid'], document(entry, options)
+    try:
+        FILES.mkdir(mode=0o700, exist_ok=True)
+        make_cert.write(path.with_suffix('.json'), as_json(written).encode(), 0o600)
+        make_cert.write(path.with_suffix('.js'), as_js(written).encode(), 0o600)
+    except OSError as error:
+        raise Mistake(f'can not write {error.filename or FILES}: {error.strerror}') from None
+    return path
+
+
+def remove(uuid: str) -> None:
+    """Deletes the files of an entry, where there are any. Raises Mistake."""
+    try:
+        for suffix in ('json', 'js'):
+            (FILES / f'{uuid}.{suffix}').unlink(missing_ok=True)
+    except OSError as error:
+        raise Mistake(f'can not delete {error.filename}: {error.strerror}') from None
