@@ -3,25 +3,22 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from urllib.parse import quote, urlencode
 
-import pyotp
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+import entry_json
 import guesses
 import store
 from auth import UUID
+from entry_json import DIGITS
 from options import Mistake
 
 CONNECTIONS = 16  # as many questions to Redis at a time, however many register
 ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond; more is no answer
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
 SILENT_SECONDS = 5  # then it is asked whether it is still there
-DIGITS = 8  # of a code; programs for node-rendezvous know only 6
-LATEST = 253402300800  # the year 10000, in seconds since 1970: no calendar goes on
-SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
 
 
 class StoreDown(Mistake):
@@ -36,7 +33,7 @@ class Entries:
     """The entries, by UUID in lower case; keys that are not UUIDs are nobody's and left alone."""
 
     def __init__(self, options: dict):
-        self._options = options
+        self._options, self._issuer = options, options['rendezvous_host']
         pool = redis.BlockingConnectionPool(
             max_connections=CONNECTIONS,
             timeout=ANSWER_SECONDS,
@@ -71,7 +68,8 @@ class Entries:
     def get(self, uuid: str) -> dict | None:
         """The entry, or None; raises StoreDown."""
         (value,) = self._ask(self._redis.mget, uuid)  # which is None where GET refuses the type
-        return _entry(value)
+        entry = entry_json.read(value)
+        return entry and entry | {'uuid': uuid}
 
     def count_try(self, uuid: str, address: str, known: bool, right: bool, now: float) -> int:
         """Counts a try of `address` to register `uuid` at `now`, in seconds since 1970.
@@ -92,7 +90,7 @@ class Entries:
         uuids = [key for key in keys if UUID.fullmatch(key) and key == key.lower()]
         values = self._ask(self._redis.mget, uuids) if uuids else []
         entries = [
-            {'uuid': uuid, **summary(_entry(value) or {})}
+            {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
             for uuid, value in zip(uuids, values, strict=True)
             if value is not None  # it was deleted just now
         ]
@@ -100,8 +98,8 @@ class Entries:
 
     def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> dict | None:
         """Makes and keeps a new entry, or None: that UUID has one. Raises StoreDown."""
-        entry = {'uuid': uuid, **self._secret(uuid, digits), 'labels': labels}
-        entry['created'] = time.time()
+        entry = {'uuid': uuid, **entry_json.secret(uuid, digits, self._issuer)}
+        entry |= {'labels': labels, 'created': time.time()}
         return entry if self.adopt(uuid, entry) else None
 
     def adopt(self, uuid: str, entry: dict) -> bool:
@@ -116,22 +114,25 @@ class Entries:
         return bool(self._change(uuid, lambda entry: entry | {'labels': labels}, tell=False))
 
     def disable(self, uuid: str) -> bool:
-        return bool(self._change(uuid, lambda entry: {'disabled': time.time()} | entry))
+        def disabled(entry: dict) -> dict:
+            return entry | {'disabled': entry.get('disabled') or time.time()}
+
+        return bool(self._change(uuid, disabled))
 
     def enable(self, uuid: str) -> bool:
         def enabled(entry: dict) -> dict:
-            if entry.pop('disabled', None) is not None:
+            if entry.pop('disabled', None):
                 entry['enabled'] = time.time()
             return entry
 
-        return self._change(uuid, enabled) is not None
+        return bool(self._change(uuid, enabled))
 
     def rekey(self, uuid: str, digits: int | None = None) -> dict | None:
         """The entry with a new secret; `digits` of its codes: None means as many as before."""
 
         def with_secret(entry: dict) -> dict:
             entry.pop('qrcodeURL', None)  # node-rendezvous put the old secret there
-            return entry | {'uuid': uuid} | self._secret(uuid, digits or _digits(entry))
+            return entry | entry_json.secret(uuid, digits or entry_json.digits(entry), self._issuer)
 
         return self._change(uuid, with_secret)
 
@@ -141,7 +142,7 @@ class Entries:
                 transaction.delete(uuid).delete(f'seen:{uuid}', f'rendezvous:{uuid}')
                 return bool(transaction.publish(CHANGES, uuid).execute()[0])
 
-        return self._ask(forget, self._redis)
+        return self.ask(forget)
 
     def _change(self, uuid: str, change: Callable[[dict], dict], tell: bool = True) -> dict | None:
         """Keeps what `change` makes of an entry, and tells the servers; None: there is none."""
@@ -151,7 +152,7 @@ class Entries:
             transaction.multi()
             if value is None:
                 return None
-            entry = change(_entry(value) or {})
+            entry = change((entry_json.read(value) or {}) | {'uuid': uuid})
             transaction.set(uuid, json.dumps(entry))
             if tell:
                 transaction.publish(CHANGES, uuid)
@@ -159,24 +160,6 @@ class Entries:
 
         # It watches the key, and begins again where somebody else changed it.
         return self._ask(self._redis.transaction, exchange, uuid, value_from_callable=True)
-
-    def _secret(self, uuid: str, digits: int) -> dict:
-        """What an entry with a new secret has of it."""
-        secret, issuer = pyotp.random_base32(SECRET_CHARACTERS), self._options['rendezvous_host']
-        query = {'secret': secret, 'issuer': issuer, 'digits': digits}
-        return {
-            'authURL': f'otpauth://totp/{quote(issuer)}:{uuid}?{urlencode(query)}',
-            'authParams': {
-                'protocol': 'totp',
-                'algorithm': 'sha1',
-                'length': 40,  # of the secret, in octets
-                'step': 30,
-                'digits': digits,
-                'base32': secret,
-                'name': uuid,
-                'issuer': issuer,
-            },
-        }
 
     def changes(self) -> Iterator[str]:
         """For ever: each UUID whose entry is changed, '' where some may have been missed.
@@ -215,35 +198,3 @@ class Entries:
         except (redis.RedisError, OSError) as error:
             sentence = 'start it, or set redis_host and redis_port in local.py'
             raise StoreDown(f'Redis does not answer ({error}): {sentence}') from None
-
-
-def _entry(value: str | None) -> dict | None:
-    """What Redis holds as an entry; one that is no JSON object is none."""
-    try:
-        entry = json.loads(value or 'null')
-    except (ValueError, RecursionError):
-        return None
-    return entry if isinstance(entry, dict) else None
-
-
-def summary(entry: dict) -> dict:
-    """What can be shown of an entry, whoever wrote it: `labels`, `created` and `disabled`."""
-    labels, created = entry.get('labels'), entry.get('created')
-    known = type(created) in (int, float) and 0 < created < LATEST
-    return {
-        'labels': [_printable(label) for label in labels] if isinstance(labels, list) else [],
-        'created': float(created) if known else None,
-        'disabled': entry.get('disabled') is not None,
-    }
-
-
-def _printable(label) -> str:
-    text = '' if isinstance(label, list | dict) else str(label)
-    return ''.join(c if c.isprintable() else '\ufffd' for c in text)
-
-
-def _digits(entry: dict) -> int:
-    """Of the codes of an entry; those of node-rendezvous do not say it."""
-    parameters = entry.get('authParams')
-    digits = parameters.get('digits', 6) if isinstance(parameters, dict) else DIGITS
-    return digits if digits in (6, 7, 8) else DIGITS

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+import entry_json
 import make_cert
 import options as local
 from options import HERE, Mistake
@@ -13,11 +14,13 @@ FILES = HERE / 'entries'
 
 
 def document(entry: dict, options: dict) -> dict:
-    """What the files of an entry hold, as Redis has it. Raises Mistake."""
+    """What the files of an entry hold, with its secret. Raises Mistake."""
+    if not entry_json.is_sound(entry):
+        raise Mistake(f'the entry {entry["uuid"]} makes no sense: give it a new secret')
     return {
         'authParams': entry['authParams'],
         'uuid': [entry['uuid']],
-        'labels': entry['labels'],
+        'labels': entry_json.summary(entry)['labels'],
         'server': how_to_reach(options),
     }
 
