@@ -7,16 +7,22 @@ told of what the file holds, but numbers of lines: there are secrets in it.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import entry_json
+from actions import Refused
+
+FILE_BYTES = 64 * 1024 * 1024  # many years of changes; it is read into memory
 
 # https://redis.io/docs/latest/develop/reference/protocol-spec/ : an array of bulk strings
 _ARRAY = re.compile(rb'\*([0-9]{1,6})\r\n')
 _BULK = re.compile(rb'\$([0-9]{1,9})\r\n')
 _UUID = re.compile(rb'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 # What Redis takes for a word of a line; a quote ends with the word.
-_WORD = re.compile(rb'[ \t]*(?:"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'|([^\s"\']+))(?=\s|$)', re.S)
+_WORD = re.compile(
+    rb"""[ \t]*(?: "((?:[^"\\]|\\.)*)" | '((?:[^'\\]|\\.)*)' | ([^\s"']+) )(?=\s|$)""", re.S | re.X
+)
 _ESCAPE = re.compile(rb'\\(?:x([0-9a-fA-F]{2})|(.))', re.S)
 _ESCAPED = {b'n': b'\n', b'r': b'\r', b't': b'\t', b'b': b'\b', b'a': b'\a'}
 
@@ -34,8 +40,19 @@ class Found(NamedTuple):
     unreadable: int | None  # the line from which on it was
 
 
+def read(file: Path) -> Found:
+    """The entries that are in a file in the end, and what else there is. Raises Refused."""
+    try:
+        with file.open('rb') as opened:
+            octets = opened.read(FILE_BYTES + 1)
+    except OSError as error:
+        raise Refused(f'can not read {file}: {error.strerror}') from None
+    if len(octets) > FILE_BYTES:
+        raise Refused(f'{file} is larger than {FILE_BYTES >> 20} MiB: that is no nedis.db')
+    return find(octets)
+
+
 def find(octets: bytes) -> Found:
-    """The entries that are in a file in the end, and what else there is."""
     values: dict[bytes, tuple[int, bytes]] = {}
     left, unreadable = [], None
     try:
@@ -109,14 +126,13 @@ def _line(octets: bytes, at: int) -> tuple[list[bytes], int | None]:
         if not word:
             return [], None
         double, single, bare = word.groups()
-        words.append(bare or (_unescaped(double) if single is None else single.replace(b"\\'", b"'")))
+        words.append(
+            bare or (_unescaped(double) if single is None else single.replace(b"\\'", b"'"))
+        )
         at = word.end()
     return words, end
 
 
-def _unescaped(quoted: bytes) -> bytes:
-    def octet(escape: re.Match) -> bytes:
-        return bytes.fromhex(escape[1].decode()) if escape[1] else _ESCAPED.get(escape[2], escape[2])
-
-    return _ESCAPE.sub(octet, quoted)
-
+def _unescaped(escape: re.Match) -> bytes:
+    digits, letter = escape.groups()
+    return bytes.fromhex(digits.decode()) if digits else _ESCAPED.get(letter, letter)
