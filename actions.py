@@ -86,6 +86,14 @@ def remove(entries: Entries, uuid: str) -> None:
     files.remove(uuid)
 
 
+def found(entries: Entries, uuid: str) -> dict:
+    """The entry."""
+    uuid = _known(uuid)
+    entry = entries.get(uuid)
+    _done(entry, uuid)
+    return entry
+
+
 def _known(uuid: str) -> str:
     uuid = uuid.strip().lower()
     if not auth.UUID.fullmatch(uuid):

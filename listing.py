@@ -5,45 +5,118 @@ Labels come last in a line: a long one, or one that is written from right to lef
 
 import time
 from itertools import accumulate
+from pathlib import Path
 from unicodedata import east_asian_width
 
+import entry_json
+import files
 from entry_json import printable
 from live import Now
 
 LABEL_COLUMNS = 100  # where no terminal says how many it has
 _HEAD = 'UUID', 'STATE', 'WAITING', 'PIPES', 'LAST SEEN', 'ADDRESS', 'LABEL'
-_UNITS = ('days', 86400), ('h', 3600), ('min', 60)
+_RENDEZVOUS_HEAD = 'BEGAN', 'LASTED', 'SENT', 'BACK', 'ADDRESS', 'END'
+_AGO = ('days', 86400), ('h', 3600), ('min', 60)
+_OCTETS = ('GB', 10**9), ('MB', 10**6), ('kB', 10**3)
 
 
-def state(entry: dict, now: Now) -> str:
-    if entry['disabled']:
+def state(shown: dict, now: Now) -> str:
+    """Of an entry as `Entries.all` shows it: disabled, online, offline or never seen."""
+    if shown['disabled']:
         return 'disabled'
     if now.waiting or now.pipes:
         return 'online'
     return 'never seen' if now.seen is None else 'offline'
 
 
+def known(shown: dict, now: Now) -> dict:
+    """All that is known of an entry, for programs."""
+    return shown | {'state': state(shown, now)} | now._asdict()
+
+
 def table(listed: list[dict], live: dict[str, Now], columns: int | None) -> list[str]:
     """A head and the entries, a line each; two where one is too long for so many columns."""
     rows = [_HEAD, *(_row(entry, live.get(entry['uuid'], Now())) for entry in listed)]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)][:-1]
+    widths, indent = _widths(rows), '    '
     before_label = sum(widths) + 2 * len(widths)
-    gap = '  '
-    if columns and before_label + len(_HEAD[-1]) > columns:
-        gap, before_label = '\n    ', 4 + widths[-1] + 2
-    left = (columns or before_label + LABEL_COLUMNS) - before_label
-    return [_line(row, widths, gap, left) for row in rows]
-
-
-def _line(row: tuple[str, ...], widths: list[int], gap: str, left: int) -> str:
-    *cells, address, label = row
-    first = '  '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
-    return f'{first}{gap}{address.ljust(widths[-1])}  {fitted(label, left)}'.rstrip()
+    wide = columns is None or before_label + len(_HEAD[-1]) <= columns
+    if not wide:
+        before_label = len(indent) + widths[-1] + 2
+    left = columns - before_label if columns else LABEL_COLUMNS
+    lines = []
+    for *cells, address, label in rows:
+        rest = _line([address, fitted(label, left)], widths[-1:]).rstrip()
+        lines += [_line([*cells, rest], widths)] if wide else [_line(cells, widths), indent + rest]
+    return lines
 
 
 def _row(entry: dict, now: Now) -> tuple[str, ...]:
-    label, counts = ', '.join(entry['labels']), (str(now.waiting), str(now.pipes))
-    return entry['uuid'], state(entry, now), *counts, ago(now.seen), now.address, label
+    counts, address = (str(now.waiting), str(now.pipes)), printable(now.address)
+    return entry['uuid'], state(entry, now), *counts, _ago(now.seen), address, _label(entry)
+
+
+def about(entry: dict, now: Now, options: dict, secret: bool) -> list[str]:
+    """What there is about an entry, and the commands for its two ends. Raises Mistake."""
+    uuid, shown = entry['uuid'], entry_json.summary(entry)
+    path = files.FILES / uuid
+    there = path.with_suffix('.json').exists()
+    facts = {
+        'UUID': uuid,
+        'label': _label(shown),
+        'state': f'{state(shown, now)}; {counted(now)}',
+        'last seen': f'{_moment(now.seen)} from {printable(now.address)}' if now.seen else '-',
+        'made': _moment(shown['created']) if shown['created'] else '-',
+        'codes': f'of {entry_json.digits(entry)} digits' if entry_json.is_sound(entry) else 'none',
+        'files': f'{path}.json and .js' if there else 'none here: rekey makes new ones',
+    }
+    if secret:
+        parameters = entry.get('authParams')
+        base32 = parameters.get('base32', '') if isinstance(parameters, dict) else ''
+        facts |= {'secret': printable(base32), 'URL': printable(entry.get('authURL', ''))}
+    return [
+        *(f'{name + ":":10} {fact}'.rstrip() for name, fact in facts.items()),
+        *_use(uuid, options),
+    ]
+
+
+def _use(uuid: str, options: dict) -> list[str]:
+    server = files.how_to_reach(options)
+    host, port = server['hostname'], server['port']
+    host = f'[{host}]' if ':' in host else host
+    url = f'https://{host}/' if port == 443 else f'https://{host}:{port}/'
+    trusted = f'--cacert {Path(options["crt_file"]).name} ' if 'ca' in server else ''
+    return [
+        'on the hidden machine, for the HTTP server there:',
+        f'    python hidden.py {uuid}.json 127.0.0.1:8000',
+        'on the phone, with that UUID as the user name and any password:',
+        f'    {url}',
+        f'    curl {trusted}--digest -u {uuid}:x {url}',
+    ]
+
+
+def history(rendezvous: list[dict]) -> list[str]:
+    """The last rendezvous, a line each, under a head."""
+    rows = [_RENDEZVOUS_HEAD]
+    for each in rendezvous:
+        octets = _octets(each['sent']), _octets(each['received'])
+        address, how = printable(each['address']), printable(each['how'])
+        rows.append((_moment(each['at']), f'{each["seconds"]:.0f} s', *octets, address, how))
+    widths = _widths(rows)
+    return [_line(row, widths) for row in rows] if rendezvous else []
+
+
+def ending(entry: dict, now: Now) -> str:
+    """What ends with a change of an entry: the servers hear of it at once."""
+    label = _label(entry_json.summary(entry))
+    return f'{counted(now)}; they end within two seconds: {entry["uuid"]} {label}'.rstrip()
+
+
+def counted(now: Now) -> str:
+    return f'registrations that wait: {now.waiting}, open pipes: {now.pipes}'
+
+
+def _label(shown: dict) -> str:
+    return fitted(', '.join(shown['labels']), LABEL_COLUMNS)
 
 
 def fitted(text: str, columns: int) -> str:
@@ -54,16 +127,33 @@ def fitted(text: str, columns: int) -> str:
     return text[: sum(end < columns for end in ends)] + '\u2026'
 
 
-def ago(at: float | None) -> str:
-    """How long ago that was, in few letters."""
+def _widths(rows: list[tuple[str, ...]]) -> list[int]:
+    """Of all columns but the last, which needs none."""
+    return [max(map(len, cells)) for cells in zip(*rows, strict=True)][:-1]
+
+
+def _line(cells, widths: list[int]) -> str:
+    *padded, last = cells
+    return '  '.join([*map(str.ljust, padded, widths), last])
+
+
+def _ago(at: float | None) -> str:
     if at is None:
         return '-'
-    seconds = time.time() - at
-    for unit, length in _UNITS:
-        if seconds >= length:
-            return f'{seconds // length:.0f} {unit} ago'
-    return 'just now'
+    return _in_units(time.time() - at, _AGO, ' ago') or 'just now'
 
 
-def moment(at: float) -> str:
-    return time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))
+def _octets(count: int) -> str:
+    return _in_units(count, _OCTETS, '') or f'{count} B'
+
+
+def _in_units(amount: float, units: tuple[tuple[str, int], ...], suffix: str) -> str:
+    """A whole number of the largest unit that fits, '' where none does."""
+    for unit, size in units:
+        if amount >= size:
+            return f'{amount // size:.0f} {unit}{suffix}'
+    return ''
+
+
+def _moment(at: float) -> str:
+    return time.strftime('%Y-%m-%d %H:%M', time.localtime(at))

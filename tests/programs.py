@@ -163,9 +163,9 @@ class Folder:
 
     def listed(self) -> dict[str, str]:
         """The entries from the shell: label by UUID."""
-        ran = self.run('users_app.py', 'list')
+        ran = self.run('users_app.py', 'list', '--json')
         assert (ran.status, ran.stderr) == (0, '')
-        return {line[:36]: line[36:].strip() for line in ran.stdout.splitlines()}
+        return {entry['uuid']: ', '.join(entry['labels']) for entry in json.loads(ran.stdout)}
 
     def redis(self, *command):
         """What the store answers."""

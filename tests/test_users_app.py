@@ -51,8 +51,8 @@ def test_entry_is_made_listed_and_deleted(folder, uuid):
     assert len(files(folder, uuid)) == 2
     assert json.loads(files(folder, uuid)[f'{uuid}.json'])['labels'] == ['garden shed']
     assert folder.listed() == {uuid: 'garden shed'}
-    ran = folder.run('users_app.py', 'delete', uuid.upper())
-    assert ran == (0, f'deleted {uuid}\n', '')
+    ran = folder.run('users_app.py', 'delete', '--yes', uuid.upper())
+    assert (ran.status, ran.stdout) == (0, f'deleted {uuid}\n')
     assert files(folder, uuid) == {}
 
 
