@@ -52,11 +52,14 @@ def totp(parameters: dict) -> pyotp.TOTP:
     digits = parameters.get('digits', 6)
     if digits not in (6, 7, 8):
         raise ValueError('digits must be 6, 7 or 8')
+    step = parameters.get('step', 30)
+    if step < 1:
+        raise ValueError('step must be 1 second or more')
     return pyotp.TOTP(
         parameters['base32'],
         digits=digits,
         digest=_ALGORITHMS[parameters.get('algorithm', 'sha1').lower()],
-        interval=parameters.get('step', 30),
+        interval=step,
     )
 
 

@@ -171,7 +171,16 @@ def test_entry_that_node_rendezvous_wrote_authenticates(
     entries.delete(uuid)
 
 
-@pytest.mark.parametrize('value', ['[]', '{}', 'no json', '{"authParams": {"base32": "!"}}'])
+@pytest.mark.parametrize(
+    'value',
+    [
+        '[]',
+        '{}',
+        'no json',
+        '{"authParams": {"base32": "!"}}',
+        '{"authParams": {"base32": "AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHH", "step": 1e-320}}',
+    ],
+)
 def test_entry_that_makes_no_sense_is_refused_and_logged(
     server, connect, entries, uuid, value, caplog
 ):
