@@ -28,7 +28,7 @@ def create(entries: Entries, options: dict, uuid: str, label: str, digits: int) 
     """
     uuid, labels = uuid.strip().lower() or str(uuids.uuid4()), _labels(label)
     if not auth.UUID.fullmatch(uuid):
-        raise Refused(f'{uuid!r} is no UUID, like {uuids.uuid4()}; left out, one is made up')
+        raise Refused(f'{uuid[:50]!r} is no UUID, like {uuids.uuid4()}; left out, one is made up')
     files.how_to_reach(options)  # a mistake in that, before there is an entry
     entry = entries.add(uuid, labels, digits)
     if not entry:
@@ -97,13 +97,13 @@ def found(entries: Entries, uuid: str) -> dict:
 def _known(uuid: str) -> str:
     uuid = uuid.strip().lower()
     if not auth.UUID.fullmatch(uuid):
-        raise Refused(f'there is no entry {uuid!r}')
+        raise Refused(f'there is no entry {uuid[:50]!r}')
     return uuid
 
 
 def _done(there_was_one, uuid: str) -> None:
     if not there_was_one:
-        raise Refused(f'there is no entry {uuid!r}')
+        raise Refused(f'there is no entry {uuid[:50]!r}')
 
 
 def _labels(label: str) -> list[str]:

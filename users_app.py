@@ -21,7 +21,6 @@ import listing
 import live
 import nedis
 import options as local
-import page
 from actions import Refused
 from entries import DIGITS, Entries
 from live import Now
@@ -41,6 +40,8 @@ def cli(context: click.Context, port: int, host: str, no_login: bool) -> None:
     os.umask(0o077)
     sys.stdout.reconfigure(errors='replace')  # labels may be in any writing, terminals may not
     if not context.invoked_subcommand:
+        import page  # only here: the shell need not wait for it
+
         page.serve(local.load(), host, port, login=not no_login)
 
 
@@ -180,7 +181,7 @@ def import_entries(entries: Entries, options: dict, file: Path) -> None:
 
 def _confirm(entries: Entries, uuid: str, question: str, yes: bool) -> None:
     """Says what ends, and asks whether that is meant. Raises Refused or what click does."""
-    if not yes and not os.isatty(0):
+    if not yes and not (sys.stdin and sys.stdin.isatty()):
         # As for what can not be undone elsewhere: a script has to say that it means it.
         raise click.UsageError('there is no terminal to ask on: --yes says that it is meant')
     entry = actions.found(entries, uuid)
