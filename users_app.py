@@ -38,7 +38,8 @@ LEFT_LINES = 20  # of an import that are told one by one
 @click.pass_context
 def cli(context: click.Context, port: int, host: str, no_login: bool) -> None:
     os.umask(0o077)
-    sys.stdout.reconfigure(errors='replace')  # labels may be in any writing, terminals may not
+    if sys.stdout:  # labels may be in any writing, terminals may not
+        sys.stdout.reconfigure(errors='replace')
     if not context.invoked_subcommand:
         import page  # only here: the shell need not wait for it
 
@@ -93,7 +94,7 @@ def list_entries(entries: Entries, options: dict, as_json: bool) -> None:
         known = [listing.known(entry, now.get(entry['uuid'], Now())) for entry in listed]
         click.echo(json.dumps(known, indent=2))
     elif listed:
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        columns = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else None
         click.echo('\n'.join(listing.table(listed, now, columns)))
     else:
         click.echo('there are no entries yet: users_app.py add LABEL makes one', err=True)
@@ -181,7 +182,7 @@ def import_entries(entries: Entries, options: dict, file: Path) -> None:
 
 def _confirm(entries: Entries, uuid: str, question: str, yes: bool) -> None:
     """Says what ends, and asks whether that is meant. Raises Refused or what click does."""
-    if not yes and not (sys.stdin and sys.stdin.isatty()):
+    if not yes and not _is_terminal(sys.stdin):
         # As for what can not be undone elsewhere: a script has to say that it means it.
         raise click.UsageError('there is no terminal to ask on: --yes says that it is meant')
     entry = actions.found(entries, uuid)
@@ -189,6 +190,10 @@ def _confirm(entries: Entries, uuid: str, question: str, yes: bool) -> None:
     click.echo(listing.ending(entry, now), err=True)
     if not yes:
         click.confirm(question, abort=True, err=True)
+
+
+def _is_terminal(stream) -> bool:
+    return stream is not None and stream.isatty()  # None: it is closed
 
 
 def _tell_files(files: Path) -> None:

@@ -334,6 +334,14 @@ def test_list_works_where_the_terminal_knows_no_such_letters(folder, shell, monk
     assert folder.run('users_app.py', 'list').stdout.endswith('  ??\n')
 
 
+def test_commands_work_without_standard_output_and_input(folder, uuid):
+    without = 'sh', '-c', 'exec "$@" <&- >&-', 'sh'
+    ran = folder.run('users_app.py', 'add', '--uuid', uuid, under=without)
+    assert ran == (0, '', '')
+    assert folder.run('users_app.py', 'list', under=without) == (0, '', '')
+    assert folder.run('users_app.py', 'delete', uuid, under=without).status == 2
+
+
 def test_show_tells_all_but_the_secret(folder, shell, uuid):
     shell.says('add', '--uuid', uuid, 'kitchen')
     folder.redis('SET', f'seen:{uuid}', json.dumps({'at': 1e9, 'address': '192.0.2.1'}))
