@@ -108,6 +108,8 @@ class Rendezvous:
                 gevent.sleep(STORE_SECONDS)
 
     def _end_outdated(self, uuid: str) -> None:
+        if not self.waiting.all(uuid):
+            return  # most changes are of entries of which nobody is here
         entry = self.entries.get(uuid)
         for registration in self.waiting.all(uuid):
             if not _same(registration.entry, entry):
