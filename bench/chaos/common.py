@@ -15,7 +15,6 @@ import signal
 import socket
 import ssl
 import statistics
-import struct
 import sys
 import tempfile
 import time
@@ -34,10 +33,10 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 from conftest import free_port, until
+from faults import CHUNK_BYTES, linger_not
 from programs import Folder, Program, listens
 
 RUN_SH = 'import os; os.execl("bin/run.sh", "bin/run.sh")'
-CHUNK_BYTES = 64 * 1024
 
 
 def octets(name: str, count: int) -> bytes:
@@ -228,6 +227,7 @@ class Outcome(NamedTuple):
     port: int  # of the mobile client
     began: float  # time.monotonic()
     ended: float
+    since: float = 0  # its connection
 
 
 class Mobile:
@@ -236,7 +236,7 @@ class Mobile:
     def __init__(self, stage: Stage, uuid: str, seconds: float = 90, address=None, sock=None):
         self._stage, self._uuid, self._seconds = stage, uuid, seconds
         self._address = address or (stage.host, stage.port)
-        self._sock, self.port = sock, 0
+        self._sock, self.port, self.since = sock, 0, time.monotonic()
 
     def ask(self, request: Request) -> Outcome:
         began, got = time.monotonic(), bytearray()
@@ -247,13 +247,13 @@ class Mobile:
             saw = 'refused'
         except TimeoutError:
             saw = f'no end within {self._seconds:g} s'
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: it has been closed here
             saw = 'reset' if isinstance(error, ConnectionResetError) else 'cut off'
         answer = request.answer()
         if got and not answer.startswith(got):
             status = re.match(rb'HTTP/1\.1 (502|503|408) [ -~]*\r\n', got)
             saw = status[1].decode() if status else 'WRONG'
-        return Outcome(request, saw, self.port, began, time.monotonic())
+        return Outcome(request, saw, self.port, began, time.monotonic(), self.since)
 
     def _ask(self, request: Request, got: bytearray) -> str:
         if not self.port:
@@ -277,20 +277,21 @@ class Mobile:
         )
 
     def close(self, reset: bool = False) -> None:
-        if self._sock and reset:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         if self._sock:
+            with suppress(OSError):  # it may be closed already
+                if reset:
+                    linger_not(self._sock)
             self._sock.close()
 
 
-_number = iter(range(10**9))
+numbers = iter(range(10**9))
 
 
 def ask(stage: Stage, uuid: str, up: int = 0, down: int = 100, **more) -> Outcome:
     """One request on a connection of its own."""
     mobile = Mobile(stage, uuid, **more)
     try:
-        return mobile.ask(Request(f'r{next(_number)}', up, down))
+        return mobile.ask(Request(f'r{next(numbers)}', up, down))
     finally:
         mobile.close()
 
@@ -343,77 +344,6 @@ class Bystander:
 
     def stop(self) -> None:
         self._greenlet.kill()
-
-
-class Link:
-    """One connection through a relay."""
-
-    def __init__(self, near, far):
-        self.socks = near, far
-        # That of the client as the relay sees it, and that of the relay as the server sees it.
-        self.near_port, self.far_port = near.getpeername()[1], far.getsockname()[1]
-        self.flows = Event()  # cleared: acknowledges, and forwards nothing
-        self.flows.set()
-        self.resets = False
-        pairs = self.socks, self.socks[::-1]
-        self._greenlets = [gevent.spawn(self._copy, *pair) for pair in pairs]
-
-    def _copy(self, source, sink) -> None:
-        try:
-            while more := source.recv(CHUNK_BYTES):
-                self.flows.wait()
-                sink.sendall(more)
-            self.flows.wait()
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.cut()
-
-    def cut(self, reset: bool = True) -> None:
-        """Ends it on both sides, by an RST or by a FIN."""
-        self.resets = self.resets or reset
-        gevent.killall(self._greenlets, block=False)
-
-    def live(self) -> None:
-        gevent.joinall(self._greenlets)
-        for sock in self.socks:
-            with suppress(OSError):
-                if self.resets:
-                    linger = struct.pack('ii', 1, 0)
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            sock.close()
-
-
-class Relay:
-    """A middlebox between hidden servers and the server."""
-
-    def __init__(self, address: tuple[str, int]):
-        self._address, self.links, self.flows = address, [], Event()
-        self.flows.set()
-        self._server = StreamServer(('127.0.0.1', 0), self._handle, spawn=Pool(None))
-        self._server.start()
-        self.port = self._server.server_port
-
-    def _handle(self, sock, _) -> None:
-        self.flows.wait()  # a network that is gone lets no new ones through, too
-        try:
-            link = Link(sock, socket.create_connection(self._address))
-        except OSError:
-            sock.close()
-            return
-        self.links.append(link)
-        link.live()
-        self.links.remove(link)
-
-    def hold(self) -> list[Link]:
-        """All that are there now go half-open; new ones are as they should be."""
-        for link in self.links:
-            link.flows.clear()
-        return list(self.links)
-
-    def stop(self) -> None:
-        for link in list(self.links):
-            link.cut()
-        self._server.stop(timeout=0)
 
 
 def print_row(fault: str, saw: list[str], seconds: list[float], left: list[str] | str) -> None:

@@ -14,7 +14,6 @@ from common import (
     Bystander,
     Mobile,
     Origin,
-    Relay,
     Request,
     ask,
     print_head,
@@ -23,7 +22,7 @@ from common import (
     until,
     until_good,
 )
-from netspace import Netspace, why_not
+from faults import Netspace, Relay, why_not
 
 LARGE_BYTES = 50_000_000
 LIFETIME_SECONDS = 5

@@ -1,7 +1,7 @@
 """Put into a copy of the project, behind its pipe.py: what only the process itself knows.
 
-A line in `joined.log` for each pipe: the process and the ports of its two ends, so that a request
-can be followed from connection to connection. After SIGUSR1, `left.PID` holds what there is of
+A line in `joined.log` for each pipe: when, and the ports of the mobile client and of the hidden
+server, so that a request can be followed from connection to connection. After SIGUSR1, `left.PID` holds what there is of
 greenlets, pipes and registry entries.
 """
 
@@ -9,27 +9,28 @@ import gc
 import json
 import os
 import signal
+import time
 from contextlib import suppress
 
 import gevent
 
 
-def ports(sock) -> list[int]:
-    """Of the other side and of ours; none where it has left already."""
+def port(sock) -> int:
+    """The other side's; 0 where it has left already."""
     with suppress(OSError):
-        return [sock.getpeername()[1], sock.getsockname()[1]]
-    return [0, 0]
+        return sock.getpeername()[1]
+    return 0
 
 
 def install(pipe) -> None:
     def end(self, sock, *arguments) -> None:
         init_end(self, sock, *arguments)
-        self.ports = ports(sock)  # now: it may be gone when the pipe begins
+        self.port = port(sock)  # now: it may be gone when the pipe begins
 
     def joined(self, mobile, hidden, *arguments, **more) -> None:
         init_pipe(self, mobile, hidden, *arguments, **more)
         with suppress(OSError), open('joined.log', 'a') as file:  # the disk may be full
-            file.write(json.dumps([os.getpid(), mobile.ports, hidden.ports]) + '\n')
+            file.write(json.dumps([time.monotonic(), mobile.port, hidden.port]) + '\n')
 
     init_end, init_pipe = pipe.End.__init__, pipe.Pipe.__init__
     pipe.End.__init__, pipe.Pipe.__init__ = end, joined
