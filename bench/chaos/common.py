@@ -1,5 +1,5 @@
 """What the programs here share: the real programs in a folder, requests that are checked octet by
-octet, a relay that can be a bad network, and the table at the end.
+octet, and a table.
 """
 
 from gevent import monkey
@@ -34,75 +34,57 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 from conftest import free_port, until
 from faults import CHUNK_BYTES, linger_not
-from programs import Folder, Program, listens
+from programs import Folder, Program, command_line, listens
 
-RUN_SH = 'import os; os.execl("bin/run.sh", "bin/run.sh")'
-
-
-def octets(name: str, count: int) -> bytes:
-    """The octets that a body of this name has: whoever checks it makes them again."""
-    return hashlib.shake_128(name.encode()).digest(count)
+BLOCK_BYTES = 1024 * 1024
+numbers = iter(range(10**9))  # no two requests have the same name
 
 
 class Stage(Folder):
-    """The real programs on a fixed port, and HTTP servers in this process for them to hide."""
+    """The real programs in a folder, on a fixed port; probe.py says what is inside them."""
 
     def __init__(self, path: Path, **options):
         super().__init__(path, rendezvous_port=free_port(), **options)
         self.host = options.get('rendezvous_host', '127.0.0.1')
+        self.port = self.options['rendezvous_port']
         self.pair(self.host)
-        for name in ('bin', 'requirements.txt', 'local.example.py'):
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, self.path / name)
+        self.context = ssl.create_default_context(cafile=self.path / 'registrar.crt')
+        shutil.copytree(ROOT / 'bin', self.path / 'bin')
+        shutil.copy(ROOT / 'requirements.txt', self.path)
         (self.path / '.venv').symlink_to(ROOT / '.venv')
         shutil.copy(HERE / 'probe.py', self.path)
         with (self.path / 'pipe.py').open('a') as file:
             file.write('\n\nimport sys, probe\n\nprobe.install(sys.modules[__name__])\n')
-        self.port = self.options['rendezvous_port']
-        self.context = ssl.create_default_context(cafile=self.path / 'registrar.crt')
 
     def run_sh(self) -> Program:
         """bin/run.sh, which serves."""
-        program = self.start('-c', RUN_SH)
-        until(lambda: listens(self.port, self.host), f'it serves: {program.said()}')
+        program = self.start('-c', 'import os; os.execl("bin/run.sh", "bin/run.sh")')
+        until(lambda: listens(self.port, self.host), 'it serves')
         return program
 
     def server_pids(self) -> list[int]:
-        """Those of server.py, the newest last; others' pids are none of ours."""
-        return sorted(pid for pid in self.pids() if b'\0server.py\0' in command(pid))
+        return [pid for pid in self.pids() if command_line(pid).endswith('python server.py ')]
 
-    def hide(self, uuid: str, origin: 'Origin', *more: str, port: int = 0, under=()) -> Program:
+    def hide(self, uuid: str, origin: 'Origin', port: int = 0, program=('hidden.py',)) -> Program:
         """A hidden.py that is registered; `port`: of the relay that it goes through."""
         entry = json.loads((self.path / 'entries' / f'{uuid}.json').read_text())
         entry['server']['port'] = port or self.port
-        file = self.path / 'entries' / f'{uuid}.{entry["server"]["port"]}.json'
+        file = self.path / 'entries' / f'{next(numbers)}.json'
         file.write_text(json.dumps(entry))
-        program = self.start(*(under or ['hidden.py']), str(file), origin.address, *more)
-        program.until_it_says('registered')
-        return program
+        hiding = self.start(*program, str(file), origin.address)
+        hiding.until_it_says('registered')
+        return hiding
 
-    def left(self, pid: int) -> dict[str, int]:
-        """What a server.py or a hidden.py has: greenlets, pipes, registrations, descriptors."""
-        file = self.path / f'left.{pid}'
+    def inside(self, pid: int) -> dict[str, int]:
+        """What a server.py or a hidden.py has: greenlets, pipes, registrations, sockets."""
+        file = self.path / f'inside.{pid}'
         file.unlink(missing_ok=True)
         os.kill(pid, signal.SIGUSR1)
-        until(file.exists, 'it says what is left')
+        until(file.exists, 'it says what is in it')
         return json.loads(file.read_text()) | {'sockets': self._sockets(pid)}
 
-    def at_rest(self, pid: int, registrations: int) -> dict[str, int]:
-        """The same, once so many wait at this server and nothing else is under way."""
-        return until(
-            lambda: (
-                (found := self.left(pid))
-                and (found['registrations'], found['pipes']) == (registrations, 0)
-                and found
-            ),
-            f'{registrations} registrations wait',
-            20,
-        )
-
     def _sockets(self, pid: int) -> int:
-        """TCP sockets that this process has, but for those to Redis: they are kept in a pool."""
+        """Those of TCP, but for those to Redis: they are kept in a pool."""
         theirs = set()
         for fd in Path(f'/proc/{pid}/fd').iterdir():
             with suppress(OSError):
@@ -111,41 +93,43 @@ class Stage(Folder):
         redis = f':{self.options["redis_port"]:04X}'
         return sum(row[9] in theirs and not row[2].endswith(redis) for row in rows)
 
-    def until_as_before(self, pid: int, before: dict[str, int], seconds: float = 20) -> str:
-        """What is left over of it compared with `before`, after these seconds at the most."""
-        found = {}
+    def at_rest(self, pid: int, registrations: int) -> dict[str, int]:
+        """What is inside a server, once so many wait and nothing else is under way."""
 
-        def as_before() -> bool:
-            found.update(self.left(pid))
+        def found() -> dict[str, int] | None:
+            inside = self.inside(pid)
+            rests = (inside['registrations'], inside['pipes']) == (registrations, 0)
+            return inside if rests else None
+
+        return until(found, f'{registrations} registrations wait', 30)
+
+    def left(self, pid: int, before: dict[str, int], seconds: float = 20) -> str:
+        """What it has more than `before`, after these seconds at the most; '' for nothing."""
+        more, deadline = {'any': 1}, time.monotonic() + seconds
+        while any(more.values()) and time.monotonic() < deadline:
             gevent.sleep(0.1)
-            return found == before
-
-        with suppress(AssertionError):
-            until(as_before, 'it is as it was', seconds)
-        more = {name: found[name] - count for name, count in before.items()}
-        return ', '.join(f'{count} {name}' for name, count in more.items() if count) or 'none'
-
-
-def command(pid: int) -> bytes:
-    with suppress(OSError):
-        return Path(f'/proc/{pid}/cmdline').read_bytes()
-    return b''
+            inside = self.inside(pid)
+            more = {name: inside[name] - count for name, count in before.items()}
+        return ', '.join(f'{count} {name}' for name, count in more.items() if count)
 
 
 @contextmanager
 def stage(folder: str | None = None, **options):
     """A stage; what was started is ended, also by Ctrl-C and SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(dir=folder) as path, Stage(Path(path), **options) as stage:
-        yield stage
+    with tempfile.TemporaryDirectory(dir=folder) as path, Stage(Path(path), **options) as on:
+        yield on
+
+
+def octets(name: str, count: int) -> bytes:
+    """The octets that a body of this name has: whoever checks it makes them again."""
+    return hashlib.shake_128(name.encode()).digest(count)
 
 
 class Request(NamedTuple):
-    """A request and its answer, both with bodies that can be made again from its name."""
-
     name: str
-    up: int = 0
-    down: int = 100
+    up: int = 0  # octets of its body
+    down: int = 100  # and of its answer's
 
     def head(self, uuid: str) -> bytes:
         return (
@@ -161,130 +145,107 @@ class Request(NamedTuple):
 class Origin:
     """The HTTP server that is hidden: checks what comes, and answers what the request says."""
 
-    def __init__(self, name: str = ''):
-        self.name, self.wrong = name, []
-        self.ports: dict[str, int] = {}  # by request: the port that it came from
-        self.pause = Event()  # cleared: answers stop after their first half
-        self.pause.set()
-        self.ended = 0
-        self.open: dict[str, object] = {}
+    def __init__(self):
+        self.wrong: list[str] = []  # requests whose body was
+        self.open: dict[str, socket.socket] = {}  # the connections of those under way
+        self.served = self.ended = 0
+        self.flows = Event()  # cleared: answers stop after their first half
+        self.flows.set()
         self._server = StreamServer(('127.0.0.1', 0), self._handle, spawn=Pool(None))
         self._server.start()
         self.address = f'127.0.0.1:{self._server.server_port}'
 
-    def stop(self) -> None:
-        self._server.stop(timeout=0)
-
-    def _handle(self, sock, address) -> None:
+    def _handle(self, sock, _) -> None:
         with sock, suppress(OSError):
-            while self._answer(sock, address[1]):
-                pass
+            while head := self._head(sock):
+                name, up, down = head.split()[1].decode()[1:].split('/')
+                self.open[name] = sock
+                try:
+                    self._answer(sock, Request(name, int(up), int(down)))
+                finally:
+                    del self.open[name]
         self.ended += 1
 
-    def _answer(self, sock, port: int) -> bool:
-        got = b''
-        while b'\r\n\r\n' not in got:
-            if not (more := sock.recv(CHUNK_BYTES)):
-                return False
-            got += more
-        head, _, body = got.partition(b'\r\n\r\n')
-        name, up, down = head.split()[1].decode()[1:].split('/')
-        request = Request(name, int(up), int(down))
-        self.ports[name], self.open[name] = port, sock
-        try:
-            whole = self._read(sock, body, request)
-            if whole:
-                answer = request.answer()
-                sock.sendall(answer[: len(answer) // 2])
-                self.pause.wait()
-                sock.sendall(answer[len(answer) // 2 :])
-        finally:
-            del self.open[name]
-        return whole
+    def _head(self, sock) -> bytes:
+        head = b''
+        while not head.endswith(b'\r\n\r\n') and (octet := sock.recv(1)):
+            head += octet
+        return head
 
-    def _read(self, sock, body: bytes, request: Request) -> bool:
-        """Whether the body came whole; as far as it came, it is compared."""
-        expected = octets(f'{request.name} up', request.up)
-        parts, count = [body], len(body)
-        while count < request.up:
-            try:
-                more = sock.recv(CHUNK_BYTES)
-            except OSError:
-                more = b''
-            if not more:
-                break
-            parts.append(more)
-            count += len(more)
-        body = b''.join(parts)
-        if not expected.startswith(body):
-            self.wrong.append(request.name)
-        return body == expected
+    def _answer(self, sock, request: Request) -> None:
+        expected, got = octets(f'{request.name} up', request.up), 0
+        while got < request.up:
+            if not (more := sock.recv(min(CHUNK_BYTES, request.up - got))):
+                raise ConnectionError('cut off')
+            if more != expected[got : got + len(more)]:
+                self.wrong.append(request.name)
+            got += len(more)
+        answer = request.answer()
+        sock.sendall(answer[: len(answer) // 2])
+        self.flows.wait()
+        sock.sendall(answer[len(answer) // 2 :])
+        self.served += 1
 
 
 class Outcome(NamedTuple):
     request: Request
     saw: str  # 'good', or what came instead; 'WRONG' where an octet was
     port: int  # of the mobile client
-    began: float  # time.monotonic()
+    since: float  # time.monotonic() of its connection
+    began: float
     ended: float
-    since: float = 0  # its connection
 
 
 class Mobile:
     """A mobile client's connection: one request after the other, each checked."""
 
-    def __init__(self, stage: Stage, uuid: str, seconds: float = 90, address=None, sock=None):
+    def __init__(self, stage: Stage, uuid: str, seconds: float = 90, sock=None):
         self._stage, self._uuid, self._seconds = stage, uuid, seconds
-        self._address = address or (stage.host, stage.port)
-        self._sock, self.port, self.since = sock, 0, time.monotonic()
+        self._sock, self.port, self.since = sock or socket.socket(), 0, time.monotonic()
+        self.gave_up = False
 
     def ask(self, request: Request) -> Outcome:
         began, got = time.monotonic(), bytearray()
         try:
-            with gevent.Timeout(self._seconds, TimeoutError('no end')):
+            with gevent.Timeout(self._seconds, TimeoutError()):
                 saw = self._ask(request, got)
         except ConnectionRefusedError:
             saw = 'refused'
         except TimeoutError:
             saw = f'no end within {self._seconds:g} s'
-        except (OSError, ValueError) as error:  # ValueError: it has been closed here
-            saw = 'reset' if isinstance(error, ConnectionResetError) else 'cut off'
-        answer = request.answer()
-        if got and not answer.startswith(got):
-            status = re.match(rb'HTTP/1\.1 (502|503|408) [ -~]*\r\n', got)
+        except (OSError, ValueError):  # ValueError: it has been closed here
+            saw = 'cut off'
+        if not request.answer().startswith(got):
+            status = re.match(rb'HTTP/1\.1 (502|503) [ -~]*\r\n', got)
             saw = status[1].decode() if status else 'WRONG'
-        return Outcome(request, saw, self.port, began, time.monotonic(), self.since)
+        return Outcome(request, saw, self.port, self.since, began, time.monotonic())
 
     def _ask(self, request: Request, got: bytearray) -> str:
         if not self.port:
             self._connect()
         self._sock.sendall(request.head(self._uuid))
-        for start in range(0, request.up, 16 * CHUNK_BYTES):  # as it is, a reset is found early
-            self._sock.sendall(octets(f'{request.name} up', request.up)[start:][: 16 * CHUNK_BYTES])
+        body = octets(f'{request.name} up', request.up)
+        for start in range(0, request.up, BLOCK_BYTES):
+            self._sock.sendall(body[start : start + BLOCK_BYTES])
         count = len(request.answer())
         while len(got) < count:
             if not (more := self._sock.recv(CHUNK_BYTES)):
-                return 'ended early' if got else 'ended'
+                return 'ended early'
             got += more
         return 'good'
 
     def _connect(self) -> None:
-        self._sock = self._sock or socket.socket()
-        self._sock.connect(self._address)
+        self._sock.connect((self._stage.host, self._stage.port))
         self.port = self._sock.getsockname()[1]
         self._sock = self._stage.context.wrap_socket(
             self._sock, server_hostname=self._stage.host, suppress_ragged_eofs=False
         )
 
     def close(self, reset: bool = False) -> None:
-        if self._sock:
-            with suppress(OSError):  # it may be closed already
-                if reset:
-                    linger_not(self._sock)
-            self._sock.close()
-
-
-numbers = iter(range(10**9))
+        with suppress(OSError):  # it may be closed already
+            if reset:
+                linger_not(self._sock)
+        self._sock.close()
 
 
 def ask(stage: Stage, uuid: str, up: int = 0, down: int = 100, **more) -> Outcome:
@@ -296,11 +257,9 @@ def ask(stage: Stage, uuid: str, up: int = 0, down: int = 100, **more) -> Outcom
         mobile.close()
 
 
-def until_good(
-    stage: Stage, uuid: str, seconds: float = 120, each: float = 90
-) -> tuple[str, float]:
+def until_good(stage: Stage, uuid: str, each: float = 90) -> tuple[str, float]:
     """Asks every 40 ms until an answer is good: what was seen before, and the seconds."""
-    began, seen, good = time.monotonic(), Counter(), Event()
+    began, seen, good, asking = time.monotonic(), Counter(), Event(), Pool(50)
 
     def one() -> None:
         outcome = ask(stage, uuid, seconds=each)
@@ -309,53 +268,39 @@ def until_good(
         elif not good.is_set():
             seen[outcome.saw] += 1
 
-    asking = Pool(50)
-    while not good.is_set() and time.monotonic() - began < seconds:
+    while not good.is_set():
         asking.spawn(one)
         good.wait(0.04)
-    took = time.monotonic() - began if good.is_set() else float('inf')
+    took = time.monotonic() - began
     asking.kill()
     return words(seen), took
 
 
 def words(seen: Counter) -> str:
-    return ', '.join(f'{count} x {saw}' for saw, count in seen.most_common()) or 'nothing'
+    return ', '.join(f'{count} x {saw}' for saw, count in seen.most_common()) or 'nothing bad'
 
 
 class Bystander:
-    """Another hidden server and its mobile client: nothing that happens may harm them."""
+    """Somebody else's requests, one after the other: they all should be good."""
 
     def __init__(self, stage: Stage, uuid: str):
-        self._stage, self._uuid = stage, uuid
-        self.good, self.failed = 0, []
-        self._greenlet = gevent.spawn(self._live)
+        self.seen = Counter()
+        self._greenlet = gevent.spawn(self._live, stage, uuid)
 
-    def _live(self) -> None:
+    def _live(self, stage: Stage, uuid: str) -> None:
         while True:
-            outcome = ask(self._stage, self._uuid, 1000, 100_000, seconds=15)
-            if outcome.saw == 'good':
-                self.good += 1
-            else:
-                self.failed.append(outcome.saw)
+            self.seen[ask(stage, uuid, 1000, 100_000, seconds=15).saw] += 1
             gevent.sleep(0.05)
 
-    def __str__(self) -> str:
-        return f'bystander: {self.good} good, {len(self.failed)} failed {self.failed[:5] or ""}'
-
-    def stop(self) -> None:
+    def stop(self) -> str:
         self._greenlet.kill()
+        return words(self.seen)
 
 
-def print_row(fault: str, saw: list[str], seconds: list[float], left: list[str] | str) -> None:
-    """A line of the table: median and worst of the seconds until the next good answer."""
-    left = left if isinstance(left, str) else '; '.join(dict.fromkeys(left))
-    took = f'{statistics.median(seconds):7.2f} {max(seconds):7.2f}' if seconds else ' ' * 15
-    print(f'{fault:<44} {took} {len(saw):4}  {saw_most(saw)} | left over: {left}', flush=True)
-
-
-def print_head() -> None:
-    print(f'{"fault":<44} {"median":>7} {"worst":>7} runs  what the mobile client saw first')
-
-
-def saw_most(saw: list[str]) -> str:
-    return ' / '.join(dict.fromkeys(saw))
+def print_row(fault: str, saw: str, seconds: list[float], more: str) -> None:
+    """A line of the table: median and worst of the seconds, how many; what was seen."""
+    if fault:
+        took = f'{statistics.median(seconds):6.2f} {max(seconds):6.2f} {len(seconds):4}'
+    else:
+        fault, took = 'fault', 'median  worst runs'
+    print(f'{fault:<42} {took}  {saw} | {more}', flush=True)

@@ -2,36 +2,34 @@
 
     .venv/bin/python bench/chaos/kills.py [RUNS]
 
-About a minute for each five runs. Seconds are those from the fault to the next good answer, and for
-the server those from the moment in which the new process listens, too.
+About a minute for each five runs. The seconds are those to the next good answer.
 """
 
 import os
 import signal
 import sys
 import time
+from collections import Counter
 
+import gevent
 from common import (
     Bystander,
     Mobile,
     Origin,
-    Outcome,
     Request,
-    Stage,
     ask,
     free_port,
-    gevent,
     listens,
-    print_head,
     print_row,
     stage,
     until,
     until_good,
+    words,
 )
 from programs import Outside
 
 LARGE_BYTES = 50_000_000
-REDIS_DOWN_SECONDS = 3
+REDIS_AWAY_SECONDS = 3
 
 
 def server_killed(runs: int) -> None:
@@ -40,40 +38,36 @@ def server_killed(runs: int) -> None:
         (uuid,) = on.add('kitchen')['uuid']
         on.run_sh()
         on.hide(uuid, Origin())
-        before = on.at_rest(*on.server_pids(), 4)
-        saw, since_fault, since_listening, left = [], [], [], []
+        (pid,) = on.server_pids()
+        before, seen, down, took = on.at_rest(pid, 4), [], [], []
         for _ in range(runs):
             began = time.monotonic()
-            (pid,) = on.server_pids()
             os.kill(pid, signal.SIGKILL)
-            until(lambda pid=pid: pid not in on.server_pids(), 'it is dead')
+            until(lambda one=pid: one not in on.server_pids(), 'it is dead')
             until(lambda: listens(on.port), 'it listens again', 70)
-            down = time.monotonic() - began
-            seen, seconds = until_good(on, uuid)
-            saw.append(f'refused, then {seen}')
-            since_fault.append(down + seconds)
-            since_listening.append(seconds)
-            left.append(on.until_as_before(*on.server_pids(), before))
-        print_row('server killed: since the kill', saw, since_fault, left)
-        print_row('server killed: since the new one listens', saw, since_listening, left)
+            down.append(time.monotonic() - began)
+            saw, seconds = until_good(on, uuid)
+            seen.append(saw)
+            took.append(seconds)
+            (pid,) = on.server_pids()
+        left = f'left over: {on.left(pid, before)}'
+    print_row('server killed: the new one listens', 'refused', down, left)
+    print_row('server killed: ... and has a good answer', ' / '.join(seen), took, left)
 
 
 def redis_killed(runs: int) -> None:
+    """The embedded one, in the middle of a load."""
     with stage() as on:
         (uuid,) = on.add('kitchen')['uuid']
         server, _ = on.serve()
         on.hide(uuid, Origin())
-        before, bystander = on.at_rest(server.pid, 4), Bystander(on, uuid)
-        saw, took, left = [], [], []
+        before, load, took = on.at_rest(server.pid, 4), Bystander(on, uuid), []
         for _ in range(runs):
             os.kill(on.stores()[0], signal.SIGKILL)
-            seen, seconds = until_good(on, uuid)
-            saw.append(seen)
-            took.append(seconds)
+            took.append(until_good(on, uuid)[1])
             gevent.sleep(1)
-        bystander.stop()
-        left.append(on.until_as_before(server.pid, before))
-        print_row(f'embedded Redis killed ({bystander})', saw, took, left)
+        saw, left = load.stop(), on.left(server.pid, before)
+    print_row('embedded Redis killed', saw, took, f'left over: {left}')
 
 
 def outside_redis_killed(runs: int) -> None:
@@ -81,77 +75,57 @@ def outside_redis_killed(runs: int) -> None:
     with stage(redis_port=free_port()) as on:
         data = on.path.parent / 'redis'
         data.mkdir()
-        redis = Outside(str(data), on.options['redis_port'], '', '--appendonly', 'yes')
-        try:
+        with Outside(str(data), on.options['redis_port'], '', '--appendonly', 'yes') as redis:
             (uuid,) = on.add('kitchen')['uuid']
             server, _ = on.serve()
             on.hide(uuid, Origin())
-            before, saw, took, left = on.at_rest(server.pid, 4), [], [], []
+            before, load, took = on.at_rest(server.pid, 4), Bystander(on, uuid), []
             for _ in range(runs):
-                bystander, began = Bystander(on, uuid), time.monotonic()
                 redis.stop()
-                gevent.sleep(REDIS_DOWN_SECONDS)
+                gevent.sleep(REDIS_AWAY_SECONDS)
                 redis.start()
-                seen, _ = until_good(on, uuid)
-                took.append(time.monotonic() - began - REDIS_DOWN_SECONDS)
+                took.append(until_good(on, uuid)[1])
                 gevent.sleep(1)
-                bystander.stop()
-                saw.append(f'{seen} ({bystander})')
-            left.append(on.until_as_before(server.pid, before))
-            print_row(f'outside Redis away for {REDIS_DOWN_SECONDS} s', saw, took, left)
-        finally:
-            redis.stop()
+            saw, left = load.stop(), on.left(server.pid, before)
+    print_row(f'Redis outside was away for {REDIS_AWAY_SECONDS} s', saw, took, f'left over: {left}')
 
 
-def half_an_answer(on: Stage, uuid: str, origin: Origin) -> gevent.Greenlet:
-    """A download that is under way and goes no further."""
-    origin.pause.clear()
-    request = Request(f'half{time.monotonic_ns()}', 0, LARGE_BYTES)
-    asking = gevent.spawn(Mobile(on, uuid).ask, request)
-    until(lambda: request.name in origin.open, 'it has been asked')
-    gevent.sleep(0.3)
-    return asking
-
-
-def hidden_killed(runs: int, mid_pipe: bool) -> None:
+def hidden_killed(runs: int, in_pipe: bool) -> None:
     """... and started again at once; another hidden server goes on."""
     with stage() as on:
-        uuids = [on.add(name)['uuid'][0] for name in ('kitchen', 'cellar')]
-        origin, server = Origin(), on.serve()[0]
-        on.hide(uuids[1], Origin())
-        hiding = on.hide(uuids[0], origin)
-        before, bystander = on.at_rest(server.pid, 8), Bystander(on, uuids[1])
-        saw, took = [], []
-        for _ in range(runs):
-            asking = half_an_answer(on, uuids[0], origin) if mid_pipe else None
-            began = time.monotonic()
+        uuid, other = (on.add(name)['uuid'][0] for name in ('kitchen', 'cellar'))
+        (server, _), origin = on.serve(), Origin()
+        on.hide(other, Origin())
+        hiding = on.hide(uuid, origin)
+        before, bystander = on.at_rest(server.pid, 8), Bystander(on, other)
+        seen, took = Counter(), []
+        for turn in range(runs):
+            if in_pipe:  # a download, half of which has come
+                origin.flows.clear()
+                request = Request(f'half{turn}', 0, LARGE_BYTES)
+                asking = gevent.spawn(Mobile(on, uuid).ask, request)
+                until(lambda name=request.name: name in origin.open, 'it has been asked')
+                gevent.sleep(0.3)
+            killed = time.monotonic()
             hiding.end(signal.SIGKILL)
-            origin.pause.set()
-            if mid_pipe:
-                end: Outcome = asking.get()
-                saw.append(f'its download {end.saw} after {end.ended - began:.0f} s; then')
-            else:
-                outcome = ask(on, uuids[0], seconds=0.2)
-                saw.append(outcome.saw)
-            began = time.monotonic()
-            hiding = on.start('hidden.py', hiding.process.args[2], origin.address)
-            seen, seconds = until_good(on, uuids[0])
-            saw[-1] += f', {seen}'
-            took.append(seconds)
-        bystander.stop()
-        fault = 'hidden.py killed in a pipe' if mid_pipe else 'hidden.py killed while it waits'
-        left = on.until_as_before(server.pid, before)
-        print_row(f'{fault} ({bystander})', saw, took, left)
+            origin.flows.set()
+            outcome = asking.get() if in_pipe else ask(on, uuid, seconds=0.2)
+            seen[f'{outcome.saw} ({outcome.ended - killed:.0f} s)'] += 1
+            hiding = on.start('hidden.py', *hiding.process.args[2:])
+            took.append(until_good(on, uuid)[1])
+        more = f'bystander: {bystander.stop()}; left over: {on.left(server.pid, before)}'
+    where = 'in a pipe' if in_pipe else 'while it waits'
+    print_row(f'hidden.py killed {where}, and started', words(seen), took, more)
 
 
 def main() -> None:
     runs = int(sys.argv[1]) if sys.argv[1:] else 5
-    print_head()
+    print_row('', 'what mobile clients saw', [], '')
     server_killed(runs)
     redis_killed(runs)
     outside_redis_killed(runs)
-    hidden_killed(runs, mid_pipe=False)
-    hidden_killed(runs, mid_pipe=True)
+    hidden_killed(runs, in_pipe=False)
+    hidden_killed(runs, in_pipe=True)
 
 
 if __name__ == '__main__':

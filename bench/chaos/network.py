@@ -6,8 +6,10 @@ About five minutes for each two runs, for the times of dead peers are the real o
 packets needs root, for a network namespace; the rest does without.
 """
 
+import signal
 import sys
 import time
+from collections import Counter
 
 import gevent
 from common import (
@@ -16,146 +18,144 @@ from common import (
     Origin,
     Request,
     ask,
-    print_head,
     print_row,
     stage,
     until,
     until_good,
+    words,
 )
 from faults import Netspace, Relay, why_not
 
 LARGE_BYTES = 50_000_000
 LIFETIME_SECONDS = 5
 SHORT_LIVED = (
-    'import sys, runpy; from gevent import monkey; monkey.patch_all(); import hidden, options; '
+    'from gevent import monkey; monkey.patch_all(); import hidden, options; '
     f'hidden.LIFETIME_SECONDS = {LIFETIME_SECONDS}; options.main(hidden.main)'
 )
 
 
-def vanishes(runs: int) -> None:
-    """The hidden server's packets are dropped: while it waits, and in the middle of a download."""
-    saw, took, forgotten, cut_off, back, left = [], [], [], [], [], []
+def half_a_download(on, uuid: str, origin: Origin, sock=None) -> tuple[Mobile, gevent.Greenlet]:
+    origin.flows.clear()
+    mobile = Mobile(on, uuid, sock=sock)
+    loading = gevent.spawn(mobile.ask, Request(f'd{time.monotonic_ns()}', 0, LARGE_BYTES))
+    until(lambda: origin.open, 'the download began')
+    gevent.sleep(1)
+    return mobile, loading
+
+
+def hidden_server_vanishes(runs: int) -> None:
+    """While it waits, and in the middle of a download; another one goes on."""
+    ends, forgotten, cut_off, back, seen = [], [], [], [], Counter()
     with Netspace() as away, stage(rendezvous_host=away.near) as on:
-        uuids = [on.add(name)['uuid'][0] for name in ('kitchen', 'cellar')]
-        server, origin = on.serve()[0], Origin()
+        uuid, other = (on.add(name)['uuid'][0] for name in ('kitchen', 'cellar'))
+        server, _ = on.serve()
         with away.inside():
-            origin_there = Origin()
-        on.hide(uuids[1], Origin())
-        on.hide(uuids[0], origin_there, under=away.runs('hidden.py'))
-        before, bystander = on.at_rest(server.pid, 8), Bystander(on, uuids[1])
+            origin = Origin()
+        on.hide(other, Origin())
+        on.hide(uuid, origin, program=away.runs('hidden.py'))
+        before, bystander = on.at_rest(server.pid, 8), Bystander(on, other)
         for _ in range(runs):
-            origin_there.pause.clear()
-            download = Request(f'd{time.monotonic_ns()}', 0, LARGE_BYTES)
-            loading = gevent.spawn(Mobile(on, uuids[0]).ask, download)
-            until(lambda name=download.name: name in origin_there.open, 'the download began')
-            gevent.sleep(1)
+            _, loading = half_a_download(on, uuid, origin)
             away.drop()
             began = time.monotonic()
-            asking = [gevent.spawn(ask, on, uuids[0], 100, 100) for _ in range(2)]
-            until(lambda: on.left(server.pid)['registrations'] <= 4, 'they are forgotten', 100)
+            asking = [gevent.spawn(ask, on, uuid, 100, 100) for _ in range(2)]
+            until(lambda: on.inside(server.pid)['registrations'] <= 4, 'they are forgotten', 100)
             forgotten.append(time.monotonic() - began)
             for outcome in [each.get() for each in asking]:
-                saw.append(outcome.saw)
-                took.append(outcome.ended - outcome.began)
+                seen[outcome.saw] += 1
+                ends.append(outcome.ended - outcome.began)
             cut_off.append(loading.get().ended - began)
             away.mend()
-            origin_there.pause.set()
-            _, seconds = until_good(on, uuids[0])
-            back.append(seconds)
-            until(lambda: on.left(server.pid)['registrations'] >= 8, 'all wait again', 100)
-        bystander.stop()
-        left.append(on.until_as_before(server.pid, before, 90))
-        print_row('hidden server vanished: request ends after', saw, took, left)
-        print_row('hidden server vanished: forgotten after', ['-'] * runs, forgotten, left)
-        print_row('hidden server vanished: download ends after', ['-'] * runs, cut_off, left)
-        print_row(f'the network is back ({bystander})', ['-'] * runs, back, left)
+            origin.flows.set()
+            back.append(until_good(on, uuid)[1])
+            until(lambda: on.inside(server.pid)['registrations'] >= 8, 'all wait again', 100)
+        more = f'bystander: {bystander.stop()}; left over: {on.left(server.pid, before, 90)}'
+    print_row('hidden server vanished: a request ends', words(seen), ends, more)
+    print_row('... its registrations are forgotten', '', forgotten, more)
+    print_row('... a download ends', '', cut_off, more)
+    print_row('... the network is back: a good answer', '', back, more)
 
 
-def mobile_vanishes(runs: int) -> None:
-    """The mobile client's packets are dropped in the middle of a download: who serves it is told."""
-    took, left = [], []
+def mobile_client_vanishes(runs: int) -> None:
+    """... in the middle of a download: the hidden server is told."""
+    took = []
     with Netspace() as away, stage(rendezvous_host=away.near) as on:
         (uuid,) = on.add('kitchen')['uuid']
-        server, origin = on.serve()[0], Origin()
+        (server, _), origin = on.serve(), Origin()
         on.hide(uuid, origin)
         before = on.at_rest(server.pid, 4)
         for _ in range(runs):
             with away.inside():
                 sock = gevent.socket.socket()
-            origin.pause.clear()
-            mobile = Mobile(on, uuid, sock=sock)
-            loading = gevent.spawn(mobile.ask, Request(f'd{time.monotonic_ns()}', 0, LARGE_BYTES))
-            until(lambda: origin.open, 'the download began')
-            gevent.sleep(1)
+            mobile, loading = half_a_download(on, uuid, origin, sock)
             away.drop()
-            origin.pause.set()
+            origin.flows.set()
             began, ended = time.monotonic(), origin.ended
             until(lambda e=ended: origin.ended > e, 'the hidden server hears of it', 100)
             took.append(time.monotonic() - began)
             loading.kill()
             mobile.close()
             away.mend()
-        left.append(on.until_as_before(server.pid, before, 90))
-    print_row('mobile client vanished: download ends after', ['-'] * runs, took, left)
+        left = on.left(server.pid, before, 90)
+    print_row('mobile client vanished: a download ends', '', took, f'left over: {left}')
 
 
 def half_open(runs: int) -> None:
     """A middlebox acknowledges and forwards nothing, for the connections that there are."""
-    saw, took, left = [], [], []
+    seen, took = [], []
     with stage(max_waiting=4) as on:
         (uuid,) = on.add('kitchen')['uuid']
-        server, relay, origin = on.serve()[0], Relay(('127.0.0.1', on.port)), Origin()
-        hiding = on.hide(uuid, origin, port=relay.port, under=('-c', SHORT_LIVED))
+        (server, _), relay = on.serve(), Relay(('127.0.0.1', on.port))
+        hiding = on.hide(uuid, Origin(), relay.port, ('-c', SHORT_LIVED))
         before = on.at_rest(server.pid, 4)
         for _ in range(runs):
             held = relay.hold()
-            seen, seconds = until_good(on, uuid, each=1)
-            saw.append(seen)
+            saw, seconds = until_good(on, uuid, each=1)
+            seen.append(saw)
             took.append(seconds)
-            until(lambda: len(relay.links) >= len(held) + 4, 'all are replaced', 30)
+            until(lambda: sum(link.flows.is_set() for link in relay.links) >= 4, 'new ones', 30)
             for link in held:
                 link.cut()
             until(lambda: len(relay.links) == 4, 'the old ones are gone', 30)
-        said = hiding.said()
-        refused = 'refused' if 'not registered' in said or 'hanging up' in said else 'never refused'
-        left.append(on.until_as_before(server.pid, before))
+        never = 'not registered' not in hiding.said() and 'hanging up' not in hiding.said()
+        left = on.left(server.pid, before)
         relay.stop()
-    print_row(f'half-open middlebox, lifetime {LIFETIME_SECONDS} s ({refused})', saw, took, left)
+    more = f'hidden.py was never refused: {never}; left over: {left}'
+    print_row(f'half-open middlebox, lifetime {LIFETIME_SECONDS} s', ' / '.join(seen), took, more)
 
 
 def replaced(runs: int) -> None:
     """It comes from a new address, and the connections from the old one are never closed."""
-    saw, took, left = [], [], []
+    seen, took, left = Counter(), [], ''
     with stage() as on:
         (uuid,) = on.add('kitchen')['uuid']
-        server = on.serve()[0]
+        server, _ = on.serve()
+        before = on.inside(server.pid)
         for _ in range(runs):
-            relay, old, new = Relay(('127.0.0.1', on.port)), Origin('old'), Origin('new')
-            before = on.at_rest(server.pid, 0)
-            first = on.hide(uuid, old, port=relay.port)
+            relay, new = Relay(('127.0.0.1', on.port)), Origin()
+            hiding = [on.hide(uuid, Origin(), relay.port)]
             on.at_rest(server.pid, 4)
             relay.hold()
-            second = on.hide(uuid, new)
-            began = time.monotonic()
+            hiding.append(on.hide(uuid, new))
             outcome = ask(on, uuid)
-            took.append(time.monotonic() - began)
-            saw.append(outcome.saw + (' from the new one' if new.ports else ' from the old one'))
-            second.end()
-            first.end()
+            took.append(outcome.ended - outcome.began)
+            seen[f'{outcome.saw} from {"the new" if new.served else "ANOTHER"} one'] += 1
+            for program in hiding:
+                program.end(signal.SIGKILL)
             relay.stop()
-            left.append(on.until_as_before(server.pid, before))
-    print_row('hidden server replaced: the very next request', saw, took, left)
+            left += on.left(server.pid, before)
+    print_row('hidden server moved: the next request', words(seen), took, f'left over: {left}')
 
 
 def main() -> None:
     runs = int(sys.argv[1]) if sys.argv[1:] else 2
-    print_head()
+    print_row('', 'what mobile clients saw', [], '')
     replaced(5 * runs)
     half_open(2 * runs)
     if reason := why_not():
-        sys.exit(f'not tried: packets that are dropped ({reason})')
-    vanishes(runs)
-    mobile_vanishes(runs)
+        sys.exit(f'packets are not dropped here: {reason}')
+    hidden_server_vanishes(runs)
+    mobile_client_vanishes(runs)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Put into a copy of the project, behind its pipe.py: what only the process itself knows.
+"""Put behind the pipe.py of a copy of the project: what only the process itself knows.
 
 A line in `joined.log` for each pipe: when, and the ports of the mobile client and of the hidden
-server, so that a request can be followed from connection to connection. After SIGUSR1, `left.PID` holds what there is of
-greenlets, pipes and registry entries.
+server, so that a request can be followed from connection to connection. After SIGUSR1, `inside.PID`
+holds how many greenlets, pipes and registrations there are.
 """
 
 import gc
@@ -13,13 +13,6 @@ import time
 from contextlib import suppress
 
 import gevent
-
-
-def port(sock) -> int:
-    """The other side's; 0 where it has left already."""
-    with suppress(OSError):
-        return sock.getpeername()[1]
-    return 0
 
 
 def install(pipe) -> None:
@@ -37,16 +30,23 @@ def install(pipe) -> None:
     gevent.signal_handler(signal.SIGUSR1, say, pipe.Pipe)
 
 
+def port(sock) -> int:
+    """The other side's; 0 where it has left already."""
+    with suppress(OSError):
+        return sock.getpeername()[1]
+    return 0
+
+
 def say(kind: type) -> None:
     gc.collect()
     things = gc.get_objects()
-    left = {
+    inside = {
         'greenlets': sum(isinstance(one, gevent.Greenlet) and not one.dead for one in things),
         'pipes': sum(isinstance(one, kind) for one in things),
     }
     for waiting in [one for one in things if type(one).__name__ == 'Waiting']:
-        left['registrations'] = sum(map(len, waiting._registrations.values()))
-        left['mobile clients'] = len(waiting._mobile_clients)
-    with open('left.new', 'w') as file:
-        json.dump(left, file)
-    os.rename('left.new', f'left.{os.getpid()}')
+        inside['registrations'] = sum(map(len, waiting._registrations.values()))
+        inside['mobile clients'] = len(waiting._mobile_clients)
+    with open(f'inside.{os.getpid()}.new', 'w') as file:
+        json.dump(inside, file)
+    os.rename(file.name, f'inside.{os.getpid()}')
