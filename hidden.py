@@ -18,10 +18,12 @@ import signal
 import socket
 import ssl
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import gevent
 from gevent.event import Event
+from gevent.lock import Semaphore
 from gevent.pool import Pool
 
 import auth
@@ -37,10 +39,12 @@ log = logging.getLogger('hidden')
 LIFETIME_SECONDS = 15 * 60
 SETTLED_SECONDS = 10  # a registration that lasted so long was no failure
 GOODBYE_SECONDS = 1  # for all connections together, at the end
-# The first pause before the next try and the longest; in between it doubles.
-LOST_PAUSES_SECONDS = 0.1, 1.5  # no connection, no answer
-HANG_UP_PAUSES_SECONDS = 0.1, 15  # a 200, and the end soon after it
-REFUSED_PAUSES_SECONDS = 15, 300  # trying faster makes no wrong code right, no certificate good
+# The shortest pause before the next try, and the longest. A server that is restarted is found again
+# within a tenth of the time that it was gone; trying faster makes no wrong code right, and no bad
+# certificate good.
+LOST_PAUSES_SECONDS, LOST_SHARE = (0.1, 1.5), 0.1  # no connection, no answer, a 5xx
+REFUSED_PAUSES_SECONDS, REFUSED_SHARE = (15, 300), 1
+HANG_UP_PAUSES_SECONDS = 0.1, 15  # a 200, and the end soon after it: each time twice as long
 HANG_UPS = 4  # so many in a row are worth a line in the log
 
 
@@ -58,7 +62,9 @@ class HiddenServer:
             raise ValueError('uuid holds no UUID')
         self._local_address, self._count = local_address, count
         self._greenlets = Pool(None)
-        self._gone = Event()  # set while the server does not give a 200
+        self._gone = Event()  # set while the server does not give a 200: one tries, for all
+        self._gone.set()
+        self._gone_at, self._turn = time.monotonic(), Semaphore()
         self._said, self._warned = '', False
 
     def start(self) -> None:
@@ -75,21 +81,12 @@ class HiddenServer:
         `replaced` is set when it waits: the one that it replaces may go.
         """
         if hang_ups:  # unless another one finds that the server is gone and will be back
-            self._gone.wait(_pause(HANG_UP_PAUSES_SECONDS, hang_ups - 1))
-        failures = 0
-        while True:
-            try:
-                sock, octets = dial.register(self._address, self._context, self._uuid, self._totp)
-                break
-            except (Refused, OSError) as error:
-                sentence = f'not registered at {self._address[0]}: {dial.why(error)}'
-                self._say(logging.WARNING, sentence)
-                self._gone.set()
-                gevent.sleep(_pause_after(error, failures))
-                failures, hang_ups = failures + 1, 0
+            first, longest = HANG_UP_PAUSES_SECONDS
+            self._gone.wait(_vary(min(longest, first * 2 ** min(hang_ups - 1, 16))))
+        if self._gone.is_set():
+            hang_ups = 0
+        sock, octets = self._dial()
         try:
-            self._say(logging.INFO, 'registered at {}:{} as {}'.format(*self._address, self._uuid))
-            self._gone.clear()
             replaced.set()
             octets = self._wait(sock, octets, hang_ups)
             if octets:
@@ -98,6 +95,24 @@ class HiddenServer:
             pass
         finally:
             pipe.goodbye(sock)
+
+    def _dial(self) -> tuple[ssl.SSLSocket, bytes]:
+        """A connection that got its 200, and what came behind it, however long that takes."""
+        while True:
+            with self._turn if self._gone.is_set() else nullcontext():
+                try:
+                    found = dial.register(self._address, self._context, self._uuid, self._totp)
+                    self._gone.clear()
+                    sentence = 'registered at {}:{} as {}'.format(*self._address, self._uuid)
+                    self._say(logging.INFO, sentence)
+                    return found
+                except (Refused, OSError) as error:
+                    sentence = f'not registered at {self._address[0]}: {dial.why(error)}'
+                    self._say(logging.WARNING, sentence)
+                    if not self._gone.is_set():
+                        self._gone_at = time.monotonic()
+                        self._gone.set()
+                    gevent.sleep(_pause_after(error, time.monotonic() - self._gone_at))
 
     def _wait(self, sock, octets: bytes, hang_ups: int) -> bytes:
         """The first octets of a mobile client, or b'': it hung up, or has been replaced.
@@ -149,17 +164,19 @@ class HiddenServer:
             log.log(level, state)
 
 
-def _pause(pauses: tuple[float, float], failures: int) -> float:
-    """Seconds until the next try: growing up to a bound, and never the same for all."""
-    first, longest = pauses
-    return min(longest, first * 2 ** min(failures, 16)) * random.uniform(0.5, 1)
-
-
-def _pause_after(error: Exception, failures: int) -> float:
+def _pause_after(error: Exception, gone_seconds: float) -> float:
+    """Seconds until the next try, where none was good for so many."""
     bad_certificate = isinstance(error, ssl.SSLCertVerificationError)
     hopeless = bad_certificate or getattr(error, 'status', 500) < 500
-    pauses = REFUSED_PAUSES_SECONDS if hopeless else LOST_PAUSES_SECONDS
-    return _pause(pauses, failures) + getattr(error, 'retry_after', 0)
+    shortest, longest = REFUSED_PAUSES_SECONDS if hopeless else LOST_PAUSES_SECONDS
+    share = REFUSED_SHARE if hopeless else LOST_SHARE
+    pause = min(longest, max(shortest, share * gone_seconds))
+    return _vary(pause) + getattr(error, 'retry_after', 0)
+
+
+def _vary(seconds: float) -> float:
+    """Never the same for all."""
+    return seconds * random.uniform(0.5, 1)
 
 
 def address(text: str) -> tuple[str, int]:
