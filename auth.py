@@ -4,7 +4,6 @@ Three names for a hidden server: the target of its own CONNECT, and on the mobil
 Authorization header (Digest or Basic, nobody checks the password) or `rendezvous=` in the target.
 """
 
-import binascii
 import hashlib
 import re
 import secrets
@@ -109,7 +108,7 @@ def _named(authorization: str) -> str | None:
         user = _basic_user(rest)
     else:
         user = ''
-    user = user.strip()  # keyboards of phones like to add a space
+    user = user.strip(' ')  # keyboards of phones like to add a space
     return user.lower() if UUID.fullmatch(user) else None
 
 
@@ -125,6 +124,8 @@ def _digest_parameters(text: str) -> dict[str, str]:
         position = match.end()
     if not found:
         raise Refusal(400, 'there are no Digest parameters')
+    if 'username' in found and 'username*' in found:  # section 3.4: must be treated as an error
+        raise Refusal(400, 'the Digest parameters hold two user names')
     return found
 
 
@@ -132,7 +133,7 @@ def _basic_user(text: str) -> str:
     """RFC 7617 section 2: user-id ":" password, in base64. Raises Refusal."""
     try:
         user, colon, _ = b64decode(text.strip(), validate=True).partition(b':')
-    except binascii.Error:
+    except ValueError:
         colon = b''
     if not colon:
         raise Refusal(400, 'the Basic credentials can not be read')
