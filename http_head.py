@@ -15,14 +15,16 @@ REQUEST_LINE_BYTES = 8 * 1024
 HEAD_BYTES = 16 * 1024
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
-# RFC 9112 section 3: request-line = method SP request-target SP HTTP-version
-_REQUEST_LINE = re.compile(rb'(%s) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])' % _TOKEN)
+# RFC 9112 section 3: request-line = method SP request-target SP HTTP-version (a target has no
+# fragment: some parsers cut it off at the "#", some do not)
+_REQUEST_LINE = re.compile(rb'(%s) ([\x21\x22\x24-\x7e]+) (HTTP/[0-9]\.[0-9])' % _TOKEN)
 # RFC 9112 section 5: field-line = field-name ":" OWS field-value OWS (no space before the colon,
 # and no obs-fold: a line that starts with a space has no name)
 _FIELD_LINE = re.compile(rb'(%s):(.*)' % _TOKEN)
 # RFC 9112 section 2.2 on a bare CR, RFC 9110 section 5.5 on the rest: never part of a line
 _FORBIDDEN = re.compile(rb'[\x00-\x08\x0a-\x1f\x7f]')
-_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")  # RFC 9110 section 7.2
+# RFC 9110 section 7.2: Host = uri-host [ ":" port ]
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
 
 # The same request can never work, whoever tries it and whenever.
 _PERMANENT = {400, 403, 407, 414, 431, 505}
