@@ -30,6 +30,7 @@ FILES = sorted(Path(__file__).with_name('hostile').rglob('*.http'))
 REQUEST_BEHIND = get(UUID, '/behind') + b'\0\n\xff'
 PROBE = b'X / HTTP/9.9\r\n\r\n'  # its answer can be no other's: 505
 BEHIND = {'401 and open': PROBE, 'closed': b'a'}  # which does not end what was cut short
+PERMANENT = {400, 403, 407, 414, 431, 505}  # the same again can never work
 FIELDS = {401: 'WWW-Authenticate', 407: 'Proxy-Authenticate', 503: 'Retry-After'}
 
 
@@ -109,7 +110,8 @@ class Story:
         assert answer.status == status
         error = json.loads(answer.body)['error']
         assert error['diagnostic'].startswith(diagnostic)
-        assert set(error) == {'diagnostic', 'permanent'}
+        assert error['permanent'] is (status in PERMANENT)
+        assert UUID not in str(answer)
         fields = {'Content-Type', 'Content-Length', 'Connection', FIELDS.get(status)}
         assert set(answer.fields) == fields - {None}
         assert self.client.rest() == b''

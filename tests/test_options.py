@@ -12,8 +12,6 @@ import gevent
 import pytest
 from conftest import ROOT, until
 from gevent.pool import Pool
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from programs import Folder, Ran, free_port, listens
 
 import make_cert
@@ -318,47 +316,6 @@ def test_text_that_was_read_with_its_line_break_is_refused(tmp_path, name, text)
 @pytest.mark.parametrize('name', ['key_file', 'crt_file'])
 def test_file_name_must_not_be_empty(tmp_path, name):
     assert 'must not be empty' in mistake(tmp_path, f'options = {{{name!r}: ""}}')
-
-
-VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(),
-    st.binary(),
-    st.lists(st.text()),
-)
-LOCALS = st.one_of(
-    st.text(),
-    st.text().map(lambda text: f'options = {text}'),
-    st.dictionaries(st.sampled_from([*DEFAULTS, 'other', 1]), VALUES).map(
-        lambda given: f'nan, inf = float("nan"), float("inf")\noptions = {given!r}'
-    ),
-)
-
-
-@pytest.fixture(scope='module')
-def file(tmp_path_factory):
-    return tmp_path_factory.mktemp('options') / 'local.py'
-
-
-@given(text=LOCALS)
-@settings(max_examples=200, deadline=None)
-def test_whatever_local_py_holds_it_is_options_or_one_sentence(file, text):
-    file.write_bytes(text.encode(errors='surrogatepass'))
-    try:
-        assert local.load(file).keys() == DEFAULTS.keys()
-    except Mistake as mistake:
-        (_,) = str(mistake).splitlines()
-
-
-@given(octets=st.binary())
-@settings(max_examples=100, deadline=None)
-def test_whatever_octets_local_py_is_made_of_it_is_one_sentence(file, octets):
-    file.write_bytes(b'#' + octets)
-    with pytest.raises(Mistake):
-        local.load(file)
 
 
 @pytest.mark.parametrize(
