@@ -1,9 +1,13 @@
 """The wire: section 4. TLS, certificates and their renewal, strangers, stopping."""
 
 import os
+import re
+import shutil
 import socket
 import ssl
+import subprocess
 import time
+from contextlib import suppress
 
 import gevent
 import pytest
@@ -53,6 +57,64 @@ def test_alpn_is_http_1_1(server, pair):
         tls = context.wrap_socket(sock, server_hostname='127.0.0.1')
         assert tls.selected_alpn_protocol() == 'http/1.1'
         tls.close()
+
+
+def test_suites_of_tls_1_2_are_those_that_mozilla_calls_intermediate(server, pair):
+    context, accepted = ssl.create_default_context(cafile=pair['crt_file']), set()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers('ALL:COMPLEMENTOFALL:@SECLEVEL=0')
+    for name in {cipher['name'] for cipher in context.get_ciphers()}:
+        with suppress(ssl.SSLError):  # those of TLS 1.3 can not be set
+            context.set_ciphers(f'{name}:@SECLEVEL=0')
+            with socket.create_connection(('127.0.0.1', server.port)) as sock:
+                context.wrap_socket(sock, server_hostname='127.0.0.1').close()
+            accepted.add(name)
+    suites = 'AES128-GCM-SHA256', 'AES256-GCM-SHA384', 'CHACHA20-POLY1305'
+    assert accepted == {f'ECDHE-ECDSA-{suite}' for suite in suites}
+
+
+@pytest.mark.parametrize('version', [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_no_ticket_is_sent(server, pair, version):
+    with hello(server, pair['crt_file'], maximum_version=version) as sock:
+        peer = Peer(sock)
+        peer.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
+        assert peer.answer().status == 401
+        assert not sock.session.has_ticket
+
+
+@pytest.mark.skipif(not shutil.which('openssl'), reason='openssl is not installed')
+def test_renegotiation_is_refused(server, pair):
+    command = ['openssl', 's_client', '-tls1_2', '-connect', f'127.0.0.1:{server.port}']
+    ran = subprocess.run(command, input=b'R\n', capture_output=True, timeout=10)
+    assert b'RENEGOTIATING' in ran.stdout + ran.stderr
+    assert b'no renegotiation' in ran.stderr
+
+
+HOSTILE_NAME = '\x1b[2J\x07\r\n2026-11-23 10:00:00,000 INFO forged'
+
+
+@pytest.mark.parametrize('what', ['name of the server', 'protocol'])
+def test_names_in_a_client_hello_do_not_reach_the_log(server, caplog, what):
+    """A hello is not signed: ours holds what OpenSSL would not have let us write."""
+    caplog.set_level('INFO')
+    harmless = 'a' * len(HOSTILE_NAME)
+    context = ssl.create_default_context()
+    context.set_alpn_protocols([harmless] if what == 'protocol' else ['http/1.1'])
+    outgoing = ssl.MemoryBIO()
+    name = harmless if what == 'name of the server' else 'x'
+    client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    with suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    octets = outgoing.read()
+    assert harmless.encode() in octets
+    with socket.create_connection(('127.0.0.1', server.port)) as sock:
+        sock.sendall(octets.replace(harmless.encode(), HOSTILE_NAME.encode()))
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(1000):
+            pass
+    until(lambda: caplog.messages, 'it is logged')
+    (message,) = caplog.messages
+    assert re.fullmatch(r'127\.0\.0\.1:\d+ lost: TLS: [a-z0-9 ]+', message)
 
 
 STRANGERS = {
