@@ -185,6 +185,34 @@ def test_target_of_a_connect_is_a_uuid_and_a_code_or_refused(target):
         assert found in (400, 403, 407)
 
 
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=3,
+)
+PARAMETERS_OF_AN_ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        'base32': st.one_of(st.just('A' * 32), st.text('AZ27=az ', max_size=40), JSON),
+        'digits': st.one_of(JSON, st.sampled_from([6, 6.0, True])),
+        'step': st.one_of(JSON, st.sampled_from([0, -1, 30.0, 1e-300])),
+        'algorithm': st.one_of(JSON, st.sampled_from(['SHA1', 'sha512', 'md5'])),
+    },
+)
+
+
+@given(st.one_of(JSON, PARAMETERS_OF_AN_ENTRY), st.sampled_from(['000000', '00000000']))
+@example({'base32': 'A' * 32, 'digits': 8.0}, '00000000')
+@fuzz
+def test_entry_that_somebody_else_wrote_lets_nobody_in_or_makes_no_sense(parameters, code):
+    said = ''
+    try:
+        assert auth.code_is_right(parameters, code, 0.0) in (False, True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        said = str(error)
+    assert said.isprintable()
+
+
 # local.py
 
 VALUES_IN_LOCAL = st.one_of(
