@@ -174,6 +174,8 @@ def tls_context(options: dict) -> ssl.SSLContext:
         if not os.access(file, os.R_OK):
             sentence = f'can not read {file}: python make_cert.py makes it, or set it in local.py'
             raise Mistake(sentence)
+    if key_file.stat().st_mode & 0o007:
+        raise Mistake(f'every user of this machine may read {key_file}: chmod 400 {key_file}')
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)

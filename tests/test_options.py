@@ -70,6 +70,7 @@ def fill(name: str, octets: bytes):
     def prepare(folder) -> None:
         (folder.path / name).unlink()
         (folder.path / name).write_bytes(octets)
+        (folder.path / name).chmod(0o600)
 
     return prepare
 
@@ -122,6 +123,10 @@ CASES = {
     ),
     'a key that may not be read': Case(
         r'can not read .*/registrar\.key: ', prepare=hide('registrar.key')
+    ),
+    'a key that everybody may read': Case(
+        r'every user of this machine may read (.*/registrar\.key): chmod 400 \1$',
+        prepare=lambda folder: (folder.path / 'registrar.key').chmod(0o444),
     ),
     'a certificate that may not be read': Case(
         r'can not read .*/registrar\.crt: ', prepare=hide('registrar.crt')
