@@ -105,8 +105,9 @@ class Server:
 
 def room(max_connections: int) -> int:
     """As many connections, or as many as there are descriptors for; raises our limit for them."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if max_connections + DESCRIPTORS <= most:
         return max_connections
     log.warning('max_connections is %d, for %d descriptors', most - DESCRIPTORS, most)
