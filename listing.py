@@ -45,7 +45,7 @@ def table(listed: list[dict], live: dict[str, Now], columns: int | None) -> list
     left = columns - before_label if columns else LABEL_COLUMNS
     lines = []
     for *cells, address, label in rows:
-        rest = _line([address, fitted(label, left)], widths[-1:]).rstrip()
+        rest = _line([address, fitted(label, left)], widths[-1:])
         lines += [_line([*cells, rest], widths)] if wide else [_line(cells, widths), indent + rest]
     return lines
 
@@ -134,7 +134,7 @@ def _widths(rows: list[tuple[str, ...]]) -> list[int]:
 
 def _line(cells, widths: list[int]) -> str:
     *padded, last = cells
-    return '  '.join([*map(str.ljust, padded, widths), last])
+    return '  '.join([*map(str.ljust, padded, widths), last]).rstrip()
 
 
 def _ago(at: float | None) -> str:

@@ -293,6 +293,11 @@ def test_list_is_a_table_and_json_for_programs(folder, shell, four):
         assert abs(time.time() - entry['created']) < 60
 
 
+def test_entry_without_a_label_has_no_spaces_where_it_would_be(shell):
+    shell.says('add')
+    assert shell.says('list').endswith('  never seen  0        0      -\n')
+
+
 def columns(line: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else 1 for letter in line)
 
