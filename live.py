@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from collections import deque
+from contextlib import suppress
 from typing import NamedTuple
 
 import gevent
@@ -120,17 +121,23 @@ def now(entries: Entries) -> dict[str, Now]:
         return servers, dict(zip(keys, redis.mget(keys), strict=True)) if keys else {}
 
     servers, seen = entries.ask(read)
-    found = {}
-    for key, value in seen.items():
-        sign = json.loads(value or 'null')
-        if sign:
-            found[key.partition(':')[2]] = Now(seen=sign['at'], address=sign['address'])
+    found = {key.partition(':')[2]: _seen(value) for key, value in seen.items()}
     for server in servers:
         for uuid, counts in server.items():
             waiting, pipes = map(int, counts.split())
             known = found.get(uuid, Now())
-            found[uuid] = known._replace(waiting=known.waiting + waiting, pipes=known.pipes + pipes)
+            found[uuid] = known._replace(
+                waiting=known.waiting + waiting, pipes=known.pipes + pipes
+            )
     return found
+
+
+def _seen(value: str | None) -> Now:
+    """What somebody else wrote there is nothing."""
+    with suppress(ValueError, TypeError, KeyError):
+        sign = json.loads(value)
+        return Now(seen=float(sign['at']), address=str(sign['address']))
+    return Now()
 
 
 def history(entries: Entries, uuid: str) -> list[dict]:

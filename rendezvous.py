@@ -112,7 +112,7 @@ class Rendezvous:
             return  # most changes are of entries of which nobody is here
         entry = self.entries.get(uuid)
         for registration in self.waiting.all(uuid):
-            if not _same(registration.entry, entry):
+            if registration.stamp != _stamp(entry):
                 log.info('the entry %s is changed: a registration is ended', uuid)
                 registration.greenlet.kill(Ended, block=False)
                 if registration.pipe:
@@ -126,22 +126,23 @@ class Rendezvous:
             if head is None:
                 return
             if head.method == 'CONNECT':
-                return self._hidden_server(sock, peer, head, octets)
+                target, head = head.target, None  # it may wait for days: nothing is kept for that
+                return self._hidden_server(sock, peer, target, octets)
             uuid, forwarded = auth.wanted(head)
             if uuid:
                 return self._mobile_client(sock, peer, uuid, forwarded + octets)
             octets = _ask_who(sock, head, octets)
 
-    def _hidden_server(self, sock, peer: str, head: Head, octets: bytes) -> None:
-        uuid, code = auth.registration(head.target)
+    def _hidden_server(self, sock, peer: str, target: str, octets: bytes) -> None:
+        uuid, code = auth.registration(target)
         address = peer.rpartition(':')[0]
-        entry = self._authenticate(uuid, code, address)
+        stamp = _stamp(self._authenticate(uuid, code, address))
         if octets or _spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
         if self.waiting.moved:
             raise Refusal(503, 'a new server has taken over: connect again', 'Retry-After: 0')
         self.room.know(gevent.getcurrent(), 'hidden server')
-        registration = Registration(uuid, entry, sock)
+        registration = Registration(uuid, stamp, sock)
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
         sock.sendall(response(200))
         evicted = self.waiting.add(registration)
@@ -245,9 +246,12 @@ class Rendezvous:
         return registration
 
 
-def _same(before: dict, now: dict | None) -> bool:
-    """Whether who authenticated with the entry as it was before still may; a new label is none."""
-    return now is not None and before | {'labels': 0} == now | {'labels': 0}
+def _stamp(entry: dict | None) -> int:
+    """Another one when the entry is deleted, disabled or re-keyed; the same with new labels.
+
+    A few octets: each registration holds one.
+    """
+    return hash(repr(sorted((entry | {'labels': 0}).items())) if entry else None)
 
 
 def _shake_hands(sock) -> None:

@@ -4,6 +4,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import ctypes
 import logging
 import logging.handlers
 import os
@@ -32,6 +33,7 @@ log = logging.getLogger('server')
 BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bound is 4096
 LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
 DESCRIPTORS = 64  # for what is no connection: the log, Redis, files
+TRIM_SECONDS = 60  # it takes some milliseconds
 FINISH_SECONDS = 30  # what pipes may take to finish after SIGTERM
 GOODBYE_SECONDS = 2
 
@@ -63,7 +65,8 @@ class Server:
             self._entries.open()
         except StoreDown as error:
             log.error('%s; until it does, nobody can register', error)
-        for run in (pipe.watch, self.rendezvous.follow, self.rendezvous.live.run):
+        runs = pipe.watch, self.rendezvous.follow, self.rendezvous.live.run, give_memory_back
+        for run in runs:
             self._greenlets.spawn(run)
         self._server.start()
 
@@ -101,6 +104,14 @@ class Server:
         with suppress(StoreDown):
             self.rendezvous.live.write({})
         self._entries.close()
+
+
+def give_memory_back() -> None:
+    """For ever: glibc keeps what a crowd has left behind, unless it is told; other libcs do not."""
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    while trim:
+        gevent.sleep(TRIM_SECONDS)
+        trim(0)
 
 
 def room(max_connections: int) -> int:

@@ -24,9 +24,9 @@ class Moved(Exception):
 class Registration(End):
     """One authenticated, waiting connection of a hidden server."""
 
-    def __init__(self, uuid: str, entry: dict, sock):
+    def __init__(self, uuid: str, stamp: int, sock):
         super().__init__(sock, 'hidden server')
-        self.uuid, self.entry = uuid, entry  # the entry as it was when it authenticated
+        self.uuid, self.stamp = uuid, stamp  # of the entry as it was when it authenticated
         self.pipe: Pipe | None = None  # set at the rendezvous
         self.over = False
 

@@ -244,6 +244,12 @@ def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
     assert live.history(entries, uuid) == []
 
 
+@pytest.mark.parametrize('value', ['x', '[]', '{"at": "x", "address": 1}', '{}', '1'])
+def test_what_somebody_else_wrote_is_no_sign(entries, uuid, value):
+    entries.ask(lambda redis: redis.set(f'seen:{uuid}', value))
+    assert live.now(entries)[uuid] == Now()
+
+
 def test_server_that_was_killed_ages_out(quick, start, register, entries, uuid, monkeypatch):
     monkeypatch.setattr(live, 'AGE_SECONDS', 1)
     server = start()

@@ -112,7 +112,7 @@ def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
     mobile = connect(server)
     mobile.send(get(uuid))
     until(lambda: waiting._mobile_clients, 'the mobile client waits')
-    gone = Registration(uuid, {}, None)
+    gone = Registration(uuid, 0, None)
     waiting.add(gone)
     waiting.discard(gone)
     waiting.add(living)
