@@ -167,7 +167,7 @@ def test_change_in_the_moment_of_registering_is_not_missed(
 
 @pytest.mark.parametrize('silent', [False, True], ids=['lost', 'silent'])
 def test_change_while_redis_is_away_is_made_up_for(
-    following, connect, register, entries, uuid, cable, silent, monkeypatch
+    cable, following, connect, register, entries, uuid, silent, monkeypatch
 ):
     monkeypatch.setattr(entries_module, 'SILENT_SECONDS', 0.2)
     server = following(redis_port=cable.port)
@@ -273,7 +273,7 @@ def test_server_that_was_held_up_for_long_is_seen_again(
 
 
 def test_what_happens_while_redis_is_away_is_written_later(
-    quick, start, connect, register, entries, uuid, cable
+    quick, cable, start, connect, register, entries, uuid
 ):
     server = start(redis_port=cable.port)
     hidden, mobile = piped(connect, register, server, uuid)

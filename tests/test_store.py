@@ -112,18 +112,18 @@ def test_programs_one_after_the_other_share_the_entries(folder):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_others_go_on_when_the_program_that_started_the_store_ends(folder, number):
-    server, _ = folder.serve()  # starts it
-    both = gevent.spawn(folder.page), gevent.spawn(folder.serve)
-    (page, url), (another, port) = (each.get() for each in both)
+    page, url = folder.page()  # starts it
+    server, port = folder.serve()
     entry = make(folder, url)
     before = folder.stores()
-    server.end(number)
-    until(lambda: folder.stores() not in ([], before), 'one of the others starts it')
-    assert listed(url) == set(entry['uuid'])
     page.end(number)
-    assert registers(folder, port, entry)  # the store may have been the page's
+    until(lambda: folder.stores() not in ([], before), 'the server starts it')
+    assert registers(folder, port, entry)
+    page, url = folder.page()
+    server.end(number)
+    assert listed(url) == set(entry['uuid'])  # the page starts it
     until(lambda: len(folder.stores()) == 1, 'there is one store')
-    another.end(number)
+    page.end(number)
     folder.until_nothing_runs()
 
 
