@@ -126,9 +126,7 @@ def now(entries: Entries) -> dict[str, Now]:
         for uuid, counts in server.items():
             waiting, pipes = map(int, counts.split())
             known = found.get(uuid, Now())
-            found[uuid] = known._replace(
-                waiting=known.waiting + waiting, pipes=known.pipes + pipes
-            )
+            found[uuid] = known._replace(waiting=known.waiting + waiting, pipes=known.pipes + pipes)
     return found
 
 

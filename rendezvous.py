@@ -9,9 +9,10 @@ from contextlib import suppress
 import gevent
 
 import auth
+import dialogue
 import takeover
 from entries import Entries, StoreDown
-from http_head import Head, HeadReader, Refusal, response
+from http_head import Refusal, response
 from limits import Evicted, Probes, Room
 from live import Live
 from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, join, keep_alive
@@ -19,10 +20,6 @@ from waiting import Moved, Registration, Waiting
 
 log = logging.getLogger('rendezvous')
 
-HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
-HEAD_SECONDS = 15  # from the first octet to the last, however they drip
-IDLE_SECONDS = 60  # before the first octet of a head; nginx's keepalive_timeout is 75
-DROP_BYTES = 64 * 1024  # a longer body is not read only to be thrown away
 STORE_SECONDS = 1  # until it is asked again for changes, where it is down
 
 CHANGED = 'entry changed'  # how a pipe ended whose entry was deleted, disabled or re-keyed
@@ -67,7 +64,7 @@ class Rendezvous:
                         do_handshake_on_connect=False,
                         suppress_ragged_eofs=False,
                     )
-                    _shake_hands(sock)
+                    dialogue.shake_hands(sock)
                 self._serve(sock, peer)
         except Refusal as refusal:
             log.info('%s refused: %s %s', peer, refusal.status, refusal.diagnostic)
@@ -122,7 +119,7 @@ class Rendezvous:
     def _serve(self, sock, peer: str) -> None:
         octets = b''
         while octets is not None:
-            head, octets = _read_head(sock, octets)
+            head, octets = dialogue.read_head(sock, octets)
             if head is None:
                 return
             if head.method == 'CONNECT':
@@ -131,13 +128,13 @@ class Rendezvous:
             uuid, forwarded = auth.wanted(head)
             if uuid:
                 return self._mobile_client(sock, peer, uuid, forwarded + octets)
-            octets = _ask_who(sock, head, octets)
+            octets = dialogue.ask_who(sock, head, octets)
 
     def _hidden_server(self, sock, peer: str, target: str, octets: bytes) -> None:
         uuid, code = auth.registration(target)
         address = peer.rpartition(':')[0]
         stamp = _stamp(self._authenticate(uuid, code, address))
-        if octets or _spoke(sock):
+        if octets or dialogue.spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
         if self.waiting.moved:
             raise Refusal(503, 'a new server has taken over: connect again', 'Retry-After: 0')
@@ -252,62 +249,6 @@ def _stamp(entry: dict | None) -> int:
     A few octets: each registration holds one.
     """
     return hash(repr(sorted((entry | {'labels': 0}).items())) if entry else None)
-
-
-def _shake_hands(sock) -> None:
-    with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
-        sock.do_handshake()
-    # We have nothing to send, and the delayed ACK would hold up a client's request.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-def _read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:
-    """The next head and the octets behind it; None where the client leaves or stays idle."""
-    if not octets:
-        with gevent.Timeout(IDLE_SECONDS, False):
-            octets = sock.recv(CHUNK_BYTES)
-    if not octets:
-        return None, b''
-    reader = HeadReader()
-    with gevent.Timeout(HEAD_SECONDS, Refusal(408, f'the head took over {HEAD_SECONDS} seconds')):
-        while not (found := reader.feed(octets)):
-            octets = _more(sock)
-    return found
-
-
-def _ask_who(sock, head: Head, octets: bytes) -> bytes | None:
-    """Sends the challenge; gives the octets behind the body, None where it is to be closed."""
-    length = head.body_bytes
-    close = length is None or length > DROP_BYTES or head.version == 'HTTP/1.0'
-    close = close or head.values('expect') or head.has_token('connection', 'close')
-    if not close:
-        too_slow = Refusal(408, f'the body took over {HEAD_SECONDS} seconds')
-        with gevent.Timeout(HEAD_SECONDS, too_slow):
-            while len(octets) < length:
-                octets += _more(sock)
-    fields = ['Connection: close'] if close else []
-    sock.sendall(response(401, *auth.challenge(), 'Content-Length: 0', *fields))
-    return None if close else octets[length:]
-
-
-def _more(sock) -> bytes:
-    octets = sock.recv(CHUNK_BYTES)
-    if not octets:
-        raise ConnectionError('hung up within a request')
-    return octets
-
-
-def _spoke(sock) -> bool:
-    """Whether octets have come that nobody has read, without waiting for any."""
-    sock.settimeout(0.0)
-    try:
-        if sock.recv(1):
-            return True
-        raise ConnectionError('hung up before the 200')
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return False
-    finally:
-        sock.settimeout(None)
 
 
 def _why(error: BaseException) -> str:

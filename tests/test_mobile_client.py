@@ -10,7 +10,7 @@ import gevent
 import pytest
 from conftest import Peer, get, until
 
-import rendezvous
+import dialogue
 from waiting import Registration
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi'
@@ -190,7 +190,7 @@ def test_request_that_was_taken_is_not_sent_twice(server, register, connect, uui
 
 
 def test_head_has_so_many_seconds_however_it_drips(server, connect, monkeypatch):
-    monkeypatch.setattr(rendezvous, 'HEAD_SECONDS', 0.2)
+    monkeypatch.setattr(dialogue, 'HEAD_SECONDS', 0.2)
     mobile = connect(server)
     octets = iter(b'GET / HTTP/1.1\r\nHost: ' + b'x' * 1000)
 
@@ -205,14 +205,14 @@ def test_head_has_so_many_seconds_however_it_drips(server, connect, monkeypatch)
 
 
 def test_body_has_so_many_seconds(server, connect, monkeypatch):
-    monkeypatch.setattr(rendezvous, 'HEAD_SECONDS', 0.1)
+    monkeypatch.setattr(dialogue, 'HEAD_SECONDS', 0.1)
     mobile = connect(server)
     mobile.send(b'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nab')
     assert mobile.answer().status == 408
 
 
 def test_idle_connection_is_closed_silently(server, connect, monkeypatch):
-    monkeypatch.setattr(rendezvous, 'IDLE_SECONDS', 0.1)
+    monkeypatch.setattr(dialogue, 'IDLE_SECONDS', 0.1)
     assert connect(server).rest() == b''
     mobile = connect(server)
     mobile.send(REQUEST)

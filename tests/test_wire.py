@@ -13,11 +13,11 @@ import gevent
 import pytest
 from conftest import Peer, get, until
 
+import dialogue
 import files
 import make_cert
 import options as local
 import pipe
-import rendezvous
 
 
 def hello(server, cafile, **attributes) -> ssl.SSLSocket:
@@ -148,7 +148,7 @@ def test_port_scan_is_one_line_in_the_log(server, caplog, capfd):
 
 
 def test_silent_clients_stop_nobody_and_are_closed(server, connect, monkeypatch):
-    monkeypatch.setattr(rendezvous, 'HANDSHAKE_SECONDS', 0.5)
+    monkeypatch.setattr(dialogue, 'HANDSHAKE_SECONDS', 0.5)
     silent = [socket.create_connection(('127.0.0.1', server.port)) for _ in range(50)]
     mobile = connect(server)
     mobile.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
