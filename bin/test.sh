@@ -3,4 +3,25 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . bin/setup.sh requirements-dev.txt
+
+PATH=$PATH:/usr/sbin missing=''
+while read -r program package; do
+  command -v "$program" >/dev/null || missing+=" $package"
+done <<'END'
+chromedriver chromium-driver
+chromium chromium
+curl curl
+faketime faketime
+ip iproute2
+nginx nginx-light
+node nodejs
+openssl openssl
+END
+if [ -n "$missing" ]; then
+  if [ -n "${CI-}" ]; then # where nothing is to be skipped
+    { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install $missing; } >/dev/null || exit 1
+  else
+    say "some tests are skipped without: apt install$missing"
+  fi
+fi
 .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/python -m pytest "$@"
