@@ -2,10 +2,6 @@
 octet, and a table.
 """
 
-from gevent import monkey
-
-monkey.patch_all()
-
 import hashlib
 import json
 import os

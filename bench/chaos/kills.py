@@ -5,6 +5,10 @@
 About a minute for each five runs. The seconds are those to the next good answer.
 """
 
+from gevent import monkey
+
+monkey.patch_all()
+
 import os
 import signal
 import sys
@@ -43,7 +47,7 @@ def server_killed(runs: int) -> None:
         for _ in range(runs):
             began = time.monotonic()
             os.kill(pid, signal.SIGKILL)
-            until(lambda one=pid: one not in on.server_pids(), 'it is dead')
+            until(lambda one=pid: one not in on.pids(), 'it is dead')
             until(lambda: listens(on.port), 'it listens again', 70)
             down.append(time.monotonic() - began)
             saw, seconds = until_good(on, uuid)

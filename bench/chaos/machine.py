@@ -6,6 +6,10 @@ About two minutes. The full disk needs root, for a small one to mount; the clock
 (apt install faketime).
 """
 
+from gevent import monkey
+
+monkey.patch_all()
+
 import os
 import signal
 import subprocess

@@ -6,6 +6,10 @@ About five minutes for each two runs, for the times of dead peers are the real o
 packets needs root, for a network namespace; the rest does without.
 """
 
+from gevent import monkey
+
+monkey.patch_all()
+
 import signal
 import sys
 import time
