@@ -40,6 +40,8 @@ class Stage(Folder):
     """The real programs in a folder, on a fixed port; probe.py says what is inside them."""
 
     def __init__(self, path: Path, **options):
+        # All mobile clients have one address here, and a pipe stays for `drain` after each request.
+        options = {'max_connections_per_address': 0, **options}
         super().__init__(path, rendezvous_port=free_port(), **options)
         self.host = options.get('rendezvous_host', '127.0.0.1')
         self.port = self.options['rendezvous_port']
@@ -56,6 +58,14 @@ class Stage(Folder):
         """bin/run.sh, which serves."""
         program = self.start('-c', 'import os; os.execl("bin/run.sh", "bin/run.sh")')
         until(lambda: listens(self.port, self.host), 'it serves')
+        return program
+
+    def take_over(self) -> Program:
+        """A new server.py, which has taken over from the one that runs."""
+        door = self.path / 'server.sock'
+        before = door.stat().st_ino
+        program = self.start('server.py')
+        until(lambda: door.exists() and door.stat().st_ino != before, 'it has taken over')
         return program
 
     def server_pids(self) -> list[int]:

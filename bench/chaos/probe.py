@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 
@@ -22,8 +23,11 @@ def install(pipe) -> None:
 
     def joined(self, mobile, hidden, *arguments, **more) -> None:
         init_pipe(self, mobile, hidden, *arguments, **more)
+        # One that another server has accepted has no port here, but the caller knows it.
+        peer = sys._getframe(1).f_locals.get('peer', f':{mobile.port}')
         with suppress(OSError), open('joined.log', 'a') as file:  # the disk may be full
-            file.write(json.dumps([time.monotonic(), mobile.port, hidden.port]) + '\n')
+            line = [time.monotonic(), int(peer.rpartition(':')[2]), hidden.port]
+            file.write(json.dumps(line) + '\n')
 
     init_end, init_pipe = pipe.End.__init__, pipe.Pipe.__init__
     pipe.End.__init__, pipe.Pipe.__init__ = end, joined
@@ -32,7 +36,7 @@ def install(pipe) -> None:
 
 def port(sock) -> int:
     """The other side's; 0 where it has left already."""
-    with suppress(OSError):
+    with suppress(OSError, IndexError):  # a Unix socket has none
         return sock.getpeername()[1]
     return 0
 

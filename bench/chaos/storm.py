@@ -32,6 +32,7 @@ from common import Mobile, Origin, Outcome, Request, ask, listens, until
 from faults import Link, Relay, linger_not
 from gevent.lock import RLock
 from gevent.pool import Pool
+from programs import Program
 
 CLIENTS, REGISTRATIONS, AT_A_TIME = 4, 4, 3
 BOUND_SECONDS = 1800
@@ -63,6 +64,7 @@ class Faults:
 
     LIKELY = {  # noqa: RUF012
         'server_is_killed': 2,
+        'server_is_replaced': 3,
         'server_reloads': 5,
         'server_pauses': 5,
         'redis_is_killed': 5,
@@ -83,6 +85,7 @@ class Faults:
         self.hidden = [Hidden(on, name) for name in ('kitchen', 'cellar')]
         self.kills: list[tuple[float, dict[str, float]]] = []  # when; when each was back
         self.backs: list[float] = []  # the longest of each, since the new one listened
+        self.replaced: list[Program] = []
         self.reset_at_origin: set[str] = set()
         self.asking: list[Mobile] = []
 
@@ -101,6 +104,12 @@ class Faults:
 
     def _answers(self, uuid: str) -> bool:
         return ask(self.on, uuid, seconds=1).saw == 'good'
+
+    def server_is_replaced(self, dice) -> None:
+        """A new one takes over; the old one lets its pipes finish and ends."""
+        with self.busy:
+            old, self.server = self.server, self.on.take_over()
+        self.replaced.append(old)
 
     def server_reloads(self, dice) -> None:
         with self.busy:  # one that starts does not know SIGHUP yet
@@ -273,7 +282,9 @@ class Storm(Faults):
         print(*(f'        {line}' for line in lines if f':{outcome.port} ' in line), sep='\n')
 
     def _left(self) -> str:
-        left = [self.on.left(self.server.pid, self._before)]
+        ends = [program.process.wait(timeout=60) for program in self.replaced]
+        left = [f'exit status {status}' for status in ends if status]
+        left.append(self.on.left(self.server.pid, self._before))
         for hidden, before in zip(self.hidden, self._before_hidden, strict=True):
             left.append(self.on.left(hidden.program.pid, before))
             if len(hidden.relay.links) != REGISTRATIONS or hidden.origin.open:
