@@ -29,15 +29,20 @@ def how_to_reach(options: dict) -> dict:
     """The `server` of an entry's files: with the certificate, where it is its own authority."""
     server = {'hostname': options['rendezvous_host'], 'port': options['rendezvous_port']}
     if options['key_file']:
-        crt_file = local.file(options['crt_file'])
-        try:
-            pem = crt_file.read_text('ascii', 'ignore')
-            certificate = x509.load_pem_x509_certificate(pem.encode())
-        except (OSError, ValueError):
-            raise Mistake(f'can not read {crt_file}: python make_cert.py makes it') from None
+        pem, certificate = read_certificate(options)
         if certificate.issuer == certificate.subject:
             server['ca'] = pem
     return server
+
+
+def read_certificate(options: dict) -> tuple[str, x509.Certificate]:
+    """What `crt_file` holds: as it is, and its first certificate. Raises Mistake."""
+    crt_file = local.file(options['crt_file'])
+    try:
+        pem = crt_file.read_text('ascii', 'ignore')
+        return pem, x509.load_pem_x509_certificate(pem.encode())
+    except (OSError, ValueError):
+        raise Mistake(f'can not read {crt_file}: python make_cert.py makes it') from None
 
 
 def as_json(document: dict) -> str:

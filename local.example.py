@@ -49,4 +49,7 @@ options = {
     # Seconds of silence after which a pipe is closed whose mobile client sends no more. Within
     # them a hidden server still finishes its answer.
     'drain': 5,
+    # A name beside the loopback ones by which browsers may call the page of users_app.py, of a
+    # proxy that encrypts, say. Each other name is refused: a foreign page may have made it ours.
+    'page_host': None,
 }

@@ -27,6 +27,7 @@ _OPTIONS = {
     'max_waiting': (32, (int,), 1, 100_000),
     'rendezvous_wait': (10, (int, float), 0, 3600),
     'drain': (5, (int, float), 0, 3600),
+    'page_host': (None, (str, type(None)), None, None),
 }
 DEFAULTS = {name: default for name, (default, *_) in _OPTIONS.items()}
 
@@ -68,7 +69,7 @@ def _check(name, value) -> None:
     if name not in _OPTIONS:
         raise Mistake(f'local.py: there is no option {name!r}; there are {", ".join(_OPTIONS)}')
     default, types, least, most = _OPTIONS[name]
-    example = default if default is not None else '0.0.0.0'
+    example = default if default is not None else '192.0.2.1'
     if isinstance(value, bool) or not isinstance(value, types):
         wanted = ' or '.join('None' if kind is type(None) else kind.__name__ for kind in types)
         raise Mistake(f'local.py: {name} must be {wanted}, like {example!r}')

@@ -1,78 +1,194 @@
-"""The page of the entries, for a browser on this machine."""
+"""The page of the entries: what it shows and what its forms do. `guard.py` says who may use it.
 
+Every form works without JavaScript. With it, what changes by itself is fetched again every two
+seconds: the same page, of which static/page.js takes the parts that are marked `data-live`.
+"""
+
+import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
+from urllib.parse import urlencode
 
 import click
 import gevent
-from flask import Flask, abort, redirect, render_template, request, url_for
+import segno
+from flask import Flask, Response, abort, redirect, render_template, request
 from gevent.pywsgi import WSGIServer
+from markupsafe import Markup
 
 import actions
 import auth
+import files
+import live
 import options as local
+import words
 from actions import LABEL_CHARACTERS, Refused
-from entries import Entries, StoreDown
-from files import FILES
+from entries import DIGITS, Entries, StoreDown
+from guard import NO_REFERRER, Guard
 from options import Mistake
 
-HEADERS = {
-    'Cache-Control': 'no-store',
-    # A label that got past Jinja's escapes would still be no script; no other page may frame ours.
-    'Content-Security-Policy': "default-src 'self'; img-src data:; frame-ancestors 'none'",
-    'Referrer-Policy': 'same-origin',
+log = logging.getLogger('page')
+
+HOST = '127.0.0.1'
+ROWS = 50  # of a table; the search box finds the others
+DONE = {
+    'create': 'It is made. Copy its file to the hidden server, and run the command below there.',
+    'rename': 'It has its new label.',
+    'disable': 'It is disabled: what waited or was open ends within two seconds.',
+    'enable': 'It is enabled: its hidden server registers again by itself, within five minutes.',
+    'rekey': 'It has a new secret, and the old one is worth nothing: copy its new file to the '
+    'hidden server, and start hidden.py again there.',
+    'delete': 'It is deleted.',
 }
 
 
-def app(entries: Entries, options: dict) -> Flask:
-    """The WSGI application."""
-    app = Flask(__name__)
+class Page:
+    """What is shown and done; each method answers one kind of request."""
 
-    def show(status: int = 200, error: str = '', **more):
-        try:
-            listed = entries.all()
-        except StoreDown as down:
-            listed, status, error = None, 503, str(down)
-        more |= {'entries': listed, 'error': error, 'label_characters': LABEL_CHARACTERS}
-        return render_template('users.html', **more), status, HEADERS
+    def __init__(self, entries: Entries, options: dict):
+        self._entries, self._options = entries, options
 
-    @app.before_request
-    def only_this_page() -> None:
-        """Refuses what another page in the same browser sends, by DNS rebinding or by a form."""
-        name = request.host.rpartition(':')[0] or request.host
-        if not local.is_loopback(name):
-            abort(403)
-        origin = request.headers.get('Origin')
-        if request.method != 'GET' and origin not in (None, f'http://{request.host}'):
-            abort(403)
+    def index(self, status: int = 200, error: str = ''):
+        """The table, searched and a page at a time."""
+        wanted, listed = request.args.get('q', '').strip(), self._listed()
+        found = [each for each in listed if _matches(each, wanted.casefold())]
+        last = max(1, -(-len(found) // ROWS))
+        number = min(max(request.args.get('page', 1, int), 1), last)
+        shown = found[(number - 1) * ROWS : number * ROWS]
+        online = sum(each['state'] == 'online' for each in listed)
+        more = {'wanted': wanted, 'number': number, 'last': last, 'online': online}
+        more |= {'all': len(listed), 'found': len(found), 'error': error}
+        more['refresh'] = '/?' + urlencode({'q': wanted, 'page': number})
+        return self._render('index.html', rows=shown, **more), status
 
-    @app.get('/')
-    def index():
-        made = request.args.get('made', '')
-        known = auth.UUID.fullmatch(made) and (FILES / f'{made}.json').exists()
-        return show(made=known and made, files=FILES / made)
-
-    @app.post('/entries')
-    def add():
+    def create(self):
         form = request.form
-        digits = 6 if form.get('digits') == '6' else 8
         named = form.get('uuid', ''), form.get('label', '')
-        made = actions.create(entries, options, *named, digits)
-        return redirect(url_for('index', made=made.name), 303)
+        digits = 6 if form.get('digits') == '6' else DIGITS
+        try:
+            made = actions.create(self._entries, self._options, *named, digits)
+        except Refused as refused:
+            return self.index(400, refused.message)
+        return redirect(f'/entries/{made.name}?done=create', 303)
 
-    @app.post('/entries/<uuid>/delete')
-    def delete(uuid: str):
-        actions.remove(entries, uuid)
-        return redirect(url_for('index'), 303)
+    def entry(self, uuid, status: int = 200, error: str = ''):
+        """All about one entry, but for its secret."""
+        known = self._known(uuid)
+        known['history'] = live.history(self._entries, known['uuid'])
+        known['authority'] = self._is_its_own_authority()
+        known['url'] = f'https://{words.server(self._options)}/'
+        known['path'], file = f'/entries/{uuid}', files.FILES / f'{uuid}.json'
+        known['file'] = file if file.exists() else ''
+        return self._render('entry.html', entry=known, error=error, refresh=known['path']), status
 
-    @app.errorhandler(Refused)
-    def refused(error: Refused):
-        return show(400, error.message)
+    def change(self, uuid, what: str):
+        """Does what one of its forms says."""
+        uuid, entries, options = str(uuid), self._entries, self._options
+        try:
+            if what == 'rename':
+                actions.rename(entries, options, uuid, request.form.get('label', ''))
+            elif what == 'rekey':
+                actions.rekey(entries, options, uuid)
+            elif what == 'delete':
+                actions.remove(entries, uuid)
+            else:
+                (actions.disable if what == 'disable' else actions.enable)(entries, uuid)
+        except Refused as refused:
+            return self.entry(uuid, 400, refused.message)
+        return redirect(f'{"/" if what == "delete" else "/entries/" + uuid}?done={what}', 303)
+
+    def secret(self, uuid):
+        """The secret, as text and as a QR code: asked for by POST, so no URL shows it again."""
+        known, parameters = self._known(uuid), self._parameters(uuid)
+        totp = auth.totp(parameters)
+        totp.issuer = self._options['rendezvous_host']
+        totp.name = ', '.join(known['labels'])[:LABEL_CHARACTERS] or known['uuid']
+        code = segno.make(totp.provisioning_uri(), micro=False)
+        svg = Markup(code.svg_inline(omitsize=True, light='#fff'))
+        page = self._render('secret.html', entry=known, parameters=parameters, code=svg)
+        return page, NO_REFERRER
+
+    def download(self, uuid, suffix: str):
+        """One of the two files for the hidden server, of the entry as it is now."""
+        entry = self._known(uuid) | {'authParams': self._parameters(uuid)}
+        document = files.document(entry, self._options)
+        text = files.as_json(document) if suffix == 'json' else files.as_js(document)
+        return _attachment(text, f'{uuid}.{suffix}')
+
+    def certificate(self):
+        """What clients have to trust; it is no secret."""
+        pem = files.how_to_reach(self._options).get('ca')
+        return _attachment(pem, 'registrar.crt') if pem else abort(404)
+
+    def _listed(self) -> list[dict]:
+        """All entries, with what is known of now."""
+        listed, now = self._entries.all(), live.now(self._entries)
+        for each in listed:
+            each['now'] = now.get(each['uuid'], live.Now())
+            each['state'] = words.state(each)
+        return listed
+
+    def _known(self, uuid) -> dict:
+        """What can be shown of an entry, even of one that makes no sense."""
+        found = [each for each in self._listed() if each['uuid'] == str(uuid)]
+        return found[0] if found else abort(404, f'There is no entry {uuid}.')
+
+    def _parameters(self, uuid) -> dict:
+        """Its authParams: they make codes, whoever wrote them."""
+        try:
+            parameters = self._entries.get(str(uuid))['authParams']
+            auth.totp(parameters).now()
+        except StoreDown:
+            raise
+        except Exception:
+            abort(409, 'The secret of this entry makes no sense: give it a new one.')
+        return parameters
+
+    def _is_its_own_authority(self) -> bool:
+        try:
+            return 'ca' in files.how_to_reach(self._options)
+        except Mistake:
+            return True  # the notice says what is wrong
+
+    def _render(self, template: str, **more) -> str:
+        done = DONE.get(request.args.get('done', ''), '')
+        notice = words.certificate_notice(self._options)
+        return render_template(template, done=done, notice=notice, **more)
+
+
+def _matches(entry: dict, wanted: str) -> bool:
+    texts = entry['uuid'], *entry['labels'], entry['now'].address, entry['state']
+    return any(wanted in text.casefold() for text in texts)
+
+
+def _attachment(text: str, name: str) -> Response:
+    response = Response(text, mimetype='application/octet-stream', headers=NO_REFERRER)
+    response.headers.set('Content-Disposition', 'attachment', filename=name)
+    return response
+
+
+def app(entries: Entries, options: dict, announce: Callable[[str], None] | None = None) -> Flask:
+    """The WSGI application; `announce` gets the codes that open it, None: it is open."""
+    app, page = Flask(__name__), Page(entries, options)
+    Guard(app, options['page_host'], announce)
+    app.jinja_env.globals |= {'server': words.server(options), 'digits': DIGITS}
+    app.jinja_env.globals['label_characters'] = LABEL_CHARACTERS
+    app.jinja_env.filters |= {'ago': words.ago, 'utc': words.utc, 'lasting': words.lasting}
+    one, changes = '/entries/<uuid:uuid>', 'any(rename, disable, enable, rekey, delete)'
+    app.add_url_rule('/', view_func=page.index)
+    app.add_url_rule('/entries', view_func=page.create, methods=['POST'])
+    app.add_url_rule(one, view_func=page.entry)
+    app.add_url_rule(f'{one}/<{changes}:what>', view_func=page.change, methods=['POST'])
+    app.add_url_rule(f'{one}/secret', view_func=page.secret, methods=['POST'])
+    app.add_url_rule(f'{one}.<any(json, js):suffix>', view_func=page.download)
+    app.add_url_rule('/registrar.crt', view_func=page.certificate)
 
     @app.errorhandler(Mistake)
-    def mistaken(error: Mistake):
-        return show(503 if isinstance(error, StoreDown) else 500, str(error))
+    def mistaken(mistake: Mistake):
+        status = 503 if isinstance(mistake, StoreDown) else 500
+        return render_template('error.html', error=str(mistake)), status
 
     return app
 
@@ -80,19 +196,32 @@ def app(entries: Entries, options: dict) -> Flask:
 def serve(options: dict, host: str, port: int, login: bool) -> None:
     """Shows the page until a signal ends it. Raises Mistake."""
     entries = Entries(options)
-    server = WSGIServer((host, port), app(entries, options), log=None)
+    server = WSGIServer((host, port), log=None)
     try:
         server.init_socket()
-    except OSError as error:
-        why = os.strerror(error.errno)
-        raise Mistake(f'can not listen on port {port}: {why}; --port N takes another') from None
+    except (OSError, UnicodeError) as error:
+        known = isinstance(error, OSError) and error.errno > 0
+        why = os.strerror(error.errno) if known else 'there is no such host'
+        where = f'port {port} of {host}'
+        raise Mistake(f'can not listen on {where}: {why}; --port N takes another') from None
     # Inherited by what it accepts: pywsgi sends head and body apart, 40 ms apart without this.
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     entries.open()
+    loopback = local.is_loopback(host)
+    if not loopback:
+        log.warning('the page listens on %s, beyond this machine, and nothing is encrypted', host)
+    name = host if loopback else options['page_host'] or HOST
+    url = f'http://{f"[{name}]" if ":" in name else name}:{server.server_port}'
+
+    def announce(code: str) -> None:
+        click.echo(f'To use the page, open this link, which works once: {url}/login?code={code}')
+
+    server.application = app(entries, options, announce if login else None)
+    if not login:
+        click.echo(f'The page is at {url}')
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop)
-    click.echo(f'The page is at http://{host}:{server.server_port}')
     try:
         server.serve_forever()
     finally:

@@ -143,11 +143,6 @@ class Folder:
         assert isinstance(found, re.Match), program.said()
         return program, int(found[1])
 
-    def page(self) -> tuple[Program, str]:
-        """A users_app.py that shows its page, and the page's address."""
-        program = self.start('users_app.py', '--port', '0')
-        return program, program.until_it_says(r'http://127\.0\.0\.1:\d+')[0]
-
     def log(self) -> str:
         """What `server.log` holds."""
         with suppress(FileNotFoundError):

@@ -17,9 +17,9 @@ import gevent
 import gevent.server
 import pytest
 import redis
-import requests
 from conftest import OK, Peer, connect_request, free_port, until
 from programs import Folder, Outside, command_line
+from visitor import Visitor
 
 import auth
 import store
@@ -60,28 +60,9 @@ def registers(folder, port: int, entry: dict) -> bool:
     return ask(folder, port, entry['uuid'][0], code) == OK[:-2]
 
 
-def create(url: str, uuid: str) -> int:
-    """The status of the page's answer."""
-    with requests.Session() as session:
-        session.trust_env = False
-        data = {'uuid': uuid, 'label': ''}
-        answer = session.post(f'{url}/entries', data=data, allow_redirects=False, timeout=20)
-        return answer.status_code
-
-
-def make(folder, url: str) -> dict:
-    """An entry that the page made, as its ID.json has it."""
-    uuid = str(uuids.uuid4())
-    assert create(url, uuid) == 303
-    return json.loads((folder.path / 'entries' / f'{uuid}.json').read_text())
-
-
-def listed(url: str) -> set[str]:
-    with requests.Session() as session:
-        session.trust_env = False
-        answer = session.get(url, timeout=20)
-        assert answer.status_code == 200, answer.text
-        return set(re.findall('<td><code>(.*)</code>', answer.text))
+def make(page: Visitor) -> dict:
+    """An entry made on the page, as its ID.json has it."""
+    return json.loads((page.folder.path / 'entries' / f'{page.made()}.json').read_text())
 
 
 def kill_store(folder) -> None:
@@ -89,51 +70,56 @@ def kill_store(folder) -> None:
 
 
 def test_programs_that_start_together_share_one_store(folder):
-    starting = [gevent.spawn(start) for start in (folder.serve, folder.page, folder.add)]
-    (server, port), (page, url), entry = (each.get() for each in starting)
+    starting = [
+        gevent.spawn(folder.serve),
+        gevent.spawn(Visitor, folder),
+        gevent.spawn(folder.add),
+    ]
+    (server, port), page, entry = (each.get() for each in starting)
     assert registers(folder, port, entry)
-    assert listed(url) == {entry['uuid'][0]}
+    assert set(page.listed()) == {entry['uuid'][0]}
     until(lambda: len(folder.stores()) == 1, 'one store is left')
-    assert os.getpgid(*folder.stores()) not in (server.pid, page.pid)  # Ctrl-C does not reach it
-    assert (server.end(), page.end()) == (0, 0)
+    ours = server.pid, page.program.pid
+    assert os.getpgid(*folder.stores()) not in ours  # Ctrl-C does not reach it
+    assert (server.end(), page.program.end()) == (0, 0)
     folder.until_nothing_runs()
 
 
 def test_programs_one_after_the_other_share_the_entries(folder):
     first = folder.add()  # brings a store up and ends it
     assert folder.pids() == []
-    both = gevent.spawn(folder.page), gevent.spawn(folder.serve)
-    (page, url), (_, port) = (each.get() for each in both)
-    second = make(folder, url)
-    assert page.end() == 0
+    both = gevent.spawn(Visitor, folder), gevent.spawn(folder.serve)
+    page, (_, port) = (each.get() for each in both)
+    second = make(page)
+    assert page.program.end() == 0
     assert registers(folder, port, first)
     assert registers(folder, port, second)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_others_go_on_when_the_program_that_started_the_store_ends(folder, number):
-    page, url = folder.page()  # starts it
+    page = Visitor(folder)  # starts it
     server, port = folder.serve()
-    entry = make(folder, url)
+    entry = make(page)
     before = folder.stores()
-    page.end(number)
+    page.program.end(number)
     until(lambda: folder.stores() not in ([], before), 'the server starts it')
     assert registers(folder, port, entry)
-    page, url = folder.page()
+    page = Visitor(folder)
     server.end(number)
-    assert listed(url) == set(entry['uuid'])  # the page starts it
+    assert set(page.listed()) == set(entry['uuid'])  # the page starts it
     until(lambda: len(folder.stores()) == 1, 'there is one store')
-    page.end(number)
+    page.program.end(number)
     folder.until_nothing_runs()
 
 
 def test_kill_9_of_the_store_loses_no_acknowledged_entry(folder):
-    _, url = folder.page()
+    page = Visitor(folder)
     made = [str(uuids.uuid4()) for _ in range(6)]
     for uuid in made:
-        assert create(url, uuid) == 303
+        assert page.made(uuid) == uuid
         kill_store(folder)
-    assert listed(url) == set(made)
+    assert set(page.listed()) == set(made)
 
 
 def test_kill_9_of_the_store_after_each_add_loses_no_entry(folder, entries):
@@ -195,9 +181,9 @@ def test_kill_9_in_the_moment_in_which_the_store_starts_leaves_nothing(folder):
 def test_password_is_enforced_and_seen_nowhere(folder):
     password = 'p"a\\s #s; wörd'
     folder.set(redis_auth=password)
-    both = gevent.spawn(folder.serve), gevent.spawn(folder.page)
-    (server, port), (page, url) = (each.get() for each in both)
-    entry = make(folder, url)
+    both = gevent.spawn(folder.serve), gevent.spawn(Visitor, folder)
+    (server, port), page = (each.get() for each in both)
+    entry = make(page)
     assert registers(folder, port, entry)
     kill_store(folder)
     assert registers(folder, port, entry)  # it is enforced and seen nowhere the second time, too
@@ -206,10 +192,10 @@ def test_password_is_enforced_and_seen_nowhere(folder):
         folder.redis('GET', entry['uuid'][0])
     assert len(folder.stores()) == 1
     pids = folder.pids()
-    assert {server.pid, page.pid, *folder.stores()} <= set(pids)
+    assert {server.pid, page.program.pid, *folder.stores()} <= set(pids)
     assert not [pid for pid in pids if password in command_line(pid)]
     logs = [folder.path / 'server.log', folder.path / 'data' / 'store.log']
-    texts = [log.read_text() for log in logs] + [server.said(), page.said()]
+    texts = [log.read_text() for log in logs] + [server.said(), page.program.said()]
     assert not [text for text in texts if password in text or 'wörd' in text]
 
 
@@ -234,20 +220,20 @@ def test_password_too_many_or_none_is_refused(folder, tmp_path, right, given):
 def test_outside_redis_that_goes_down_is_never_replaced(folder, tmp_path):
     with Outside(tmp_path, folder.options['redis_port'], 'secret') as outside:
         folder.set(redis_auth='secret')
-        both = gevent.spawn(folder.serve), gevent.spawn(folder.page)
-        (server, port), (page, url) = (each.get() for each in both)
+        both = gevent.spawn(folder.serve), gevent.spawn(Visitor, folder)
+        (server, port), page = (each.get() for each in both)
         uuid = str(uuids.uuid4())
-        assert create(url, uuid) == 303
+        assert page.made(uuid) == uuid
         assert ask(folder, port, uuid) == b'HTTP/1.1 401 Unauthorized\r\n'
         outside.stop()
         assert ask(folder, port, uuid) == b'HTTP/1.1 503 Service Unavailable\r\n'
-        assert create(url, uuid) == 503
+        assert page.create(uuid).status_code == 503
         assert folder.stores() == []
         assert not (folder.path / 'data').exists()
         outside.start()
         until(lambda: ask(folder, port, uuid) == b'HTTP/1.1 401 Unauthorized\r\n', 'it is back')
-        assert create(url, uuid) == 303
-        assert (server.end(), page.end()) == (0, 0)
+        assert page.made(uuid) == uuid
+        assert (server.end(), page.program.end()) == (0, 0)
         assert folder.redis('EXISTS', uuid) == 1  # it goes on
 
 
@@ -283,11 +269,11 @@ def test_store_of_another_folder_is_an_outside_one(folder, entries, tmp_path):
     with Folder(tmp_path / 'other') as other:
         other.set(redis_port=folder.options['redis_port'])
         other.pair()
-        page, url = other.page()
+        page = Visitor(other)
         kill_store(folder)
-        assert create(url, '') == 503
+        assert page.create().status_code == 503
         assert other.stores() == []
-        assert page.end() == 0
+        assert page.program.end() == 0
 
 
 def test_data_may_be_a_symbolic_link(folder, entries):

@@ -1,0 +1,71 @@
+// What the page does beyond its forms: it stays up to date, and copies.
+'use strict';
+
+document.documentElement.classList.add('js');
+
+const REFRESH_MILLISECONDS = 2000;
+const trouble = document.getElementById('trouble');
+const {refresh: url} = document.body.dataset;
+let shown = new Date();
+
+// Makes `old` like `fresh`, and touches nothing that is the same: focus and selection stay.
+function update(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeName !== fresh.nodeName || old.childNodes.length !== fresh.childNodes.length) {
+    const focused = old.contains(document.activeElement) && document.activeElement.id;
+    old.replaceWith(fresh);
+    if (focused) document.getElementById(focused)?.focus();
+    return;
+  }
+  if (old.nodeType === Node.TEXT_NODE) old.nodeValue = fresh.nodeValue;
+  for (const {name, value} of fresh.attributes ?? []) old.setAttribute(name, value);
+  const children = [...fresh.childNodes];
+  [...old.childNodes].forEach((child, i) => update(child, children[i]));
+}
+
+function say(sentence) {
+  if (trouble.textContent !== sentence) trouble.textContent = sentence;
+  trouble.hidden = !sentence;
+}
+
+async function refresh() {
+  const since = `This is how it was at ${shown.toLocaleTimeString()}.`;
+  try {
+    const response = await fetch(url, {signal: AbortSignal.timeout(10000)});
+    const fresh = new DOMParser().parseFromString(await response.text(), 'text/html');
+    if (!response.ok) {
+      say(`${fresh.querySelector('.error:not([hidden]), h1').textContent} ${since}`);
+      return;
+    }
+    for (const old of document.querySelectorAll('[data-live]')) {
+      update(old, fresh.getElementById(old.id));
+    }
+    shown = new Date();
+    say('');
+  } catch {
+    say(`The page does not answer: does users_app.py still run? ${since}`);
+  }
+}
+
+async function poll() {
+  if (!document.hidden) await refresh();
+  setTimeout(poll, REFRESH_MILLISECONDS);
+}
+
+// Selects what it copies: that shows which, and is there for Ctrl-C where copying is forbidden.
+async function copy(element) {
+  const code = element.querySelector('code'), button = element.querySelector('button');
+  getSelection().selectAllChildren(code);
+  if (navigator.clipboard) await navigator.clipboard.writeText(code.textContent);
+  else document.execCommand('copy'); // a page without TLS that is not on loopback has no other
+  document.getElementById('copied').textContent = `Copied ${code.textContent}`;
+  button.dataset.copied = '';
+  setTimeout(() => delete button.dataset.copied, 1500);
+}
+
+document.addEventListener('click', event => {
+  const element = event.target.closest('.copy');
+  if (element) copy(element);
+});
+
+if (url) setTimeout(poll, REFRESH_MILLISECONDS);

@@ -1,0 +1,68 @@
+"""Who uses the page of a users_app.py by plain HTTP: without JavaScript, and as no browser may."""
+
+import re
+from html import unescape
+
+import requests
+from programs import Folder, Program
+
+ROW = re.compile('href="/entries/(.*)">(?:<bdi>(.*)</bdi>|<i>without a label</i>)</a>')
+ALERT = re.compile('<p class="error" role="alert">(.*)</p>')
+TOKEN = re.compile('name="token" value="(.*?)"')
+LINK = re.compile(r'(http://\S+)/login\?code=(\S+)\n')
+
+
+def link(program: Program) -> tuple[str, str]:
+    """Where the page is, and the code that opens it now."""
+    program.until_it_says(LINK.pattern)
+    return LINK.findall(program.said())[-1]
+
+
+class Visitor:
+    """Somebody who has logged in, unless `code` says otherwise."""
+
+    def __init__(self, folder: Folder, *arguments: str):
+        self.folder, self.program = folder, folder.start('users_app.py', '--port', '0', *arguments)
+        self.url, code = link(self.program)
+        self.cookies, self.token = requests.cookies.RequestsCookieJar(), ''
+        self.log_in(code)
+
+    def log_in(self, code: str) -> requests.Response:
+        response = self.ask('POST', '/login', data={'code': code})
+        if found := TOKEN.search(response.text):
+            self.token = found[1]
+        return response
+
+    def ask(self, method: str, path: str = '/', **more) -> requests.Response:
+        """The answer, after all redirections."""
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy
+            session.cookies = self.cookies
+            return session.request(method, self.url + path, timeout=10, **more)
+
+    def send(self, path: str, headers: dict | None = None, **fields) -> requests.Response:
+        """Sends a form."""
+        return self.ask('POST', path, data={'token': self.token} | fields, headers=headers)
+
+    def create(self, uuid: str = '', label: str = '', **more) -> requests.Response:
+        return self.send('/entries', uuid=uuid, label=label, **more)
+
+    def made(self, uuid: str = '', label: str = '', **more) -> str:
+        """The UUID of an entry that it made."""
+        response = self.create(uuid, label, **more)
+        assert [each.status_code for each in response.history] == [303], response.text
+        return re.search('/entries/(.*)\\?done=create', response.url)[1]
+
+    def change(self, uuid: str, what: str, **fields) -> requests.Response:
+        return self.send(f'/entries/{uuid}/{what}', **fields)
+
+    def listed(self) -> dict[str, str]:
+        """The entries: label by UUID."""
+        response = self.ask('GET')
+        assert response.status_code == 200
+        return {uuid: unescape(label) for uuid, label in ROW.findall(response.text)}
+
+    def refusal(self, response: requests.Response, status: int = 400) -> str:
+        """The sentence with which it refused."""
+        assert response.status_code == status
+        return unescape(ALERT.search(response.text)[1])

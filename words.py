@@ -1,0 +1,67 @@
+"""What the page says: of times, of what is going on, of the certificate. No Flask here."""
+
+import datetime
+import time
+
+import files
+from options import Mistake
+
+ENDS = datetime.timedelta(days=30)  # Let's Encrypt renews that long before the end
+UNITS = ('day', 86400), ('hour', 3600), ('minute', 60)
+
+
+def state(entry: dict) -> str:
+    """In a word, how it is with an entry that has its `now`."""
+    if entry['disabled']:
+        return 'disabled'
+    if entry['now'].waiting or entry['now'].pipes:
+        return 'online'
+    return 'offline' if entry['now'].seen else 'never seen'
+
+
+def ago(at: float) -> str:
+    """How long ago that was, in seconds since 1970; a clock of a server may be ahead of ours."""
+    seconds = time.time() - at
+    for unit, size in UNITS:
+        if seconds >= size:
+            number = int(seconds // size)
+            return f'{number} {unit}{"s" if number > 1 else ""} ago'
+    return 'just now'
+
+
+def utc(at: float) -> str:
+    """For `<time datetime>`, and for who wants to know it exactly."""
+    return f'{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}'
+
+
+def lasting(seconds: float) -> str:
+    """How long something took: 0.4 s, 3:05 min, 2:00 h."""
+    if seconds < 60:
+        return f'{seconds:.1f} s'
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f'{minutes}:{int(seconds % 60):02} min'
+    return f'{minutes // 60}:{minutes % 60:02} h'
+
+
+def server(options: dict) -> str:
+    """The rendezvous server, as it stands in a URL."""
+    host, port = options['rendezvous_host'], options['rendezvous_port']
+    return (f'[{host}]' if ':' in host else host) + (f':{port}' if port != 443 else '')
+
+
+def certificate_notice(options: dict) -> str:
+    """What clients will soon complain of, or do already, or ''."""
+    if not options['key_file']:
+        return ''
+    try:
+        _, certificate = files.read_certificate(options)
+    except Mistake as mistake:
+        return str(mistake)
+    end, now = certificate.not_valid_after_utc, datetime.datetime.now(datetime.UTC)
+    if end - now > ENDS:
+        return ''
+    when = f'ends on {end:%Y-%m-%d}' if end > now else f'ended on {end:%Y-%m-%d}'
+    own = 'python make_cert.py --force makes a new one, which hidden servers and clients need too'
+    how = own if certificate.issuer == certificate.subject else 'renew it'
+    return f'The certificate {when}: {how}.'
