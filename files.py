@@ -35,6 +35,12 @@ def how_to_reach(options: dict) -> dict:
     return server
 
 
+def authority(options: dict) -> str:
+    """The host and the port of the rendezvous server, as they stand in a URL."""
+    host, port = options['rendezvous_host'], options['rendezvous_port']
+    return (f'[{host}]' if ':' in host else host) + (f':{port}' if port != 443 else '')
+
+
 def read_certificate(options: dict) -> tuple[str, x509.Certificate]:
     """What `crt_file` holds: as it is, and its first certificate. Raises Mistake."""
     crt_file = local.file(options['crt_file'])

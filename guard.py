@@ -72,6 +72,8 @@ class Guard:
         reads = request.method in ('GET', 'HEAD', 'OPTIONS')
         if not reads and _is_foreign():
             abort(403, 'This came from another web page: nothing was done.')
+        if 'Transfer-Encoding' in request.headers:
+            abort(411, 'Say how long it is.')  # as browsers do: BODY_BYTES is compared with that
         if request.endpoint in ('login', 'login_page', 'static'):
             return None
         if self._announce and not self._has_session():

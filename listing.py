@@ -81,9 +81,7 @@ def about(entry: dict, now: Now, options: dict, secret: bool) -> list[str]:
 
 def _use(uuid: str, options: dict) -> list[str]:
     server = files.how_to_reach(options)
-    host, port = server['hostname'], server['port']
-    host = f'[{host}]' if ':' in host else host
-    url = f'https://{host}/' if port == 443 else f'https://{host}:{port}/'
+    url = f'https://{files.authority(options)}/'
     trusted = f'--cacert {Path(options["crt_file"]).name} ' if 'ca' in server else ''
     return [
         'on the hidden machine, for the HTTP server there:',

@@ -21,6 +21,7 @@ from markupsafe import Markup
 import actions
 import auth
 import files
+import listing
 import live
 import options as local
 import words
@@ -78,7 +79,7 @@ class Page:
         known = self._known(uuid)
         known['history'] = live.history(self._entries, known['uuid'])
         known['authority'] = self._is_its_own_authority()
-        known['url'] = f'https://{words.server(self._options)}/'
+        known['url'] = f'https://{files.authority(self._options)}/'
         known['path'], file = f'/entries/{uuid}', files.FILES / f'{uuid}.json'
         known['file'] = file if file.exists() else ''
         return self._render('entry.html', entry=known, error=error, refresh=known['path']), status
@@ -101,7 +102,7 @@ class Page:
 
     def secret(self, uuid):
         """The secret, as text and as a QR code: asked for by POST, so no URL shows it again."""
-        known, parameters = self._known(uuid), self._parameters(uuid)
+        known, parameters = self._known(uuid), self._document(uuid)['authParams']
         totp = auth.totp(parameters)
         totp.issuer = self._options['rendezvous_host']
         totp.name = ', '.join(known['labels'])[:LABEL_CHARACTERS] or known['uuid']
@@ -112,10 +113,8 @@ class Page:
 
     def download(self, uuid, suffix: str):
         """One of the two files for the hidden server, of the entry as it is now."""
-        entry = self._known(uuid) | {'authParams': self._parameters(uuid)}
-        document = files.document(entry, self._options)
-        text = files.as_json(document) if suffix == 'json' else files.as_js(document)
-        return _attachment(text, f'{uuid}.{suffix}')
+        as_text = files.as_json if suffix == 'json' else files.as_js
+        return _attachment(as_text(self._document(uuid)), f'{uuid}.{suffix}')
 
     def certificate(self):
         """What clients have to trust; it is no secret."""
@@ -127,7 +126,7 @@ class Page:
         listed, now = self._entries.all(), live.now(self._entries)
         for each in listed:
             each['now'] = now.get(each['uuid'], live.Now())
-            each['state'] = words.state(each)
+            each['state'] = listing.state(each, each['now'])
         return listed
 
     def _known(self, uuid) -> dict:
@@ -135,16 +134,10 @@ class Page:
         found = [each for each in self._listed() if each['uuid'] == str(uuid)]
         return found[0] if found else abort(404, f'There is no entry {uuid}.')
 
-    def _parameters(self, uuid) -> dict:
-        """Its authParams: they make codes, whoever wrote them."""
-        try:
-            parameters = self._entries.get(str(uuid))['authParams']
-            auth.totp(parameters).now()
-        except StoreDown:
-            raise
-        except Exception:
-            abort(409, 'The secret of this entry makes no sense: give it a new one.')
-        return parameters
+    def _document(self, uuid) -> dict:
+        """What its files hold: its secret, too."""
+        entry = self._entries.get(str(uuid)) or abort(404, f'There is no entry {uuid}.')
+        return files.document(entry | {'uuid': str(uuid)}, self._options)
 
     def _is_its_own_authority(self) -> bool:
         try:
@@ -173,7 +166,7 @@ def app(entries: Entries, options: dict, announce: Callable[[str], None] | None 
     """The WSGI application; `announce` gets the codes that open it, None: it is open."""
     app, page = Flask(__name__), Page(entries, options)
     Guard(app, options['page_host'], announce)
-    app.jinja_env.globals |= {'server': words.server(options), 'digits': DIGITS}
+    app.jinja_env.globals |= {'server': files.authority(options), 'digits': DIGITS}
     app.jinja_env.globals['label_characters'] = LABEL_CHARACTERS
     app.jinja_env.filters |= {'ago': words.ago, 'utc': words.utc, 'lasting': words.lasting}
     one, changes = '/entries/<uuid:uuid>', 'any(rename, disable, enable, rekey, delete)'
@@ -216,12 +209,12 @@ def serve(options: dict, host: str, port: int, login: bool) -> None:
     def announce(code: str) -> None:
         click.echo(f'To use the page, open this link, which works once: {url}/login?code={code}')
 
-    server.application = app(entries, options, announce if login else None)
-    if not login:
-        click.echo(f'The page is at {url}')
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop)
+    server.application = app(entries, options, announce if login else None)  # nobody is in yet
+    if not login:
+        click.echo(f'The page is at {url}')
     try:
         server.serve_forever()
     finally:

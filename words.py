@@ -1,4 +1,4 @@
-"""What the page says: of times, of what is going on, of the certificate. No Flask here."""
+"""What the page says of times, and of the certificate. No Flask here."""
 
 import datetime
 import time
@@ -8,15 +8,6 @@ from options import Mistake
 
 ENDS = datetime.timedelta(days=30)  # Let's Encrypt renews that long before the end
 UNITS = ('day', 86400), ('hour', 3600), ('minute', 60)
-
-
-def state(entry: dict) -> str:
-    """In a word, how it is with an entry that has its `now`."""
-    if entry['disabled']:
-        return 'disabled'
-    if entry['now'].waiting or entry['now'].pipes:
-        return 'online'
-    return 'offline' if entry['now'].seen else 'never seen'
 
 
 def ago(at: float) -> str:
@@ -42,12 +33,6 @@ def lasting(seconds: float) -> str:
     if minutes < 60:
         return f'{minutes}:{int(seconds % 60):02} min'
     return f'{minutes // 60}:{minutes % 60:02} h'
-
-
-def server(options: dict) -> str:
-    """The rendezvous server, as it stands in a URL."""
-    host, port = options['rendezvous_host'], options['rendezvous_port']
-    return (f'[{host}]' if ':' in host else host) + (f':{port}' if port != 443 else '')
 
 
 def certificate_notice(options: dict) -> str:

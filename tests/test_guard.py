@@ -1,0 +1,317 @@
+"""Who may use the page: what logs in, and what other pages and other users are refused."""
+
+import re
+import signal
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from conftest import until
+from programs import Folder, listens
+from visitor import LINK, Visitor, link
+
+FORMS = '/entries', '/entries/{}/rename', '/entries/{}/delete', '/entries/{}/secret', '/logout'
+
+
+@pytest.fixture(scope='module')
+def running(tmp_path_factory):
+    with Folder(tmp_path_factory.mktemp('page'), page_host='page.example') as folder:
+        folder.pair()
+        page = Visitor(folder)
+        yield page
+        assert 'Traceback' not in page.program.said()
+
+
+@pytest.fixture
+def page(running):
+    """One page for all tests, without entries at the start of each."""
+    yield running
+    running.folder.redis('FLUSHALL')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with Folder(tmp_path) as folder:
+        folder.pair()
+        yield folder
+
+
+@pytest.fixture
+def stranger(page):
+    """Sends requests without the cookie."""
+
+    def ask(method: str, path: str, **more) -> requests.Response:
+        return requests.request(method, page.url + path, timeout=10, **more)
+
+    return ask
+
+
+def test_link_works_once_and_a_new_one_is_shown(page, stranger):
+    _, code = link(page.program)
+    response = stranger('POST', '/login', data={'code': code}, allow_redirects=False)
+    assert (response.status_code, response.headers['Location']) == (303, '/')
+    until(lambda: link(page.program)[1] != code, 'it shows another link')
+    assert stranger('POST', '/login', data={'code': code}).status_code == 403
+
+
+def test_who_fetches_the_link_beforehand_uses_up_nothing(page, stranger):
+    _, code = link(page.program)
+    before = page.program.said()
+    for _ in range(3):
+        response = stranger('GET', f'/login?code={code}')
+        assert (response.status_code, response.cookies.get_dict()) == (200, {})
+    assert page.program.said() == before
+    assert stranger('POST', '/login', data={'code': code}, allow_redirects=False).ok
+
+
+def test_whole_link_may_be_pasted_in(page, stranger):
+    url, code = link(page.program)
+    data = {'code': f' {url}/login?code={code}\n'}
+    assert stranger('POST', '/login', data=data, allow_redirects=False).status_code == 303
+
+
+def test_cookie_is_no_script_s_and_no_other_site_s(page, stranger):
+    _, code = link(page.program)
+    response = stranger('POST', '/login', data={'code': code}, allow_redirects=False)
+    name, *flags = response.headers['Set-Cookie'].split('; ')
+    assert re.fullmatch(rf'rendezvous-{urlsplit(page.url).port}=[\w-]{{43}}', name)
+    assert set(flags) == {'HttpOnly', 'Path=/', 'SameSite=Strict'}
+
+
+@pytest.mark.parametrize('cookie', ['', 'wrong', '\xff'])
+def test_without_a_session_nothing_is_shown_or_done(page, stranger, cookie):
+    uuid = page.made(label='kitchen')
+    headers = {'Cookie': f'rendezvous-{urlsplit(page.url).port}={cookie}'}
+    paths = '/', f'/entries/{uuid}', f'/entries/{uuid}.json', '/registrar.crt', '/nothing'
+    for path in paths:
+        response = stranger('GET', path, headers=headers)
+        assert response.status_code == 403
+        assert 'Log in' in response.text
+        assert not {uuid, 'kitchen', 'BEGIN'} & set(re.findall(r'[\w-]+', response.text))
+    for path in FORMS:
+        data = {'token': page.token, 'label': 'x'}
+        response = stranger('POST', path.format(uuid), data=data, headers=headers)
+        assert response.status_code == 403
+    assert page.listed() == {uuid: 'kitchen'}
+
+
+def test_wrong_codes_are_rationed(folder):
+    page = Visitor(folder)
+    _, code = link(page.program)
+    for wrong in ['', 'wrong', code[:-1], code + 'x', code.swapcase(), '\xe9', '\0', 'x' * 1000]:
+        assert page.refusal(page.log_in(wrong), 403).startswith('This code is wrong, or was used')
+    assert [page.log_in('wrong').status_code for _ in range(3)] == [403, 403, 429]
+    response = page.log_in(code)  # the right one has to wait, too: or there would be no ration
+    assert 0 < int(response.headers['Retry-After']) <= 60
+    assert page.refusal(response, 429).startswith('Too many wrong codes: try again in ')
+    assert page.ask('GET').ok  # who is in stays in
+
+
+def test_session_ends_after_its_time(folder):
+    guard = folder.path / 'guard.py'
+    guard.write_text(re.sub('(?m)^SESSION_SECONDS = .*', 'SESSION_SECONDS = 1', guard.read_text()))
+    page = Visitor(folder)
+    assert page.ask('GET').ok
+    until(lambda: page.ask('GET').status_code == 403, 'the session ends')
+
+
+def test_who_logs_out_is_out(page):
+    page.log_in(link(page.program)[1])
+    mine = dict(page.cookies)
+    assert 'Log in' in page.send('/logout').text
+    assert page.ask('GET', cookies=mine).status_code == 403
+    page.log_in(link(page.program)[1])
+    assert page.ask('GET').ok
+
+
+def test_no_login_asks_for_none_but_for_the_token(folder):
+    program = folder.start('users_app.py', '--port', '0', '--no-login')
+    url = program.until_it_says(r'The page is at (http://\S+)\n')[1]
+    with requests.Session() as session:
+        token = re.search('name="token" value="(.*?)"', session.get(url).text)[1]
+        assert session.post(f'{url}/entries', data={'label': 'x'}).status_code == 403
+        data = {'label': 'x', 'token': token}
+        assert session.post(f'{url}/entries', data=data, allow_redirects=False).status_code == 303
+    assert not LINK.search(program.said())
+
+
+@pytest.mark.parametrize('path', FORMS)
+def test_form_without_the_token_of_this_session_is_refused(page, path):
+    uuid = page.made(label='kitchen')
+    other = page.token
+    page.log_in(link(page.program)[1])
+    assert other != page.token
+    for token in ('', 'x', other, page.token[:-1], page.token.upper(), '\xe9'):
+        response = page.send(path.format(uuid), token=token, label='other')
+        assert page.refusal(response, 403).startswith('This form is out of date: ')
+    assert page.listed() == {uuid: 'kitchen'}
+
+
+@pytest.mark.parametrize(
+    'headers',
+    [
+        {'Origin': 'http://evil.example'},
+        {'Origin': 'null'},
+        {'Origin': 'https://{host}'},
+        {'Origin': 'http://127.0.0.1:1'},
+        {'Origin': 'http://{host}.'},
+        {'Sec-Fetch-Site': 'cross-site'},
+        {'Sec-Fetch-Site': 'same-site', 'Origin': 'http://{host}'},  # another port of this host
+        {'Sec-Fetch-Site': 'none'},
+    ],
+)
+def test_what_another_page_sends_is_refused_even_with_cookie_and_token(page, headers):
+    uuid = page.made()
+    host = urlsplit(page.url).netloc
+    headers = {name: value.format(host=host) for name, value in headers.items()}
+    for path in (*FORMS, '/login'):
+        if path == '/login' and headers == {'Origin': 'null'}:
+            continue  # who knows the code may come
+        response = page.send(path.format(uuid), headers=headers)
+        assert page.refusal(response, 403).startswith('This came from another web page')
+    assert page.folder.redis('KEYS', '*') == [uuid]
+    assert page.ask('GET').ok
+
+
+@pytest.mark.parametrize(
+    'host',
+    [
+        'evil.example',
+        'evil.example:{port}',
+        '127.0.0.1.evil.example:{port}',
+        '127.0.0.1:{port}.evil.example',
+        'localhost.evil.example',
+        'page.example.evil.example',
+        '192.0.2.1',
+        '[::ffff:192.0.2.1]',
+        '',
+        '@127.0.0.1',
+        '127.0.0.1@evil.example',
+    ],
+)
+def test_foreign_host_is_refused(page, host):
+    uuid = page.made()
+    host = host.format(port=urlsplit(page.url).port)
+    paths = '/', '/login', '/static/style.css', '/registrar.crt', f'/entries/{uuid}.json'
+    for path in paths:
+        response = page.ask('GET', path, headers={'Host': host})
+        assert response.status_code == 403
+        assert uuid not in response.text
+    for path in FORMS:
+        headers = {'Host': host, 'Origin': f'http://{host}'}
+        assert page.send(path.format(uuid), headers=headers).status_code == 403
+    assert page.folder.redis('KEYS', '*') == [uuid]
+
+
+@pytest.mark.parametrize(
+    'name', ['127.0.0.1', '127.8.9.1', 'localhost', 'LOCALHOST', '[::1]', 'page.example']
+)
+def test_our_own_names_are_welcome(page, stranger, name):
+    host = f'{name}:{urlsplit(page.url).port}'
+    headers = {'Host': host, 'Origin': f'http://{host}'}
+    data = {'code': link(page.program)[1]}
+    response = stranger('POST', '/login', data=data, headers=headers, allow_redirects=False)
+    headers['Cookie'] = response.headers['Set-Cookie'].partition(';')[0]
+    text = stranger('GET', '/', headers=headers).text
+    data = {'token': re.search('name="token" value="(.*?)"', text)[1], 'label': name}
+    assert stranger('POST', '/entries', data=data, headers=headers, allow_redirects=False).ok
+    assert list(page.listed().values()) == [name]
+
+
+def test_each_answer_is_fenced(page, stranger):
+    uuid = page.made()
+    answers = [
+        *(page.ask('GET', path) for path in ('/', '/?page=9', f'/entries/{uuid}', '/nothing')),
+        page.ask('GET', f'/entries/{uuid}.json'),
+        page.ask('GET', '/static/page.js'),
+        page.ask('GET', headers={'Host': 'evil.example'}),
+        page.ask('PUT'),
+        page.change(uuid, 'secret'),
+        page.create('malformed'),
+        stranger('GET', '/'),
+        stranger('POST', '/login', data={'code': 'x'}),
+    ]
+    for answer in answers:
+        policy = dict(
+            each.strip().split(' ', 1)
+            for each in answer.headers['Content-Security-Policy'].split(';')
+        )
+        assert policy == {
+            'default-src': "'none'",
+            'script-src': "'self'",
+            'style-src': "'self'",
+            'connect-src': "'self'",
+            'img-src': 'data:',
+            'form-action': "'self'",
+            'base-uri': "'none'",
+            'frame-ancestors': "'none'",
+        }
+        assert answer.headers['X-Frame-Options'] == 'DENY'
+        assert answer.headers['X-Content-Type-Options'] == 'nosniff'
+        assert answer.headers['Cross-Origin-Resource-Policy'] == 'same-origin'
+        assert answer.headers['Referrer-Policy'] in ('same-origin', 'no-referrer')
+        assert answer.headers['Cache-Control'] in ('no-store', 'no-cache')
+        assert not re.search(r'<script>|style=|\son\w+=|javascript:', answer.text)
+
+
+def test_what_shows_a_secret_is_kept_nowhere_and_tells_nobody(page, stranger):
+    uuid = page.made()
+    for answer in (
+        page.change(uuid, 'secret'),
+        page.ask('GET', f'/entries/{uuid}.json'),
+        page.ask('GET', f'/entries/{uuid}.js'),
+        stranger('GET', f'/login?code={link(page.program)[1]}'),
+    ):
+        assert answer.ok
+        assert answer.headers['Cache-Control'] == 'no-store'
+        assert answer.headers['Referrer-Policy'] == 'no-referrer'
+
+
+def test_no_secret_and_no_code_that_was_typed_in_is_said(page):
+    uuid = page.made()
+    secret = re.search('[A-Z2-7]{64}', page.change(uuid, 'secret').text)[0]
+    page.ask('GET', '/login?code=typed-in')
+    page.log_in('typed-in')
+    page.ask('GET', f'/entries/{uuid}.json')
+    said = page.program.said()
+    assert 'typed-in' not in said
+    assert secret not in said
+    assert re.fullmatch(f'(To use the page, open this link, .*: {LINK.pattern})+', said)
+
+
+@pytest.mark.parametrize('path', ['/entries', '/login'])
+def test_large_body_is_refused(page, path):
+    body = f'token={page.token}&label='.encode() + b'x' * 100_000
+    headers = {'Content-Type': 'application/x-www-form-urlencoded'}
+    assert page.ask('POST', path, data=body, headers=headers).status_code == 413
+    chunks = iter([body])
+    assert page.ask('POST', path, data=chunks, headers=headers).status_code == 411
+    assert page.listed() == {}
+
+
+def test_no_variable_of_the_environment_turns_on_debugging(folder, monkeypatch):
+    for name in ('FLASK_DEBUG', 'FLASK_ENV', 'FLASK_TESTING', 'WERKZEUG_RUN_MAIN', 'DEBUG'):
+        monkeypatch.setenv(name, '1')
+    page = Visitor(folder)
+    (folder.path / 'templates' / 'secret.html').write_text('{{ 1 / 0 }}')
+    response = page.change(page.made(), 'secret')
+    assert response.status_code == 500
+    assert 'Traceback' not in response.text
+    assert 'ZeroDivisionError' not in response.text
+    assert 'Werkzeug' not in response.headers.get('Server', '')
+    assert page.ask('GET', '/console').status_code == 404
+
+
+def test_beyond_loopback_only_when_told_and_then_it_says_so(folder):
+    program = folder.start('users_app.py', '--port', '0', '--host', '0.0.0.0')
+    url, _ = link(program)
+    assert listens(urlsplit(url).port, '127.8.9.1')
+    assert program.end(signal.SIGTERM) == 0
+    sentence = 'the page listens on 0.0.0.0, beyond this machine, and nothing is encrypted'
+    assert sentence in program.said()
+
+
+@pytest.mark.parametrize('host', ['192.0.2.1', 'no such host', 'x' * 70])
+def test_host_that_is_not_here_is_one_sentence(folder, host):
+    sentence = folder.run('users_app.py', '--port', '0', '--host', host).sentence()
+    assert sentence.startswith(f'can not listen on port 0 of {host}: ')
