@@ -56,8 +56,11 @@ async function poll() {
 async function copy(element) {
   const code = element.querySelector('code'), button = element.querySelector('button');
   getSelection().selectAllChildren(code);
-  if (navigator.clipboard) await navigator.clipboard.writeText(code.textContent);
-  else document.execCommand('copy'); // a page without TLS that is not on loopback has no other
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+  } catch { // forbidden, or not there: without TLS it is on loopback alone
+    document.execCommand('copy');
+  }
   document.getElementById('copied').textContent = `Copied ${code.textContent}`;
   button.dataset.copied = '';
   setTimeout(() => delete button.dataset.copied, 1500);

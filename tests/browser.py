@@ -110,12 +110,16 @@ class Browser:
     def click(self, text: str) -> None:
         """Clicks a button, a link or a summary that says so."""
         what = '(self::button or self::a or self::summary)'
-        element = self.find(f'//*[{what} and normalize-space() = "{text}"]')
-        self.ask('POST', f'/element/{element}/click')
+        self.press(f'//*[{what} and normalize-space() = "{text}"]')
+
+    def press(self, xpath: str) -> None:
+        """Clicks an element."""
+        self.ask('POST', f'/element/{self.find(xpath)}/click')
 
     def type(self, label: str, text: str) -> None:
         """Types into the field with that label, instead of what is in it."""
-        element = self.find(f'//label[starts-with(normalize-space(), "{label}")]/input')
+        labelled = f'starts-with(normalize-space(), "{label}")'
+        element = self.find(f'//label[{labelled}]/input | //input[@aria-label="{label}"]')
         self.ask('POST', f'/element/{element}/clear')
         self.ask('POST', f'/element/{element}/value', text=text)
 

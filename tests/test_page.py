@@ -1,5 +1,6 @@
 """The page of users_app.py over plain HTTP, and what it leaves in files and in Redis."""
 
+import datetime
 import json
 import re
 import shutil
@@ -8,14 +9,17 @@ import socket
 import subprocess
 import time
 import uuid as uuids
+from html import unescape
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import segno
 from conftest import until
 from programs import Folder, Outside, listens
-from visitor import Visitor
+from visitor import ALERT, Visitor
 
 import auth
+import make_cert
 
 
 @pytest.fixture(scope='module')
@@ -360,3 +364,200 @@ def test_page_says_that_redis_is_down_and_works_when_it_is_back(folder, tmp_path
         assert page.listed() == {made: ''}
         assert page.program.end() == 0
         assert 'Traceback' not in page.program.said()
+
+
+def text(response) -> str:
+    """What can be read of an answer, less the white space."""
+    shown = re.sub(
+        r'<[^>]*>', ' ', re.sub('<(form|header).*?</\\1>', '', response.text, flags=re.S)
+    )
+    return ' '.join(unescape(shown).split())
+
+
+def seen(page, uuid: str, seconds_ago: float) -> None:
+    sign = {'at': time.time() - seconds_ago, 'address': '2001:db8::7'}
+    page.folder.redis('SET', f'seen:{uuid}', json.dumps(sign))
+
+
+def test_table_shows_who_is_online_whatever_server_says_so(page):
+    never, offline, online, piping = sorted(page.made(label=label) for label in 'abcd')
+    for uuid in (offline, online):
+        seen(page, uuid, 3700)
+    page.folder.redis('HSET', 'live:one', online, '3 0', piping, '0 1')
+    page.folder.redis('HSET', 'live:other', online, '1 2')
+    found = re.findall('<tr>.*?(?=<tr>|</table>)', page.ask('GET').text, re.S)[1:]
+    rows = {re.search('/entries/(.{36})', row)[1]: row for row in found}
+    for uuid, shown in {
+        never: 'never seen 0 0 never',
+        offline: 'offline 0 0 1 hour ago 2001:db8::7',
+        online: 'online 4 2 1 hour ago 2001:db8::7',
+        piping: 'online 0 1 never',
+    }.items():
+        row = ' '.join(re.sub('<[^>]*>', ' ', rows[uuid]).split())
+        assert row.endswith(f'Copy {shown} just now')
+    assert '4 entries, 2 online' in text(page.ask('GET'))
+
+
+def test_entry_s_own_page_shows_its_rendezvous(page):
+    uuid = page.made()
+    assert 'No mobile client has met this hidden server yet.' in text(page.ask('GET', url(uuid)))
+    ended = {'at': time.time() - 90, 'address': '203.0.113.9', 'seconds': 125.0}
+    ended |= {'sent': 811, 'received': 2_300_000, 'how': 'mobile client closed'}
+    page.folder.redis('LPUSH', f'rendezvous:{uuid}', json.dumps(ended))
+    shown = text(page.ask('GET', url(uuid)))
+    assert '1 minute ago 203.0.113.9 811 Bytes 2.3 MB 2:05 min mobile client closed' in shown
+
+
+def test_search_and_pages_cope_with_a_thousand_entries(page):
+    uuids_ = [str(uuids.uuid4()) for _ in range(1000)]
+    for number, uuid in enumerate(uuids_):
+        page.folder.redis('SET', uuid, json.dumps({'labels': [f'Machine {number:03}']}))
+    seen(page, uuids_[7], 5)
+    found = page.listed()
+    assert list(found.values()) == [f'Machine {number:03}' for number in range(50)]
+    assert '1000 entries, 0 online' in text(page.ask('GET'))
+    for number, first in {'20': '950', '21': '950', '0': '000', '-1': '000', 'x': '000'}.items():
+        shown = text(page.ask('GET', f'/?page={number}'))
+        assert f'Machine {first}' in shown
+    for wanted in ('machine 007', uuids_[7], uuids_[7].upper(), '2001:DB8', 'offline'):
+        response = page.ask('GET', '/', params={'q': wanted})
+        assert re.findall('Machine [0-9]+', text(response)) == ['Machine 007']
+    assert 'Nothing is found' in text(page.ask('GET', '/?q=nothing'))
+    after = page.ask('GET', '/?q=Machine+0&page=1').text
+    assert '<a rel="next" href="/?q=Machine+0&amp;page=2">' in after.replace('%20', '+')
+
+
+def url(uuid: str) -> str:
+    return f'/entries/{uuid}'
+
+
+def test_rename_keeps_the_secret(page):
+    uuid = page.made(label='kitchen')
+    before = json.loads(page.folder.redis('GET', uuid))
+    assert 'It has its new label.' in text(page.change(uuid, 'rename', label='garage'))
+    assert page.listed() == {uuid: 'garage'}
+    assert json.loads(page.folder.redis('GET', uuid)) == before | {'labels': ['garage']}
+    response = page.change(uuid, 'rename', label='x' * 101)
+    assert page.refusal(response) == 'a label has at most 100 characters, all of them printable'
+    assert f'value="{"x" * 101}"' in response.text  # what was typed in is not lost
+    assert page.listed() == {uuid: 'garage'}
+
+
+def test_disable_and_enable(page):
+    uuid = page.made()
+    assert 'State disabled' in text(page.change(uuid, 'disable'))
+    assert json.loads(page.folder.redis('GET', uuid))['disabled']
+    assert 'State never seen' in text(page.change(uuid, 'enable'))
+    assert 'disabled' not in json.loads(page.folder.redis('GET', uuid))
+
+
+def test_new_secret_takes_the_place_of_the_old_one(page):
+    uuid = page.made()
+    before = files(page.folder, uuid)
+    assert 'It has a new secret' in text(page.change(uuid, 'rekey'))
+    after = files(page.folder, uuid)
+    assert before[f'{uuid}.json'] != after[f'{uuid}.json']
+    secret = json.loads(page.folder.redis('GET', uuid))['authParams']['base32']
+    assert secret in after[f'{uuid}.json']
+    assert secret in page.change(uuid, 'secret').text
+
+
+@pytest.mark.parametrize('what', ['disable', 'rekey', 'delete'])
+def test_page_says_what_ends_before_it_does_it(page, what):
+    response = page.ask('GET', url(page.made()))
+    form = re.search(f'<details>(?:(?!</details>).)*/{what}".*?</details>', response.text, re.S)[0]
+    sentence = 'its waiting registrations and its open pipes end within two seconds'
+    assert form.index('<summary') < form.index(sentence) < form.index('<button')
+
+
+def test_downloads_are_the_files(page):
+    uuid = page.made(label='Küche')
+    for name, content in files(page.folder, uuid).items():
+        response = page.ask('GET', f'/entries/{name}')
+        assert response.text == content
+        assert response.headers['Content-Disposition'] == f'attachment; filename={name}'
+    for file in (page.folder.path / 'entries').glob('*'):
+        file.unlink()  # made on another machine
+    assert json.loads(page.ask('GET', f'{url(uuid)}.json').text)['uuid'] == [uuid]
+    certificate = page.ask('GET', '/registrar.crt')
+    assert certificate.text == (page.folder.path / 'registrar.crt').read_text()
+    assert certificate.headers['Content-Disposition'] == 'attachment; filename=registrar.crt'
+
+
+def test_secret_is_shown_on_request_alone_with_its_code_as_a_picture(page):
+    uuid = page.made(label='Küche')
+    parameters = json.loads(page.folder.redis('GET', uuid))['authParams']
+    for path in ('', '?secret', '?secret=1', '/secret'):
+        assert parameters['base32'] not in page.ask('GET', url(uuid) + path).text
+    response = page.change(uuid, 'secret')
+    assert f'Secret, in base32 {parameters["base32"]} Copy Codes 8 digits' in text(response)
+    assert parameters['base32'] not in response.url
+    query = f'secret={parameters["base32"]}&issuer=127.0.0.1&digits=8'
+    code = segno.make(f'otpauth://totp/127.0.0.1:K%C3%BCche?{query}', micro=False)
+    assert code.svg_inline(omitsize=True, light='#fff') in response.text
+
+
+@pytest.mark.parametrize('value', ['no json', '{}', '{"authParams": {"base32": "!"}}'])
+def test_entry_without_a_sound_secret_gets_a_new_one(page, uuid, value):
+    page.folder.redis('SET', uuid, value)
+    assert page.ask('GET', url(uuid)).ok
+    for response in (page.change(uuid, 'secret'), page.ask('GET', f'{url(uuid)}.json')):
+        assert not response.ok
+        assert ALERT.search(response.text)
+    assert page.change(uuid, 'rekey').ok
+    assert page.change(uuid, 'secret').ok
+
+
+@pytest.mark.parametrize('label', ['x' * 10_000, '\u202edrow\u200f', '</title><b>', 'a\0b'])
+def test_label_that_somebody_else_wrote_breaks_nothing(page, uuid, label):
+    entry = json.loads(page.folder.redis('GET', page.made()))
+    page.folder.redis('SET', uuid, json.dumps(entry | {'uuid': uuid, 'labels': [label]}))
+    shown = label.replace('\0', '\ufffd').replace('\u202e', '\ufffd').replace('\u200f', '\ufffd')
+    assert page.listed()[uuid] == shown
+    for response in (page.ask('GET', url(uuid)), page.change(uuid, 'secret')):
+        assert response.ok
+        assert '<b>' not in response.text
+        assert re.search('<h1>.*?<bdi>(.*)</bdi></h1>', response.text)
+
+
+@pytest.mark.parametrize(
+    ('days', 'sentence'),
+    [(31, None), (29, 'The certificate ends on {:%Y-%m-%d}: '), (-1, 'ended on {:%Y-%m-%d}: ')],
+)
+def test_certificate_that_ends_is_said_on_top(folder, monkeypatch, days, sentence):
+    valid = datetime.timedelta(days=days)
+    monkeypatch.setattr(make_cert, 'VALID', valid + datetime.timedelta(hours=1))
+    monkeypatch.setattr(make_cert, 'BACKDATED', datetime.timedelta(days=2))
+    folder.pair()
+    page = Visitor(folder)
+    for response in (page.ask('GET'), page.ask('GET', url(page.made()))):
+        notice = re.search('<p class="notice" role="note">(.*)</p>', response.text)
+        assert bool(notice) == bool(sentence)
+        if sentence:
+            end = datetime.datetime.now(datetime.UTC) + valid + datetime.timedelta(hours=1)
+            assert sentence.format(end) in notice[1]
+
+
+def test_commands_are_complete(folder):
+    folder.set(rendezvous_host='2001:db8::1', rendezvous_port=443)
+    page = Visitor(folder)
+    uuid = page.made()
+    codes = [
+        unescape(each) for each in re.findall('<code>(.*?)</code>', page.ask('GET', url(uuid)).text)
+    ]
+    for command in (
+        f'python hidden.py {uuid}.json 127.0.0.1:8000',
+        f"require('./{uuid}').params",
+        'https://[2001:db8::1]/',
+        f'https://[2001:db8::1]/?rendezvous={uuid}',
+        f'curl --cacert registrar.crt --digest -u {uuid}:x https://[2001:db8::1]/',
+    ):
+        assert command in codes
+    folder.set(key_file=None)
+    page.program.end()
+    page = Visitor(folder)
+    uuid = page.made()
+    shown = unescape(page.ask('GET', url(uuid)).text)
+    assert f'<code>curl --digest -u {uuid}:x https://[2001:db8::1]/</code>' in shown
+    assert 'registrar.crt' not in shown
+    assert page.ask('GET', '/registrar.crt').status_code == 404
