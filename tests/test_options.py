@@ -243,6 +243,7 @@ def test_local_py_that_can_not_be_read_is_told_why(tmp_path, text, why):
 
 
 TEXTS = 'rendezvous_host', 'listen_host', 'key_file', 'crt_file', 'redis_host', 'redis_auth'
+TEXTS += ('page_host',)
 WHOLE = {
     'rendezvous_port': (0, 65535),
     'redis_port': (1, 65535),
@@ -265,7 +266,7 @@ def test_each_option_has_its_row_here():
     [(name, value) for name in TEXTS for value in (1, 1.5, True, b'x', ['x'])]
     + [(name, value) for name in WHOLE for value in ('1', 1.0, True, None, b'1', [1])]
     + [(name, value) for name in NUMBERS for value in ('1', True, False, None, [1])]
-    + [(name, None) for name in TEXTS if name not in ('listen_host', 'key_file')],
+    + [(name, None) for name in TEXTS if DEFAULTS[name] is not None and name != 'key_file'],
 )
 def test_ill_typed_value_is_named_with_an_example(tmp_path, name, value):
     sentence = mistake(tmp_path, f'options = {{{name!r}: {value!r}}}')
@@ -290,7 +291,7 @@ def test_both_ends_of_the_range_are_in_it(tmp_path, name):
         assert local.load(tmp_path / 'local.py')[name] == value
 
 
-@pytest.mark.parametrize('name', ['rendezvous_host', 'listen_host', 'redis_host'])
+@pytest.mark.parametrize('name', ['rendezvous_host', 'listen_host', 'redis_host', 'page_host'])
 @pytest.mark.parametrize(
     'host',
     [

@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid as uuids
 from html import unescape
+from itertools import chain
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -410,8 +411,8 @@ def test_entry_s_own_page_shows_its_rendezvous(page):
 
 def test_search_and_pages_cope_with_a_thousand_entries(page):
     uuids_ = [str(uuids.uuid4()) for _ in range(1000)]
-    for number, uuid in enumerate(uuids_):
-        page.folder.redis('SET', uuid, json.dumps({'labels': [f'Machine {number:03}']}))
+    values = [json.dumps({'labels': [f'Machine {number:03}']}) for number in range(1000)]
+    page.folder.redis('MSET', *chain(*zip(uuids_, values, strict=True)))
     seen(page, uuids_[7], 5)
     found = page.listed()
     assert list(found.values()) == [f'Machine {number:03}' for number in range(50)]
