@@ -57,9 +57,10 @@ class Guard:
         app.before_request(self._let_in)
         app.after_request(_fence)
         app.register_error_handler(HTTPException, _refused)
-        app.add_url_rule('/login', view_func=self.login_page)
-        app.add_url_rule('/login', view_func=self.login, methods=['POST'])
-        app.add_url_rule('/logout', view_func=self.logout, methods=['POST'])
+        if announce:
+            app.add_url_rule('/login', view_func=self.login_page)
+            app.add_url_rule('/login', view_func=self.login, methods=['POST'])
+            app.add_url_rule('/logout', view_func=self.logout, methods=['POST'])
         app.jinja_env.globals |= {'token': self._token_field, 'has_session': self._has_session}
 
     def _let_in(self):

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import urlencode
 
 import click
@@ -162,6 +163,11 @@ def _attachment(text: str, name: str) -> Response:
     return response
 
 
+def _mistaken(mistake: Mistake):
+    status = 503 if isinstance(mistake, StoreDown) else 500
+    return render_template('error.html', error=str(mistake)), status
+
+
 def app(entries: Entries, options: dict, announce: Callable[[str], None] | None = None) -> Flask:
     """The WSGI application; `announce` gets the codes that open it, None: it is open."""
     app, page = Flask(__name__), Page(entries, options)
@@ -178,18 +184,14 @@ def app(entries: Entries, options: dict, announce: Callable[[str], None] | None 
     app.add_url_rule(f'{one}.<any(json, js):suffix>', view_func=page.download)
     app.add_url_rule('/registrar.crt', view_func=page.certificate)
 
-    @app.errorhandler(Mistake)
-    def mistaken(mistake: Mistake):
-        status = 503 if isinstance(mistake, StoreDown) else 500
-        return render_template('error.html', error=str(mistake)), status
-
+    app.register_error_handler(Mistake, _mistaken)
     return app
 
 
 def serve(options: dict, host: str, port: int, login: bool) -> None:
     """Shows the page until a signal ends it. Raises Mistake."""
     entries = Entries(options)
-    server = WSGIServer((host, port), log=None)
+    server = WSGIServer((host, port), log=None, error_log=None)  # they might quote a login code
     try:
         server.init_socket()
     except (OSError, UnicodeError) as error:
@@ -207,7 +209,10 @@ def serve(options: dict, host: str, port: int, login: bool) -> None:
     url = f'http://{f"[{name}]" if ":" in name else name}:{server.server_port}'
 
     def announce(code: str) -> None:
-        click.echo(f'To use the page, open this link, which works once: {url}/login?code={code}')
+        with suppress(OSError):  # nobody reads it any more
+            click.echo(
+                f'To use the page, open this link, which works once: {url}/login?code={code}'
+            )
 
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -155,14 +155,19 @@ def test_it_comes_online_and_goes_offline_by_itself(story, browser, download):
     uuid = story.create('kitchen')
     browser.visit(story.url)
     assert story.state('kitchen') == 'never seen'
-    browser.run('window.same = true; document.querySelector("a.label").focus()')
+    browser.run('window.link = document.querySelector("a.label"); link.focus()')
     hidden = story.hidden(uuid, download)
     story.until_it_is('kitchen', 'online')
     browser.until_it_says('1 entry, 1 online')
     hidden.end(9)
     story.until_it_is('kitchen', 'offline')
-    assert browser.run('return window.same')  # it was not loaded again
-    assert browser.run('return document.activeElement.className') == 'label'
+    assert browser.run('return document.activeElement === window.link')  # nothing else changed
+    story.create('garage')
+    browser.visit(story.url)
+    browser.run('document.querySelector("#entries a").focus()')
+    story.folder.redis('SET', uuid, '{"labels": ["attic"], "disabled": 1}')
+    story.until_it_is('attic', 'disabled')
+    assert browser.run('return document.activeElement.textContent') == 'attic'
 
 
 def test_new_secret_shuts_out_the_hidden_server_that_has_the_old_one(story, browser, download):
