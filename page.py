@@ -183,7 +183,6 @@ def app(entries: Entries, options: dict, announce: Callable[[str], None] | None 
     app.add_url_rule(f'{one}/secret', view_func=page.secret, methods=['POST'])
     app.add_url_rule(f'{one}.<any(json, js):suffix>', view_func=page.download)
     app.add_url_rule('/registrar.crt', view_func=page.certificate)
-
     app.register_error_handler(Mistake, _mistaken)
     return app
 
@@ -210,9 +209,7 @@ def serve(options: dict, host: str, port: int, login: bool) -> None:
 
     def announce(code: str) -> None:
         with suppress(OSError):  # nobody reads it any more
-            click.echo(
-                f'To use the page, open this link, which works once: {url}/login?code={code}'
-            )
+            click.echo(f'To log in, open this link, which works once: {url}/login?code={code}')
 
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):

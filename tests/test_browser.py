@@ -234,14 +234,15 @@ def test_everything_works_without_javascript(story, browser):
         browser.until_it_says('It has its new label.')
         browser.click('Show secret')
         browser.click('Hide it')
-        for what, sure in [
-            ('Disable…', 'Disable it'),
-            ('New secret…', 'Give it a new secret'),
-            ('Delete…', 'Delete it'),
+        browser.until_it_says('On the hidden server')
+        for what, sure, done in [
+            ('Disable…', 'Disable it', 'It is disabled'),
+            ('New secret…', 'Give it a new secret', 'It has a new secret'),
+            ('Delete…', 'Delete it', 'It is deleted.'),
         ]:
             browser.click(what)
             browser.click(sure)
-        browser.until_it_says('It is deleted.')
+            browser.until_it_says(done)
         assert not story.folder.redis('EXISTS', uuid)
     finally:
         browser.cdp('Emulation.setScriptExecutionDisabled', value=False)
