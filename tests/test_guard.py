@@ -5,6 +5,7 @@ import signal
 import socket
 from urllib.parse import urlsplit
 
+import gevent
 import pytest
 import requests
 from conftest import until
@@ -317,7 +318,10 @@ def test_beyond_loopback_only_when_told_and_then_it_says_so(folder):
     assert sentence in program.said()
 
 
-@pytest.mark.parametrize('host', ['192.0.2.1', 'no such host', 'x' * 70])
-def test_host_that_is_not_here_is_one_sentence(folder, host):
-    sentence = folder.run('users_app.py', '--port', '0', '--host', host).sentence()
-    assert sentence.startswith(f'can not listen on port 0 of {host}: ')
+def test_host_that_is_not_here_is_one_sentence(folder):
+    hosts = '192.0.2.1', 'no such host', 'x' * 70
+    start = 'users_app.py', '--port', '0', '--host'
+    running = [gevent.spawn(folder.run, *start, host) for host in hosts]
+    for host, ran in zip(hosts, running, strict=True):
+        sentence = ran.get().sentence()
+        assert sentence.startswith(f'can not listen on port 0 of {host}: ')

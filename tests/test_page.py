@@ -21,6 +21,7 @@ from visitor import ALERT, Visitor
 
 import auth
 import make_cert
+import words
 
 
 @pytest.fixture(scope='module')
@@ -521,22 +522,39 @@ def test_label_that_somebody_else_wrote_breaks_nothing(page, uuid, label):
         assert re.search('<h1>.*?<bdi>(.*)</bdi></h1>', response.text)
 
 
-@pytest.mark.parametrize(
-    ('days', 'sentence'),
-    [(31, None), (29, 'The certificate ends on {:%Y-%m-%d}: '), (-1, 'ended on {:%Y-%m-%d}: ')],
-)
-def test_certificate_that_ends_is_said_on_top(folder, monkeypatch, days, sentence):
-    valid = datetime.timedelta(days=days)
-    monkeypatch.setattr(make_cert, 'VALID', valid + datetime.timedelta(hours=1))
+def pair_for(folder, monkeypatch, days: int) -> datetime.datetime:
+    """Makes a certificate that ends so many days from now, or has; when that is."""
+    left = datetime.timedelta(days=days, hours=1)
+    monkeypatch.setattr(make_cert, 'VALID', left)
     monkeypatch.setattr(make_cert, 'BACKDATED', datetime.timedelta(days=2))
     folder.pair()
+    return datetime.datetime.now(datetime.UTC) + left
+
+
+@pytest.mark.parametrize(
+    ('days', 'sentence'),
+    [
+        (31, ''),
+        (29, 'The certificate ends on {:%Y-%m-%d}: python make_cert.py --force makes a new one'),
+        (-1, 'The certificate ended on {:%Y-%m-%d}: python make_cert.py --force makes a new one'),
+    ],
+)
+def test_end_of_the_certificate_is_told_before_it_comes(folder, monkeypatch, days, sentence):
+    end = pair_for(folder, monkeypatch, days)
+    options = {'key_file': 'x', 'crt_file': str(folder.path / 'registrar.crt')}
+    notice = words.certificate_notice(options)
+    assert notice.startswith(sentence.format(end))
+    assert bool(notice) == bool(sentence)
+
+
+def test_end_of_the_certificate_is_said_on_top(folder, monkeypatch):
+    pair_for(folder, monkeypatch, 29)
     page = Visitor(folder)
     for response in (page.ask('GET'), page.ask('GET', url(page.made()))):
-        notice = re.search('<p class="notice" role="note">(.*)</p>', response.text)
-        assert bool(notice) == bool(sentence)
-        if sentence:
-            end = datetime.datetime.now(datetime.UTC) + valid + datetime.timedelta(hours=1)
-            assert sentence.format(end) in notice[1]
+        above, _, below = response.text.partition('<p class="notice" role="note">The certificate')
+        assert '<main>' in above
+        assert '<table' not in above
+        assert below
 
 
 def test_commands_are_complete(folder):
