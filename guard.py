@@ -65,11 +65,9 @@ class Guard:
 
     def _let_in(self):
         """Aborts, or answers, what may not pass."""
-        name = _host().hostname or ''
-        if not local.is_loopback(name) and name != (self._page_host or '').lower():
-            abort(
-                403, f'This page is not called {name!r}: page_host in local.py may say that it is.'
-            )
+        name, also = _host().hostname or '', (self._page_host or '').lower()
+        if not (local.is_loopback(name) or (also and name == also)):
+            abort(403, f'This page is not called {name!r}: set page_host in local.py if it is.')
         reads = request.method in ('GET', 'HEAD', 'OPTIONS')
         if not reads and _is_foreign():
             abort(403, 'This came from another web page: nothing was done.')

@@ -187,6 +187,7 @@ def test_what_another_page_sends_is_refused_even_with_cookie_and_token(page, hea
         '192.0.2.1',
         '[::ffff:192.0.2.1]',
         '',
+        'evil_host.example',
         '@127.0.0.1',
         '127.0.0.1@evil.example',
     ],
@@ -203,6 +204,12 @@ def test_foreign_host_is_refused(page, host):
         headers = {'Host': host, 'Origin': f'http://{host}'}
         assert page.send(path.format(uuid), headers=headers).status_code == 403
     assert page.folder.redis('KEYS', '*') == [uuid]
+
+
+def test_host_that_makes_no_sense_is_refused_where_no_page_host_is_set(folder):
+    page = Visitor(folder)
+    for host in ('', 'evil_host.example', 'b\xfccher.example', ':80', '127.0.0.1:99999'):
+        assert page.ask('GET', '/static/page.js', headers={'Host': host}).status_code == 403
 
 
 @pytest.mark.parametrize(
