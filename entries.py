@@ -186,15 +186,30 @@ class Entries:
 
     def _ask(self, command, *args, **kwargs):
         try:
-            try:
-                return command(*args, **kwargs)
-            except redis.ConnectionError:
-                if not self._store.start():
-                    raise
-                return command(*args, **kwargs)
+            return self._try(command, *args, **kwargs)
         except redis.AuthenticationError as error:
             sentence = 'set redis_auth in local.py to its password'
             raise WrongPassword(f'Redis refuses us ({error}): {sentence}') from None
         except (redis.RedisError, OSError) as error:
             sentence = 'start it, or set redis_host and redis_port in local.py'
             raise StoreDown(f'Redis does not answer ({error}): {sentence}') from None
+
+    def _try(self, command, *args, **kwargs):
+        """What it answers; where that is ours to mend, at the second try or the third."""
+        for tries_left in (2, 1, 0):
+            try:
+                return command(*args, **kwargs)
+            except redis.ConnectionError as error:
+                refused = isinstance(error, redis.AuthenticationError)
+                mend = self._learn_password if refused else self._store.start
+                if not tries_left or not mend():
+                    raise
+
+    def _learn_password(self) -> bool:
+        """Whether what we lacked is the embedded server's own password."""
+        pool = self._redis.connection_pool
+        if self._options['redis_auth'] or pool.connection_kwargs['password'] == store.password():
+            return False
+        pool.connection_kwargs['password'] = store.password()
+        pool.reset()  # those that there are go on without
+        return True

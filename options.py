@@ -62,6 +62,8 @@ def load(path: Path = HERE / 'local.py') -> dict:
         raise Mistake('local.py must set options = {...}, as local.example.py does')
     for name, value in given.items():
         _check(name, value)
+    if given.get('redis_auth') and path.stat().st_mode & 0o007:
+        raise Mistake('every user of this machine may read redis_auth: chmod 600 local.py')
     return DEFAULTS | given
 
 

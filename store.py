@@ -7,6 +7,7 @@ reads its data. They are in `data/`, and every change is on the disk before it i
 
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import time
@@ -108,7 +109,7 @@ class Store:
         configuration = [
             f'bind {"127.0.0.1" if host.lower() == "localhost" else host}',
             f'port {port}',
-            f'requirepass {_quoted(self._options["redis_auth"])}',
+            f'requirepass {_quoted(self._options["redis_auth"] or _own_password())}',
             f'dir {_quoted(str(DATA))}',
             'appendonly yes',
             'appendfsync always',
@@ -126,6 +127,25 @@ class Store:
         # By standard input: a password on the command line is there for everybody to read.
         with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have ended already
             stdin.write('\n'.join(configuration).encode())
+
+
+def password() -> str | None:
+    """That of the embedded server, where redis_auth says none: other users are not to read it."""
+    try:
+        return (DATA / 'password').read_text()
+    except OSError:
+        return None
+
+
+def _own_password() -> str:
+    """Made up at the first start; of several programs that start it together one wins."""
+    if not password():
+        new = DATA / f'password.{os.getpid()}'
+        new.write_text(secrets.token_hex())
+        with suppress(FileExistsError):
+            os.link(new, DATA / 'password')
+        new.unlink()
+    return password()
 
 
 def _quoted(text: str) -> str:

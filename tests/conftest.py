@@ -61,7 +61,8 @@ def redis_options(tmp_path_factory):
     options = local.DEFAULTS | {'redis_port': free_port()}
     entries = Entries(options)
     entries.open()
-    yield {name: options[name] for name in ('redis_host', 'redis_port', 'redis_auth')}
+    own = {'redis_auth': store.password()}
+    yield {name: options[name] for name in ('redis_host', 'redis_port')} | own
     entries.close()
 
 

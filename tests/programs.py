@@ -105,6 +105,7 @@ class Folder:
         """Writes `local.py`."""
         self.options |= options
         (self.path / 'local.py').write_text(f'options = {self.options!r}\n')
+        (self.path / 'local.py').chmod(0o600)
 
     def pair(self, host: str = '127.0.0.1') -> None:
         """Makes key and certificate, sooner than make_cert.py would."""
@@ -164,9 +165,10 @@ class Folder:
 
     def redis(self, *command):
         """What the store answers."""
+        own = self.path / 'data' / 'password'
         client = redis.Redis(
             port=self.options['redis_port'],
-            password=self.options.get('redis_auth'),
+            password=self.options.get('redis_auth') or (own.read_text() if own.exists() else None),
             decode_responses=True,
             retry=Retry(NoBackoff(), 0),
         )

@@ -150,6 +150,11 @@ CASES = {
             b'-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n',
         ),
     ),
+    'a password that everybody may read': Case(
+        r'every user of this machine may read redis_auth: chmod 600 local\.py$',
+        {'redis_auth': 'secret'},
+        prepare=lambda folder: (folder.path / 'local.py').chmod(0o644),
+    ),
     'an address of another machine': Case(
         r'can not listen on 192\.0\.2\.1, port \d+: .*set rendezvous_port or listen_host',
         {'listen_host': '192.0.2.1'},

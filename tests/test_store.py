@@ -106,9 +106,11 @@ def test_others_go_on_when_the_program_that_started_the_store_ends(folder, numbe
     until(lambda: folder.stores() not in ([], before), 'the server starts it')
     assert registers(folder, port, entry)
     page = Visitor(folder)
+    before = folder.stores()
     server.end(number)
+    until(lambda: folder.stores() != before, 'the store ends with the server')
     assert set(page.listed()) == set(entry['uuid'])  # the page starts it
-    until(lambda: len(folder.stores()) == 1, 'there is one store')
+    assert len(folder.stores()) == 1
     page.program.end(number)
     folder.until_nothing_runs()
 
@@ -176,6 +178,23 @@ def test_kill_9_in_the_moment_in_which_the_store_starts_leaves_nothing(folder):
     )
     assert (ran.status, ran.stdout) == (-signal.SIGKILL, 'started\n')
     folder.until_nothing_runs()
+
+
+def test_other_users_of_the_machine_can_not_ask_the_embedded_store(folder):
+    _, port = folder.serve()
+    entry = folder.add()
+    for _ in range(2):
+        assert registers(folder, port, entry)
+        with (
+            redis.Redis(port=folder.options['redis_port']) as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.get(entry['uuid'][0])
+        kill_store(folder)  # the second one has the same password
+    data = folder.path / 'data'
+    assert [path.stat().st_mode & 0o077 for path in (data, data / 'password')] == [0, 0]
+    assert (data / 'password').read_text() not in folder.log() + str(folder.pids())
+    assert list(data.glob('password.*')) == []
 
 
 def test_password_is_enforced_and_seen_nowhere(folder):
@@ -267,7 +286,8 @@ def test_data_are_their_owner_s_and_go_along_in_a_copy(folder, tmp_path):
 def test_store_of_another_folder_is_an_outside_one(folder, entries, tmp_path):
     entries.open()
     with Folder(tmp_path / 'other') as other:
-        other.set(redis_port=folder.options['redis_port'])
+        password = store.password()
+        other.set(redis_port=folder.options['redis_port'], redis_auth=password)
         other.pair()
         page = Visitor(other)
         kill_store(folder)
@@ -290,9 +310,10 @@ def test_store_that_still_reads_its_data_is_waited_for(folder, entries):
     folder.redis('EVAL', 'for i = 1, 20000 do redis.call("SET", i, "") end', 0)
     entries.close()
     slow = '--appendonly', 'yes', '--key-load-delay', '10'  # microseconds, 20,000 times
-    with Outside(store.DATA, folder.options['redis_port'], '', *slow):
+    with Outside(store.DATA, folder.options['redis_port'], store.password(), *slow):
         with socket.create_connection(('127.0.0.1', folder.options['redis_port'])) as sock:
-            sock.sendall(b'PING\r\n')
+            sock.sendall(f'AUTH {store.password()}\r\nPING\r\n'.encode())
+            assert sock.recv(5) == b'+OK\r\n'
             assert sock.recv(100).startswith(b'-LOADING')
         entries.open()
         assert folder.redis('DBSIZE') == 20_000
