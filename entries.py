@@ -1,6 +1,7 @@
 """The entries in Redis: the only file that knows its keys and the JSON in them."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -189,10 +190,10 @@ class Entries:
             return self._try(command, *args, **kwargs)
         except redis.AuthenticationError as error:
             sentence = 'set redis_auth in local.py to its password'
-            raise WrongPassword(f'Redis refuses us ({error}): {sentence}') from None
-        except (redis.RedisError, OSError) as error:
+            raise WrongPassword(f'Redis refuses us ({_printable(error)}): {sentence}') from None
+        except (redis.RedisError, OSError, ValueError) as error:  # it may be no Redis at all
             sentence = 'start it, or set redis_host and redis_port in local.py'
-            raise StoreDown(f'Redis does not answer ({error}): {sentence}') from None
+            raise StoreDown(f'Redis does not answer ({_printable(error)}): {sentence}') from None
 
     def _try(self, command, *args, **kwargs):
         """What it answers; where that is ours to mend, at the second try or the third."""
@@ -213,3 +214,8 @@ class Entries:
         pool.connection_kwargs['password'] = store.password()
         pool.reset()  # those that there are go on without
         return True
+
+
+def _printable(error: Exception) -> str:
+    """Its text, which Redis may have written, for a line of the log."""
+    return re.sub('[^ -~]', '?', str(error))[:200]

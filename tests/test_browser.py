@@ -210,6 +210,9 @@ def test_delete(story, browser):
     browser.until_it_says('It is deleted.')
     browser.until_it_says('There are none yet')
     assert not list((story.folder.path / 'entries').glob(f'{uuid}*'))
+    for complaint in browser.complaints():  # the page may look after it once more, till it is left
+        assert f'/entries/{uuid} ' in complaint
+        assert '404' in complaint
 
 
 def test_secret_is_drawn_and_is_gone_when_one_goes_back(story, browser):

@@ -24,6 +24,11 @@ from pathlib import Path
 
 import pytest
 from conftest import OK, Peer, code, get
+from gevent.server import StreamServer
+
+import options as local
+import store
+from entries import Entries, StoreDown
 
 UUID = '7d4e1a52-3c0b-4f6e-9a81-52c60b8f1d27'  # in the files; ffffffff-… is nobody's
 FILES = sorted(Path(__file__).with_name('hostile').rglob('*.http'))
@@ -164,3 +169,36 @@ def test_hostile_octets(file, known, start, register, connect, entries, caplog):
     for record in caplog.records:
         assert record.getMessage().isprintable()
         assert not record.exc_info
+
+
+ERRORS = [
+    '-ERR {}',
+    '-WRONGPASS {}',
+    '-NOAUTH {}',
+    '-LOADING {}',
+    '{}',
+    '$-9{}',
+    ':{}',
+]
+
+
+@pytest.mark.parametrize('error', ERRORS)
+def test_what_redis_says_is_one_harmless_line(error, monkeypatch):
+    """Whatever listens there may not be Redis."""
+    monkeypatch.setattr(store, 'START_SECONDS', 0.1)  # what one that reads its data may take
+
+    def lie(sock, _) -> None:
+        said = error.format('\x1b[2J\x07\r2026-11-23 10:00:00,000 INFO forged\x85\u2028').encode()
+        while octets := sock.recv(65536):
+            sock.sendall((said + b'\r\n') * len(re.findall(rb'^\*', octets, re.M)))
+
+    liar = StreamServer(('127.0.0.1', 0), lie)
+    liar.start()
+    try:
+        entries = Entries(local.DEFAULTS | {'redis_port': liar.server_port})
+        with pytest.raises(StoreDown) as raised:
+            entries.get(UUID)
+        assert re.fullmatch('[ -~]+', str(raised.value))
+    finally:
+        entries.close()
+        liar.stop()

@@ -7,7 +7,7 @@ import uuid as uuids
 import gevent.event
 import pyotp
 import pytest
-from conftest import OK, code, connect_request, get, until
+from conftest import OK, Peer, code, connect_request, get, until
 
 import auth
 
@@ -163,8 +163,8 @@ def test_entry_that_node_rendezvous_wrote_authenticates(
     else:
         commands = f'*3\r\n$3\r\nset\r\n$36\r\n{uuid}\r\n${len(value)}\r\n{value}\r\n'
     with socket.create_connection(('127.0.0.1', redis_options['redis_port'])) as sock:
-        sock.sendall(commands.encode())
-        assert sock.recv(100) == b'+OK\r\n'
+        sock.sendall(f'auth {redis_options["redis_auth"]}\r\n{commands}'.encode())
+        assert Peer(sock).receive(10) == b'+OK\r\n' * 2
     peer = connect(server)
     peer.send(connect_request(uuid, pyotp.TOTP(base32).now()))
     assert peer.receive(len(OK)) == OK

@@ -226,7 +226,7 @@ def test_log_that_can_not_be_written_stops_it_with_one_sentence(ready, run):
 
 def test_certificate_that_is_a_folder_stops_it_with_one_sentence(ready, run):
     for name in ('registrar.crt', 'registrar.key'):
-        (ready / name).mkdir()
+        (ready / name).mkdir(mode=0o700)
     serving = run('bin/run.sh', ready)
     assert serving.process.wait(timeout=20) == 78
     assert 'do not go together' in serving.output.splitlines()[-1]

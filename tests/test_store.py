@@ -186,7 +186,7 @@ def test_other_users_of_the_machine_can_not_ask_the_embedded_store(folder):
     for _ in range(2):
         assert registers(folder, port, entry)
         with (
-            redis.Redis(port=folder.options['redis_port']) as stranger,
+            redis.Redis(port=folder.options['redis_port'], retry=None) as stranger,
             pytest.raises(redis.AuthenticationError),
         ):
             stranger.get(entry['uuid'][0])

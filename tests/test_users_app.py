@@ -25,6 +25,7 @@ from programs import ENDS_SECONDS, Folder, Ran
 import files as hidden_files
 import make_cert
 import options as local
+import store
 import users_app
 from options import DEFAULTS, Mistake
 
@@ -51,6 +52,7 @@ def shell(folder, monkeypatch):
     load, umask = local.load, os.umask(0o077)
     monkeypatch.setattr(local, 'load', lambda: load(folder.path / 'local.py'))
     monkeypatch.setattr(hidden_files, 'FILES', folder.path / 'entries')
+    monkeypatch.setattr(store, 'DATA', folder.path / 'data')
     yield Shell(folder)
     os.umask(umask)
 

@@ -4,7 +4,7 @@
 
 Prints what a well-behaved mobile client has to wait, each time on a connection of its own, while
 more and more is under way; what a waiting registration takes; and what is left when all have gone.
-Needs: apt install slowhttptest. Takes about two minutes.
+Needs: apt install slowhttptest. Takes about three minutes.
 """
 
 import re
@@ -24,9 +24,10 @@ from gevent.pool import Pool
 import auth
 from entries import Entries
 from options import DEFAULTS
+from server import TRIM_SECONDS
 
 ENTRIES = 50
-LOOKS = 25
+LOOKS, LOOK_SECONDS = 25, 0.2  # one every so often
 SLOW_SECONDS, SLOW_CONNECTIONS = 12, 300
 SLOW = {
     'slow headers': '-H -i 2',
@@ -127,14 +128,16 @@ def slow(on: Stage, how: str):
     process.wait()
 
 
-def look(on: Stage, uuid: str, what: str, more: str = '') -> None:
+def look(on: Stage, pid: int, uuid: str, what: str, more: str = '') -> None:
     """A row: what a mobile client has to wait."""
-    seconds, bad = [], 0
+    outcomes, most = [], 0
     for _ in range(LOOKS):
-        outcome = ask(on, uuid, seconds=20)
-        seconds.append(outcome.ended - outcome.began)
-        bad += outcome.saw != 'good'
-    print_row(what, f'{bad} bad', seconds, more)
+        outcomes.append(ask(on, uuid, seconds=20))
+        most = max(most, on.inside(pid)['sockets'])
+        gevent.sleep(LOOK_SECONDS)
+    seconds = [outcome.ended - outcome.began for outcome in outcomes]
+    bad = sum(outcome.saw != 'good' for outcome in outcomes)
+    print_row(what, f'{bad} bad, {most} connections', seconds, more)
 
 
 def main() -> None:
@@ -147,23 +150,24 @@ def main() -> None:
         before, rest = on.at_rest(server.pid, 4), memory_bytes(server.pid)
         crowd = Crowd(on)
         print_row('', '', [], '')
-        look(on, mine, 'nothing else')
+        look(on, server.pid, mine, 'nothing else')
         crowd.each(crowd.register, registrations)
         each = (memory_bytes(server.pid) - rest) / registrations / 1000
-        look(on, mine, f'{registrations} registrations', f'{each:.1f} KB each')
+        look(on, server.pid, mine, f'{registrations} registrations', f'{each:.1f} KB each')
         crowd.each(crowd.pipe, pipes)
         until(lambda: on.inside(server.pid)['pipes'] >= pipes, 'they are joined', 60)
-        look(on, mine, f'... and {pipes} pipes')
+        look(on, server.pid, mine, f'... and {pipes} pipes')
         for what, how in SLOW.items():
             with slow(on, how):
-                look(on, mine, f'... and {SLOW_CONNECTIONS} {what}')
+                look(on, server.pid, mine, f'... and {SLOW_CONNECTIONS} {what}')
         with half_handshakes(crowd):
-            look(on, mine, '... and 200 half handshakes a second')
+            look(on, server.pid, mine, '... and 200 half handshakes a second')
         with silent(crowd):
-            look(on, mine, '... and 1000 that say nothing')
+            look(on, server.pid, mine, '... and 1000 that say nothing')
         most = memory_bytes(server.pid)
         crowd.leave()
         left = on.left(server.pid, before, 90)
+        gevent.sleep(TRIM_SECONDS)
         now = memory_bytes(server.pid)
         megabytes = [f'{each / 1e6:.0f} MB' for each in (rest, most, now)]
         print(f'when all have gone: {left or "nothing is left"}; memory {", ".join(megabytes)}')
