@@ -56,7 +56,9 @@ def server_killed(runs: int) -> None:
             (pid,) = on.server_pids()
         left = f'left over: {on.left(pid, before)}'
     print_row('server killed: the new one listens', 'refused', down, left)
-    print_row('server killed: ... and has a good answer', ' / '.join(seen), took, left)
+    print_row(
+        'server killed: ... and has a good answer', ' / '.join(dict.fromkeys(seen)), took, left
+    )
 
 
 def redis_killed(runs: int) -> None:

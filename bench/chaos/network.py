@@ -125,7 +125,12 @@ def half_open(runs: int) -> None:
         left = on.left(server.pid, before)
         relay.stop()
     more = f'hidden.py was never refused: {never}; left over: {left}'
-    print_row(f'half-open middlebox, lifetime {LIFETIME_SECONDS} s', ' / '.join(seen), took, more)
+    print_row(
+        f'half-open middlebox, lifetime {LIFETIME_SECONDS} s',
+        ' / '.join(dict.fromkeys(seen)),
+        took,
+        more,
+    )
 
 
 def replaced(runs: int) -> None:

@@ -198,12 +198,15 @@ class Storm(Faults):
         """So many faults, a few at a time."""
         load, blowing = [gevent.spawn(self._load) for _ in range(CLIENTS)], Pool(AT_A_TIME)
         names = self._dice.choices(list(self.LIKELY), self.LIKELY.values(), k=count)
-        for number, name in enumerate(names):
-            blowing.spawn(self._happen, name, random.Random(f'{self._seed} {number}'))
-            gevent.sleep(0.1)
-        blowing.join(raise_error=True)
-        self._over = True
-        gevent.joinall(load, raise_error=True)  # a request that hangs counts, too
+        try:
+            for number, name in enumerate(names):
+                blowing.spawn(self._happen, name, random.Random(f'{self._seed} {number}'))
+                gevent.sleep(0.1)
+            blowing.join(raise_error=True)
+            self._over = True
+            gevent.joinall(load, raise_error=True)  # a request that hangs counts, too
+        finally:
+            gevent.killall([*blowing, *load])  # else they start what is being ended
         print(f'in {len(self.kills)} of them the server was killed; all: {dict(Counter(names))}')
 
     def _happen(self, name: str, dice: random.Random) -> None:
