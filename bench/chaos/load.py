@@ -46,7 +46,8 @@ class Crowd:
     """Connections to the server, in this process."""
 
     def __init__(self, on: Stage):
-        entries = Entries(DEFAULTS | on.options)
+        password = (on.path / 'data' / 'password').read_text()
+        entries = Entries(DEFAULTS | on.options | {'redis_auth': password})
         self._on, self._pool = on, Pool(20)
         self._entries = [entries.add(str(uuids.uuid4()), ['load']) for _ in range(ENTRIES)]
         entries.close()
@@ -109,6 +110,26 @@ def client_hello() -> bytes:
 
 
 @contextmanager
+def dripping_bodies(on: Stage, crowd: Crowd):
+    """slowhttptest asks for the end of the connection, and gets it before the body."""
+    with ExitStack() as stack:
+
+        def drip(sock) -> None:
+            sock.sendall(b'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n')
+            while True:
+                gevent.sleep(1)
+                sock.sendall(b'x')
+
+        socks = [
+            stack.enter_context(on.context.wrap_socket(crowd.connect(), server_hostname=on.host))
+            for _ in range(SLOW_CONNECTIONS)
+        ]
+        greenlets = [gevent.spawn(drip, sock) for sock in socks]
+        yield
+        gevent.killall(greenlets)
+
+
+@contextmanager
 def silent(crowd: Crowd, count: int = 1000):
     with ExitStack() as stack:
         for _ in range(count):
@@ -160,6 +181,8 @@ def main() -> None:
         for what, how in SLOW.items():
             with slow(on, how):
                 look(on, server.pid, mine, f'... and {SLOW_CONNECTIONS} {what}')
+        with dripping_bodies(on, crowd):
+            look(on, server.pid, mine, f'... and {SLOW_CONNECTIONS} dripping bodies')
         with half_handshakes(crowd):
             look(on, server.pid, mine, '... and 200 half handshakes a second')
         with silent(crowd):
