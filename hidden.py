@@ -39,10 +39,10 @@ log = logging.getLogger('hidden')
 LIFETIME_SECONDS = 15 * 60
 SETTLED_SECONDS = 10  # a registration that lasted so long was no failure
 GOODBYE_SECONDS = 1  # for all connections together, at the end
-# The shortest pause before the next try, and the longest. A server that is restarted is found again
-# within a tenth of the time that it was gone; trying faster makes no wrong code right, and no bad
-# certificate good.
-LOST_PAUSES_SECONDS, LOST_SHARE = (0.1, 1.5), 0.1  # no connection, no answer, a 5xx
+# The shortest pause before the next try, and the longest; in between, a share of the time that the
+# server was gone: one that is restarted is found again in an instant. Trying faster makes no wrong
+# code right, and no bad certificate good.
+LOST_PAUSES_SECONDS, LOST_SHARE = (0.1, 1.5), 0.02  # no connection, no answer, a 5xx
 REFUSED_PAUSES_SECONDS, REFUSED_SHARE = (15, 300), 1
 HANG_UP_PAUSES_SECONDS = 0.1, 15  # a 200, and the end soon after it: each time twice as long
 HANG_UPS = 4  # so many in a row are worth a line in the log

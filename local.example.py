@@ -39,7 +39,7 @@ options = {
     'max_connections': 4000,
     # Connections at a time from one address (in IPv6, a /64), which may be a whole company's; 0:
     # any number, as behind something that terminates TLS.
-    'max_connections_per_address': 400,
+    'max_connections_per_address': 1000,
     # Registrations of one hidden server that wait side by side; one more ends the oldest. Each
     # costs about 28 KB, so this bounds what one hidden server can take.
     'max_waiting': 32,

@@ -24,8 +24,10 @@ TURN_BYTES = 1024 * 1024  # a pipe that never has to wait lets the others run af
 LINGER_SECONDS = 10
 # The first probe comes early enough to keep NAT mappings open; three unanswered ones are the end.
 KEEPALIVE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
+KEEP_BYTES = 64 * 1024  # of a request, until the hidden server is known to live
 USER_TIMEOUT_SECONDS = 60  # RFC 5482: an end that acknowledges nothing for so long is dead
 WATCH_SECONDS = 15
+CLOSE, CLOSE_WAIT = 7, 8  # Linux's names for states of a connection
 
 
 class Ended(gevent.GreenletExit):
@@ -52,14 +54,15 @@ class Pipe:
         self.over = False
         self.how = ''  # it ended
         self._acked = _tcp_info(hidden.sock).octets_acked
-        self._untouched = False  # the hidden server acknowledged nothing, and sent nothing
+        self._kept: bytes | None = b''  # what the mobile client sent; None: too much to keep
+        self._untouched = False  # the hidden server is gone, and got nothing
         _watched.update((mobile.sock, hidden.sock))
 
-    def from_mobile(self, octets: bytes) -> bool:
+    def from_mobile(self, octets: bytes) -> bytes:
         """Sends `octets`, then what the mobile client sends, until the pipe is over.
 
-        True where the hidden server turned out to be gone before it got anything, and nothing but
-        `octets` is needed to try another one.
+        Where the hidden server turned out to be gone before it got anything, gives what is to be
+        sent to another one.
         """
         try:
             self.how = self._copy(octets, self.mobile, self.hidden)
@@ -69,24 +72,36 @@ class Pipe:
         except Ended:
             pass
         left = self.how.startswith(self.mobile.name)
-        return self._untouched and not left and self.mobile.octets == len(octets)
+        return self._kept or b'' if self._untouched and not left else b''
 
     def from_hidden(self, octets: bytes = b'') -> None:
         """Sends `octets`, then what the hidden server sends, until the pipe is over."""
         try:
             how = self._copy(octets, self.hidden, self.mobile)
-            acked = _tcp_info(self.hidden.sock).octets_acked - self._acked
-            self._untouched = not (self.hidden.octets or acked)
+            self._untouched = not self._hidden_lived()
             self.how = self.how or how
             self._end(self.mobile)
         except Ended:
             pass
+
+    def _hidden_lived(self) -> bool:
+        """Whether it ever sent or acknowledged something."""
+        return bool(self.hidden.octets) or _tcp_info(self.hidden.sock).octets_acked > self._acked
+
+    def _keep(self, octets: bytes) -> None:
+        if self._kept is not None:
+            enough = len(self._kept) + len(octets) > KEEP_BYTES or self._hidden_lived()
+            self._kept = None if enough else self._kept + octets
 
     def _copy(self, octets: bytes, source: End, sink: End) -> str:
         """Copies until one of the two ends; says which, and how."""
         turn = 0
         while not self.over:
             if octets:
+                if source is self.mobile:
+                    self._keep(octets)
+                else:
+                    self._kept = None
                 source.octets += len(octets)
                 source.read_at = time.monotonic()
                 sink.filling = True
@@ -205,6 +220,7 @@ def _close_notify(sock) -> None:
 class TcpInfo(NamedTuple):
     """The few fields that are needed of Linux's struct tcp_info."""
 
+    state: int = 0
     probes: int = 0  # in a row, that were not answered
     segments_unacked: int = 0
     octets_acked: int = 0
@@ -214,8 +230,13 @@ class TcpInfo(NamedTuple):
 def _tcp_info(sock) -> TcpInfo:
     with suppress(OSError):  # it may be closed already
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
-        return TcpInfo(*struct.unpack('=3xB20xI92xQ16xI', info))
+        return TcpInfo(*struct.unpack('=B2xB20xI92xQ16xI', info))
     return TcpInfo()
+
+
+def has_shut(sock) -> bool:
+    """Whether its peer sends no more: it has left, or has shut its sending side."""
+    return _tcp_info(sock).state in (CLOSE, CLOSE_WAIT)
 
 
 _watched: weakref.WeakSet = weakref.WeakSet()

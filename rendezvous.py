@@ -5,6 +5,7 @@ import socket
 import ssl
 import time
 from contextlib import suppress
+from functools import partial
 
 import gevent
 
@@ -15,7 +16,7 @@ from entries import Entries, StoreDown
 from http_head import Refusal, response
 from limits import Evicted, Probes, Room
 from live import Live
-from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, join, keep_alive
+from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, has_shut, join, keep_alive
 from waiting import Moved, Registration, Waiting
 
 log = logging.getLogger('rendezvous')
@@ -192,8 +193,8 @@ class Rendezvous:
     def _mobile_client(self, sock, peer: str, uuid: str, octets: bytes) -> None:
         address = peer.rpartition(':')[0]
         self.probes.admit(address)
-        mobile, again, began = End(sock, 'mobile client'), True, time.monotonic()
-        while again:
+        mobile, began, lost = End(sock, 'mobile client'), time.monotonic(), True
+        while lost:
             try:
                 registration = self._take(mobile, uuid, address)
             except Moved:
@@ -207,23 +208,26 @@ class Rendezvous:
             self.waiting.pipe_began(registration)
             log.info('%s rendezvous with %s', peer, uuid)
             try:
-                again = pipe.from_mobile(octets)
+                octets = lost = pipe.from_mobile(octets)
             finally:
                 self.waiting.pipe_ended(registration)
         if pipe.how in ('hidden server reset', CHANGED):
             with suppress(OSError):  # no close_notify: what was cut off must not look whole
                 sock.shutdown(socket.SHUT_WR)
-        seconds, how = round(time.monotonic() - began, 1), pipe.how or 'stopping'
-        sent, received = mobile.octets, registration.octets
+        self._tell(uuid, peer, pipe, time.monotonic() - began)
+
+    def _tell(self, uuid: str, peer: str, pipe: Pipe, seconds: float) -> None:
+        """The log, and the page, of a rendezvous that is over."""
+        how, sent, received = pipe.how or 'stopping', pipe.mobile.octets, pipe.hidden.octets
         log.info(
-            f'{peer} closed after {seconds} s: {how}; '
+            f'{peer} closed after {seconds:.1f} s: {how}; '
             f'{sent} octets from the mobile client, {received} from {uuid}'
         )
         self.live.ended(
             uuid,
             at=time.time() - seconds,
-            address=address,
-            seconds=seconds,
+            address=peer.rpartition(':')[0],
+            seconds=round(seconds, 1),
             sent=sent,
             received=received,
             how=how,
@@ -231,7 +235,8 @@ class Rendezvous:
 
     def _take(self, mobile: End, uuid: str, address: str) -> Registration:
         try:
-            registration = self.waiting.take(uuid, self.options['rendezvous_wait'])
+            wait, has_left = self.options['rendezvous_wait'], partial(has_shut, mobile.sock)
+            registration = self.waiting.take(uuid, wait, has_left)
         except Refusal:
             gevent.sleep(self.probes.absent(address, uuid))
             raise

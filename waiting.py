@@ -6,6 +6,7 @@ yields, and that one only while it waits: between two yields nothing here is hal
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 from gevent import Timeout
 from gevent.event import AsyncResult
@@ -86,11 +87,12 @@ class Waiting:
             self._registrations[registration.uuid].remove(registration)
             self._drop_empty(registration.uuid)
 
-    def take(self, uuid: str, seconds: float) -> Registration:
+    def take(self, uuid: str, seconds: float, has_left: Callable[[], bool]) -> Registration:
         """The newest registration: an old one is likelier to be a dead NAT mapping.
 
         None waits but one did a moment ago: waits for the next one, up to `seconds`, first come
-        first served. Raises Refusal where none is to be had, Moved where none will come any more.
+        first served; who `has_left` by then, or may have, gets none. Raises Refusal where none is
+        to be had, Moved where none will come any more.
         """
         deadline, first = time.monotonic() + seconds, False
         while True:
@@ -101,6 +103,9 @@ class Waiting:
                 self._drop_empty(uuid)
             else:
                 registration = self._wait(uuid, deadline - time.monotonic(), first)
+                if has_left():
+                    self.put_back(registration)
+                    raise _absent()
             if not registration.over:
                 return registration
             first = True  # it hung up before we woke: it is our turn still
@@ -126,17 +131,16 @@ class Waiting:
             del self._seen[oldest]
 
     def _wait(self, uuid: str, seconds: float, first: bool) -> Registration:
-        refusal = Refusal(503, 'the hidden server is not here', 'Retry-After: 5')
         waiting = len(self._mobile_clients.get(uuid, ()))
         if not self._recent(uuid) or waiting >= MAX_MOBILE_CLIENTS:
-            raise refusal
+            raise _absent()
         mobile_clients, result = self._mobile_clients.setdefault(uuid, deque()), AsyncResult()
         mobile_clients.insert(0 if first else waiting, result)
         try:
             return result.get(timeout=max(0, seconds))
         except Timeout:
             if not result.ready():  # it may have come in the very moment
-                raise refusal from None
+                raise _absent() from None
             return result.value
         except Ended:
             if result.ready():
@@ -151,3 +155,7 @@ class Waiting:
         for waiting in (self._registrations, self._mobile_clients, self._pipes):
             if uuid in waiting and not waiting[uuid]:
                 del waiting[uuid]
+
+
+def _absent() -> Refusal:
+    return Refusal(503, 'the hidden server is not here', 'Retry-After: 5')

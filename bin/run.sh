@@ -3,6 +3,7 @@
 # ends it all; SIGHUP makes the server read key and certificate again; SIGUSR2, or this script
 # started once more, has a new server take over from the one that runs: for a new version.
 set -u
+trap '' HUP USR2 # as long as nobody is there to heed them
 umask 077
 cd "$(dirname "$0")/.." || exit 1
 . bin/setup.sh requirements.txt
@@ -14,8 +15,8 @@ fi
 .venv/bin/python make_cert.py --if-missing || exit
 
 child='' next='' stopping=''
-serve() { # in the background; it does not outlive this script
-  setpriv --pdeathsig TERM .venv/bin/python server.py &
+serve() { # in the background; it does not outlive this script, and heeds a SIGHUP once it can
+  (trap '' HUP && exec setpriv --pdeathsig TERM .venv/bin/python server.py) &
 }
 stop() {
   stopping=yes
@@ -50,10 +51,10 @@ while [ -z "$stopping" ]; do
   status=$?
   case $status in 0 | 78) exit "$status" ;; esac
   [ -z "$stopping" ] || exit "$status"
-  [ $((SECONDS - began)) -lt 60 ] || pause=1
+  [ $((SECONDS - began)) -lt 60 ] || pause=0
   say "server.py ended with status $status, again in $pause s; see server.log"
   sleep "$pause" &
   child=$!
   await
-  pause=$((pause < 32 ? pause * 2 : 60))
+  pause=$((pause < 32 ? pause * 2 + !pause : 60))
 done

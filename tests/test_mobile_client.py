@@ -157,6 +157,36 @@ def test_one_that_was_here_long_ago_is_not_waited_for(start, register, connect, 
     assert mobile.answer().status == 503
 
 
+@pytest.mark.parametrize('how', ['close', 'reset'])
+def test_mobile_client_that_left_while_it_waited_is_not_served(start, register, connect, uuid, how):
+    server = start(rendezvous_wait=10)
+    waiting = server.rendezvous.waiting
+    register(server, uuid).close()
+    until(lambda: not waiting.count(uuid), 'it is forgotten')
+    gone, other = connect(server), connect(server)
+    for mobile, target in ((gone, '/gone'), (other, '/other')):
+        count = len(waiting._mobile_clients.get(uuid, ()))
+        mobile.send(get(uuid, target, 'POST'))
+        until(lambda c=count: len(waiting._mobile_clients.get(uuid, ())) > c, 'it waits')
+    getattr(gone, how)()
+    assert register(server, uuid).until(b'\r\n\r\n').startswith(b'POST /other ')
+
+
+def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(
+    start, register, connect, uuid
+):
+    """Nobody can tell it from one that has left."""
+    server = start(rendezvous_wait=10)
+    register(server, uuid).close()
+    until(lambda: not server.rendezvous.waiting.count(uuid), 'it is forgotten')
+    mobile = connect(server)
+    mobile.send(get(uuid))
+    mobile.shut_sending()
+    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    register(server, uuid)
+    assert mobile.answer().status == 503
+
+
 def vanish(peer: Peer) -> None:
     """Is gone without a word, as a machine or a NAT that lost power: an RST answers."""
     try:
@@ -166,14 +196,20 @@ def vanish(peer: Peer) -> None:
     peer.sock.close()
 
 
-@pytest.mark.parametrize('method', ['GET', 'POST'])
-def test_dead_registration_costs_the_mobile_client_nothing(server, register, connect, uuid, method):
+@pytest.mark.parametrize('records', [[b''], [b'and more'], [b'', b'x' * 9999, b'and more']])
+def test_dead_registration_costs_the_mobile_client_nothing(
+    server, register, connect, uuid, records
+):
     living = register(server, uuid)
     for _ in range(3):
         vanish(register(server, uuid))
-    mobile = connect(server)
-    mobile.send(get(uuid, '/', method) + b'and more')
-    assert living.until(b'\r\n\r\nand more').startswith(method.encode())
+    mobile, (first, *others) = connect(server), records
+    mobile.send(get(uuid, '/', 'POST') + first)
+    for octets in others:  # before the server gets to read any
+        mobile.send(octets)
+    assert living.until(b'\r\n\r\n').startswith(b'POST / ')
+    body = b''.join(records)
+    assert living.receive(len(body)) == body
     living.send(ANSWER)
     assert mobile.answer().body == b'hi'
 

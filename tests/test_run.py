@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import gevent
 import pytest
 from conftest import ROOT, free_port, until
 
@@ -251,6 +252,18 @@ def test_sighup_reads_the_certificate_again(ready, run):
     serving.process.send_signal(signal.SIGHUP)
     until(lambda: 'read key and certificate again' in log_of(ready), 'they are read')
     assert serving.end() == 0
+
+
+def test_signals_that_come_early_end_nothing(ready, run):
+    serving = run('bin/run.sh', ready)
+    pid = until(lambda: server_in(ready), 'there is a server')
+    while 'listening' not in log_of(ready):
+        os.kill(serving.process.pid, signal.SIGHUP)
+        os.kill(pid, signal.SIGHUP)
+        gevent.sleep(0.01)
+    assert server_in(ready) == pid
+    assert serving.end() == 0
+    assert 'ended with status' not in serving.output
 
 
 def test_sigusr2_has_a_new_server_take_over(ready, run):
