@@ -58,8 +58,10 @@ def disable(entries: Entries, uuid: str) -> None:
 
 
 def enable(entries: Entries, uuid: str) -> None:
+    """Lets it register again, also where too many wrong codes were tried."""
     uuid = _known(uuid)
     _done(entries.enable(uuid), uuid)
+    entries.forgive(uuid)
 
 
 def rekey(entries: Entries, options: dict, uuid: str, digits: int | None = None) -> Path:
@@ -71,6 +73,7 @@ def rekey(entries: Entries, options: dict, uuid: str, digits: int | None = None)
     files.how_to_reach(options)
     entry = entries.rekey(uuid, digits)
     _done(entry, uuid)
+    entries.forgive(uuid)
     try:
         return files.write(entry, options)
     except Mistake as mistake:
@@ -83,15 +86,16 @@ def remove(entries: Entries, uuid: str) -> None:
     """Deletes an entry and its files."""
     uuid = _known(uuid)
     _done(entries.delete(uuid), uuid)
+    entries.forgive(uuid)
     files.remove(uuid)
 
 
 def found(entries: Entries, uuid: str) -> dict:
-    """The entry."""
+    """The entry; of one that is no JSON object the UUID."""
     uuid = _known(uuid)
     entry = entries.get(uuid)
-    _done(entry, uuid)
-    return entry
+    _done(entry or entries.ask(lambda redis: redis.exists(uuid)), uuid)
+    return entry or {'uuid': uuid}
 
 
 def _known(uuid: str) -> str:

@@ -46,6 +46,7 @@ class Entries:
             decode_responses=True,
             encoding_errors='replace',  # in keys that are nobody's entries
             protocol=2,
+            redis_connect_func=None if options['redis_auth'] else store.vet,
             # once more at once: a connection that waited in the pool may be dead
             retry=Retry(NoBackoff(), 1),
         )
@@ -127,6 +128,14 @@ class Entries:
             return entry
 
         return bool(self._change(uuid, enabled))
+
+    def forgive(self, uuid: str) -> None:
+        """Forgets the wrong codes that were tried for it; raises StoreDown."""
+
+        def forget(client: redis.Redis) -> None:
+            client.delete(*client.scan_iter(f'wrong:{uuid}*', count=1000), f'wrong:{uuid}')
+
+        self.ask(forget)
 
     def rekey(self, uuid: str, digits: int | None = None) -> dict | None:
         """The entry with a new secret; `digits` of its codes: None means as many as before."""

@@ -90,12 +90,13 @@ class Guard:
 
     def login(self):
         now = time.monotonic()
-        if len(self._wrong) == WRONG_CODES and now - self._wrong[0] < WRONG_SECONDS:
-            wait = math.ceil(self._wrong[0] + WRONG_SECONDS - now)
-            abort(429, f'Too many wrong codes: try again in {wait} seconds.', retry_after=wait)
         # A whole link that was pasted in holds the code, too.
         given = request.form.get('code', '').strip().rpartition('code=')[2]
         if not _same(given, self._code):
+            # The right one passes all the same: nobody shall lock its owner out.
+            if len(self._wrong) == WRONG_CODES and now - self._wrong[0] < WRONG_SECONDS:
+                wait = math.ceil(self._wrong[0] + WRONG_SECONDS - now)
+                abort(429, f'Too many wrong codes: try again in {wait} seconds.', retry_after=wait)
             self._wrong.append(now)
             error = 'This code is wrong, or was used: the terminal shows the one that is good now.'
             return render_template('login.html', code='', error=error), 403, NO_REFERRER
@@ -167,4 +168,5 @@ def _fence(response: Response) -> Response:
 
 def _refused(error: HTTPException):
     """A sentence, and no traceback."""
-    return render_template('error.html', error=error.description), error.code, error.get_headers()
+    headers = [*error.get_headers(), ('Connection', 'close')]  # of its body nothing is read
+    return render_template('error.html', error=error.description), error.code, headers

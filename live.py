@@ -15,6 +15,7 @@ from typing import NamedTuple
 import gevent
 
 from entries import Entries, StoreDown
+from entry_json import LATEST
 from waiting import Waiting
 
 log = logging.getLogger('live')
@@ -134,7 +135,8 @@ def _seen(value: str | None) -> Now:
     """What somebody else wrote there is nothing."""
     with suppress(ValueError, TypeError, KeyError):
         sign = json.loads(value)
-        return Now(seen=float(sign['at']), address=str(sign['address']))
+        if 0 < sign['at'] < LATEST:
+            return Now(seen=float(sign['at']), address=str(sign['address']))
     return Now()
 
 
@@ -144,4 +146,15 @@ def history(entries: Entries, uuid: str) -> list[dict]:
     `how` it ended. Raises StoreDown.
     """
     texts = entries.ask(lambda redis: redis.lrange(f'rendezvous:{uuid}', 0, HISTORY - 1))
-    return [json.loads(text) for text in texts]
+    return [each for each in map(_rendezvous, texts) if each]
+
+
+def _rendezvous(text: str) -> dict | None:
+    with suppress(ValueError, TypeError, KeyError, OverflowError):
+        each = json.loads(text)
+        told = {name: str(each[name]) for name in ('address', 'how')}
+        told |= {name: int(each[name]) for name in ('sent', 'received')}
+        told |= {name: float(each[name]) for name in ('at', 'seconds')}
+        if 0 < told['at'] < LATEST and 0 <= told['seconds'] < LATEST:
+            return told
+    return None

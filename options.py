@@ -1,5 +1,6 @@
 """The options: `local.py` over the defaults, and each mistake in it one sentence."""
 
+import errno
 import ipaddress
 import os
 import re
@@ -40,12 +41,24 @@ class Mistake(Exception):
 
 
 def main(run) -> None:
-    """Runs a program; a Mistake is its last words and exit status 78 (EX_CONFIG)."""
+    """Runs a program; a Mistake is its last words and exit status 78 (EX_CONFIG).
+
+    So is a full disk under what it prints, with status 74 (EX_IOERR).
+    """
     try:
         sys.exit(run())
     except Mistake as mistake:
-        print(f'{Path(sys.argv[0]).name}: {mistake}', file=sys.stderr)
+        _complain(mistake)
         sys.exit(os.EX_CONFIG)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _complain(error.strerror)
+        os._exit(os.EX_IOERR)  # or what could not be printed would be tried once more
+
+
+def _complain(sentence) -> None:
+    print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
 
 
 def load(path: Path = HERE / 'local.py') -> dict:

@@ -34,6 +34,7 @@ from options import Mistake
 log = logging.getLogger('page')
 
 HOST = '127.0.0.1'
+QR_CHARACTERS = 36  # of a label: a picture with more is too fine for a screen
 ROWS = 50  # of a table; the search box finds the others
 DONE = {
     'create': 'It is made. Copy its file to the hidden server, and run the command below there.',
@@ -106,7 +107,7 @@ class Page:
         known, parameters = self._known(uuid), self._document(uuid)['authParams']
         totp = auth.totp(parameters)
         totp.issuer = self._options['rendezvous_host']
-        totp.name = ', '.join(known['labels'])[:LABEL_CHARACTERS] or known['uuid']
+        totp.name = ', '.join(known['labels'])[:QR_CHARACTERS] or known['uuid']
         code = segno.make(totp.provisioning_uri(), micro=False)
         svg = Markup(code.svg_inline(omitsize=True, light='#fff'))
         page = self._render('secret.html', entry=known, parameters=parameters, code=svg)
@@ -189,7 +190,9 @@ def app(entries: Entries, options: dict, announce: Callable[[str], None] | None 
 
 def serve(options: dict, host: str, port: int, login: bool) -> None:
     """Shows the page until a signal ends it. Raises Mistake."""
-    entries = Entries(options)
+    entries, loopback = Entries(options), local.is_loopback(host)
+    if not (login or loopback):
+        raise Mistake('--no-login is only for loopback: on a network it would let in everybody')
     server = WSGIServer((host, port), log=None, error_log=None)  # they might quote a login code
     try:
         server.init_socket()
@@ -201,7 +204,6 @@ def serve(options: dict, host: str, port: int, login: bool) -> None:
     # Inherited by what it accepts: pywsgi sends head and body apart, 40 ms apart without this.
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     entries.open()
-    loopback = local.is_loopback(host)
     if not loopback:
         log.warning('the page listens on %s, beyond this machine, and nothing is encrypted', host)
     name = host if loopback else options['page_host'] or HOST

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import gevent
 import redis
@@ -129,22 +130,70 @@ class Store:
             stdin.write('\n'.join(configuration).encode())
 
 
+class Foreign(redis.RedisError):
+    """A program of another user listens in the embedded server's place."""
+
+
 def password() -> str | None:
-    """That of the embedded server, where redis_auth says none: other users are not to read it."""
+    """That of the embedded server, where redis_auth says none: other users are not to read it.
+
+    Raises redis.RedisError where it is there and is not for us.
+    """
     try:
-        return (DATA / 'password').read_text()
-    except OSError:
+        return (DATA / 'password').read_text() or None
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        why = (
+            f'{DATA}/password can not be read ({error.strerror}): run it as the user who made that'
+        )
+        raise redis.RedisError(why) from None
+
+
+def vet(connection) -> None:
+    """What redis-py does on a new connection, where it is not to a program of another user.
+
+    The port is anybody's while no store runs: he would be told our password, and new secrets.
+    """
+    if is_loopback(connection.host) and password():
+        ours = 0, (DATA / 'password').stat().st_uid
+        if not listeners(connection.port) <= set(ours):
+            raise Foreign(f'a program of another user listens on port {connection.port}')
+    connection.on_connect()
+
+
+def listeners(port: int) -> set[int]:
+    """The users of this machine whose programs listen on a port."""
+    rows = [row.split() for name in ('tcp', 'tcp6') for row in _lines(Path('/proc/net') / name)]
+    listening = '0A'  # TCP_LISTEN
+    return {
+        int(uid)
+        for _, local, _, state, _, _, _, uid, *_ in rows
+        if state == listening and local.endswith(f':{port:04X}')
+    }
+
+
+def _lines(file: Path) -> list[str]:
+    with suppress(FileNotFoundError):  # without IPv6
+        return file.read_text().splitlines()[1:]
+    return []
 
 
 def _own_password() -> str:
     """Made up at the first start; of several programs that start it together one wins."""
+    file = DATA / 'password'
     if not password():
         new = DATA / f'password.{os.getpid()}'
-        new.write_text(secrets.token_hex())
-        with suppress(FileExistsError):
-            os.link(new, DATA / 'password')
-        new.unlink()
+        with new.open('w') as opened:
+            opened.write(secrets.token_hex())
+            opened.flush()
+            os.fsync(opened.fileno())
+        if file.exists():
+            os.replace(new, file)  # it was empty
+        else:
+            with suppress(FileExistsError):
+                os.link(new, file)
+            new.unlink()
     return password()
 
 

@@ -228,10 +228,10 @@ def test_rendezvous_is_kept_as_it_was(quick, server, connect, register, entries,
 
 def test_last_hundred_rendezvous_are_kept_the_newest_first(server, entries, uuid):
     told = server.rendezvous.live
-    for number in range(150):
-        told.ended(uuid, at=number)
+    for number in range(1, 151):
+        told.ended(uuid, at=number, address='', seconds=1, sent=1, received=1, how='')
     told.write({})
-    assert [kept['at'] for kept in live.history(entries, uuid)] == list(range(149, 49, -1))
+    assert [kept['at'] for kept in live.history(entries, uuid)] == list(range(150, 50, -1))
 
 
 def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
@@ -244,10 +244,15 @@ def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
     assert live.history(entries, uuid) == []
 
 
-@pytest.mark.parametrize('value', ['x', '[]', '{"at": "x", "address": 1}', '{}', '1'])
-def test_what_somebody_else_wrote_is_no_sign(entries, uuid, value):
+ODD = ['x', '[]', '{"at": "x", "address": 1}', '{}', '1', '{"at": 1e999, "address": ""}']
+
+
+@pytest.mark.parametrize('value', ODD)
+def test_what_somebody_else_wrote_is_nothing(entries, uuid, value):
     entries.ask(lambda redis: redis.set(f'seen:{uuid}', value))
     assert live.now(entries)[uuid] == Now()
+    entries.ask(lambda redis: redis.lpush(f'rendezvous:{uuid}', value))
+    assert live.history(entries, uuid) == []
 
 
 def test_server_that_was_killed_ages_out(quick, start, register, entries, uuid, monkeypatch):

@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import stat
+import subprocess
 import sys
 import uuid as uuids
 from contextlib import suppress
@@ -18,7 +19,7 @@ import gevent.server
 import pytest
 import redis
 from conftest import OK, Peer, connect_request, free_port, until
-from programs import Folder, Outside, command_line
+from programs import Folder, Outside, command_line, listens
 from visitor import Visitor
 
 import auth
@@ -370,3 +371,49 @@ def test_second_store_never_writes_to_the_same_data(folder, monkeypatch):
     elsewhere.open()
     assert [entry['uuid'] for entry in elsewhere.all()] == [uuid]
     elsewhere.close()
+
+
+@pytest.fixture
+def squatter(folder):
+    """A program of another user that listens in the store's place, and what it is told."""
+    if os.geteuid():
+        pytest.skip('only root can run a program as another user')
+    told = folder.path.parent / 'told'
+    script = (
+        'import socket, sys\n'
+        f'server = socket.create_server(("127.0.0.1", {folder.options["redis_port"]}))\n'
+        'while True:\n'
+        '    sock, _ = server.accept()\n'
+        '    while octets := sock.recv(9999):\n'
+        '        print(octets, flush=True)\n'
+        '        sock.sendall(b"-NOAUTH Authentication required.\\r\\n" * octets.count(b"*"))\n'
+    )
+    nobody = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups']
+    with told.open('w') as file:
+        process = subprocess.Popen([*nobody, sys.executable, '-c', script], stdout=file, cwd='/')
+    until(lambda: listens(folder.options['redis_port']), 'it listens')
+    yield told
+    process.kill()
+    process.wait()
+
+
+def test_password_is_not_told_to_a_program_of_another_user(folder, entries, squatter):
+    store.DATA.mkdir(mode=0o700)
+    (store.DATA / 'password').write_text('swordfish')
+    with pytest.raises(StoreDown, match='a program of another user listens on port'):
+        entries.add(str(uuids.uuid4()), [])
+    ran = folder.run('users_app.py', 'list')
+    assert 'a program of another user listens on port' in ran.sentence()
+    assert squatter.read_text() == ''
+
+
+def test_password_that_was_lost_on_a_full_disk_is_made_anew(folder, entries):
+    store.DATA.mkdir(mode=0o700)
+    (store.DATA / 'password').touch(mode=0o600)
+    entries.open()
+    assert len(store.password()) == 64
+    with (
+        redis.Redis(port=folder.options['redis_port'], retry=None) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()

@@ -496,3 +496,42 @@ def test_public_certificate_is_not_handed_out(tmp_path):
 def test_plain_http_has_no_certificate():
     server = {'hostname': '127.0.0.1', 'port': 8899}
     assert hidden_files.how_to_reach(DEFAULTS | {'key_file': None, 'crt_file': 'none'}) == server
+
+
+def test_entry_that_is_no_json_can_be_deleted(folder, shell, uuid):
+    folder.redis('SET', uuid, 'not json')
+    assert f'UUID:      {uuid}' in shell.says('show', uuid)
+    assert shell.says('delete', '--yes', uuid) == f'deleted {uuid}\n'
+    assert folder.redis('EXISTS', uuid) == 0
+
+
+@pytest.mark.parametrize('command', ['enable', 'rekey', 'delete'])
+def test_wrong_codes_are_forgiven(folder, shell, uuid, command):
+    other = str(uuids.uuid4())
+    shell.says('add', '--uuid', uuid)
+    for key in (f'wrong:{uuid}', f'wrong:{uuid}:192.0.2.1', f'wrong:{other}'):
+        folder.redis('LPUSH', key, 1)
+    shell.says(command, *(['--yes'] if command != 'enable' else []), uuid)
+    assert folder.redis('KEYS', 'wrong:*') == [f'wrong:{other}']
+
+
+@pytest.mark.parametrize('command', [['list'], ['--help'], ['show', '{uuid}']])
+def test_output_on_a_full_disk_is_one_sentence(folder, shell, uuid, command):
+    shell.says('add', '--uuid', uuid)
+    arguments = [argument.format(uuid=uuid) for argument in command]
+    with open('/dev/full', 'w') as full:
+        ran = subprocess.run(
+            [sys.executable, 'users_app.py', *arguments],
+            cwd=folder.path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=20,
+        )
+    sentence = 'users_app.py: No space left on device\n'
+    assert (ran.returncode, ran.stderr) == (os.EX_IOERR, sentence)
+
+
+def test_page_on_a_network_always_asks_for_a_login(folder):
+    ran = folder.run('users_app.py', '--port', '0', '--host', '0.0.0.0', '--no-login')
+    assert ran.sentence().startswith('--no-login is only for loopback')
