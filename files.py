@@ -63,7 +63,24 @@ def as_js(document: dict) -> str:
 
 def write(entry: dict, options: dict) -> Path:
     """Writes both files of an entry; their path less the suffix. Raises Mistake."""
-    path, written = FILES / entry['uuid'], document(entry, options)
+    return _write(FILES / entry['uuid'], document(entry, options))
+
+
+def renew(options: dict) -> int:
+    """Writes the files that are here once more, for a new certificate; how many. Raises Mistake."""
+    paths = list(FILES.glob('*-*-*-*-*.json'))
+    for path in paths:
+        try:
+            written = json.loads(path.read_text()) | {'server': how_to_reach(options)}
+        except (OSError, ValueError, TypeError) as error:
+            raise Mistake(
+                f'can not read {path} ({error}): delete it, and rekey its entry'
+            ) from None
+        _write(path.with_suffix(''), written)
+    return len(paths)
+
+
+def _write(path: Path, written: dict) -> Path:
     try:
         FILES.mkdir(mode=0o700, exist_ok=True)
         make_cert.write(path.with_suffix('.json'), as_json(written).encode(), 0o600)

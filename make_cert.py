@@ -103,6 +103,14 @@ def make(force: bool, if_missing: bool) -> None:
     fingerprint = crypto.X509.from_cryptography(certificate).digest('sha256').decode()
     print(f'made {key_file} and {crt_file} for {host}, good until {end}')
     print(f'SHA-256 fingerprint: {fingerprint}')
+    if force:
+        import files  # which imports this
+
+        count = files.renew(options)
+        print(
+            f'it is in the files of {count} entries now: bring them to the hidden servers, and it'
+        )
+        print('to the mobile clients; the server reads it after kill -HUP, or when it is restarted')
 
 
 @click.command(help=__doc__)

@@ -1,6 +1,7 @@
 """What the server tells of who is here, and what it ends when an entry is changed."""
 
 import json
+import ssl
 import time
 from contextlib import suppress
 
@@ -112,6 +113,19 @@ def test_change_ends_what_waits_and_the_pipes_on_every_server(
     for peer in waiting + pipes:
         peer_ends(peer)
     assert time.monotonic() - began < 2
+
+
+def test_answer_that_a_change_cuts_off_does_not_look_whole(
+    following, connect, register, entries, uuid
+):
+    server = following()
+    hidden, mobile = piped(connect, register, server, uuid)
+    hidden.send(b'HTTP/1.1 200 OK\r\n\r\nthe first half')
+    mobile.until(b'half')
+    mobile.sock.suppress_ragged_eofs = False
+    change(entries, uuid, disabled=time.time())
+    with pytest.raises(ssl.SSLEOFError):
+        mobile.rest()
 
 
 def peer_ends(peer: Peer) -> None:

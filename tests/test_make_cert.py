@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import json
 import os
 import re
 import shutil
@@ -137,6 +138,27 @@ def test_it_never_writes_over_what_is_there(folder, present, arguments):
         assert sentence.endswith('already: --force makes a new pair, for all clients')
         assert all(str(folder.path / name) in sentence for name in present)
     assert read(folder) == dict.fromkeys(present, b'mine')
+
+
+def test_force_brings_the_new_certificate_into_the_entries_files(folder):
+    folder.pair()
+    before = folder.add()
+    ran = folder.run('make_cert.py', '--force')
+    assert 'in the files of 1 entries now' in ran.stdout
+    (json_file,) = (folder.path / 'entries').glob('*.json')
+    written = json.loads(json_file.read_text())
+    new = (folder.path / 'registrar.crt').read_text()
+    assert written == before | {'server': before['server'] | {'ca': new}}
+    assert (
+        json_file.with_suffix('.js').read_text()
+        == f'exports.params = {json_file.read_text()[:-1]};\n'
+    )
+    assert before['server']['ca'] != new
+    json_file.write_text('no json')
+    assert re.match(
+        'can not read .*: delete it',
+        folder.run('make_cert.py', '--force').stderr.partition(': ')[2],
+    )
 
 
 def test_force_replaces_both(folder):
