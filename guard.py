@@ -15,9 +15,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPException as HTTPClientError
 from urllib.parse import SplitResult, urlsplit
 
 from flask import Flask, Response, abort, redirect, render_template, request
+from gevent.pywsgi import WSGIHandler
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
@@ -40,6 +43,15 @@ HEADERS = {
     'X-Frame-Options': 'DENY',
 }
 NO_REFERRER = {'Referrer-Policy': 'no-referrer'}
+
+
+class Handler(WSGIHandler):
+    """Answers a head that http.client gives up on as any other bad one: with a 400, and no more."""
+
+    def read_request(self, raw_requestline: str) -> bool:
+        with suppress(HTTPClientError):
+            return super().read_request(raw_requestline)
+        return False
 
 
 class Guard:

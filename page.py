@@ -28,7 +28,7 @@ import options as local
 import words
 from actions import LABEL_CHARACTERS, Refused
 from entries import DIGITS, Entries, StoreDown
-from guard import NO_REFERRER, Guard
+from guard import NO_REFERRER, Guard, Handler
 from options import Mistake
 
 log = logging.getLogger('page')
@@ -193,7 +193,9 @@ def serve(options: dict, host: str, port: int, login: bool) -> None:
     entries, loopback = Entries(options), local.is_loopback(host)
     if not (login or loopback):
         raise Mistake('--no-login is only for loopback: on a network it would let in everybody')
-    server = WSGIServer((host, port), log=None, error_log=None)  # they might quote a login code
+    server = WSGIServer(
+        (host, port), handler_class=Handler, log=None, error_log=None
+    )  # they might quote a login code
     try:
         server.init_socket()
     except (OSError, UnicodeError) as error:

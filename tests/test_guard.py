@@ -335,3 +335,10 @@ def test_host_that_is_not_here_is_one_sentence(folder):
     for host, ran in zip(hosts, running, strict=True):
         sentence = ran.get().sentence()
         assert sentence.startswith(f'can not listen on port 0 of {host}: ')
+
+
+def test_more_header_fields_than_python_reads_are_a_400_and_nothing_is_said(page, stranger):
+    before = page.program.said()
+    headers = {f'X-{number}': 'y' for number in range(150)}
+    assert stranger('GET', '/', headers=headers).status_code == 400
+    assert page.program.said() == before
