@@ -23,6 +23,7 @@ log = logging.getLogger('rendezvous')
 
 STORE_SECONDS = 1  # until it is asked again for changes, where it is down
 
+RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
 CHANGED = 'entry changed'  # how a pipe ended whose entry was deleted, disabled or re-keyed
 
 # Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
@@ -193,8 +194,8 @@ class Rendezvous:
     def _mobile_client(self, sock, peer: str, uuid: str, octets: bytes) -> None:
         address = peer.rpartition(':')[0]
         self.probes.admit(address)
-        mobile, began, lost = End(sock, 'mobile client'), time.monotonic(), True
-        while lost:
+        mobile, began = End(sock, 'mobile client'), time.monotonic()
+        while True:
             try:
                 registration = self._take(mobile, uuid, address)
             except Moved:
@@ -208,9 +209,13 @@ class Rendezvous:
             self.waiting.pipe_began(registration)
             log.info('%s rendezvous with %s', peer, uuid)
             try:
-                octets = lost = pipe.from_mobile(octets)
+                octets = pipe.from_mobile(octets)
             finally:
                 self.waiting.pipe_ended(registration)
+            if not octets:
+                break
+            if time.monotonic() - began > RETRY_SECONDS:
+                raise Refusal(503, 'the hidden server does not answer', 'Retry-After: 5')
         if pipe.how in ('hidden server reset', CHANGED):
             with suppress(OSError):  # no close_notify: what was cut off must not look whole
                 sock.shutdown(socket.SHUT_WR)

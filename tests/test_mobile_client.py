@@ -214,6 +214,19 @@ def test_dead_registration_costs_the_mobile_client_nothing(
     assert mobile.answer().body == b'hi'
 
 
+def test_registrations_that_died_in_silence_are_not_tried_one_after_the_other(
+    server, register, connect, uuid, monkeypatch
+):
+    """Each would take a minute: the first one that did is the last."""
+    monkeypatch.setattr('rendezvous.RETRY_SECONDS', 0)
+    for _ in range(2):
+        vanish(register(server, uuid))
+    mobile = connect(server)
+    mobile.send(get(uuid))
+    assert mobile.answer().status == 503
+    assert server.rendezvous.waiting.count(uuid) == 1
+
+
 def test_request_that_was_taken_is_not_sent_twice(server, register, connect, uuid):
     second, first = register(server, uuid), register(server, uuid)
     mobile = connect(server)
