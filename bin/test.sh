@@ -24,4 +24,15 @@ if [ -n "$missing" ]; then
     say "some tests are skipped without: apt install$missing"
   fi
 fi
-.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/python -m pytest "$@"
+.venv/bin/ruff check . && .venv/bin/ruff format --check . || exit 1
+[ $# = 0 ] || exec .venv/bin/python -m pytest "$@"
+
+# Two halves side by side: most tests wait most of the time.
+halves=('' '') number=0
+for file in tests/test_*.py; do halves[number++ % 2]+=" $file"; done
+.venv/bin/python -m pytest ${halves[1]} >.venv/second.log 2>&1 &
+.venv/bin/python -m pytest ${halves[0]}
+status=$?
+wait $! || status=$?
+cat .venv/second.log
+exit "$status"
