@@ -198,7 +198,7 @@ class Entries:
         try:
             return self._try(command, *args, **kwargs)
         except redis.AuthenticationError as error:
-            sentence = 'set redis_auth in local.py to its password'
+            sentence = 'set redis_auth in local.py to its password, or redis_port to another one'
             raise WrongPassword(f'Redis refuses us ({_printable(error)}): {sentence}') from None
         except (redis.RedisError, OSError, ValueError) as error:  # it may be no Redis at all
             sentence = 'start it, or set redis_host and redis_port in local.py'

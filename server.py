@@ -46,6 +46,7 @@ class Server:
 
     def __init__(self, options: dict, inherited: socket.socket | None = None):
         self._options = options | {'max_connections': room(options['max_connections'])}
+        self._inherits = inherited is not None
         self._connections = Pool(None)  # without a bound: those who wait would fill it
         self._entries = Entries(options)
         self._tls = bool(options['key_file'])
@@ -64,6 +65,8 @@ class Server:
         try:
             self._entries.open()
         except StoreDown as error:
+            if self._inherits:  # who runs goes on
+                raise
             log.error('%s; until it does, nobody can register', error)
         runs = pipe.watch, self.rendezvous.follow, self.rendezvous.live.run, give_memory_back
         for run in runs:
@@ -266,6 +269,7 @@ def main() -> None:
     server.open_door().rawlink(lambda _: stopping.set())
     if predecessor:
         predecessor.let_go()
+    (HERE / 'server.pid').write_text(f'{os.getpid()}\n')  # bin/run.sh waits for that
     log.info('listening on port %d of %s', server.port, options['rendezvous_host'])
     stopping.wait()
     log.info('stopping: pipes may take %d seconds to finish', FINISH_SECONDS)

@@ -76,7 +76,10 @@ class Store:
         """Ends the embedded server if this process started it."""
         if self._runs():
             self._process.terminate()
-            self._process.wait(timeout=START_SECONDS)
+            try:
+                self._process.wait(timeout=START_SECONDS)
+            except subprocess.TimeoutExpired:  # it is stopped; what it acknowledged is on the disk
+                self._process.kill()
 
     def _runs(self) -> bool:
         return self._process is not None and self._process.poll() is None

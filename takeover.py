@@ -15,13 +15,15 @@ from contextlib import suppress
 
 import gevent
 from gevent.event import Event
+from gevent.lock import Semaphore
 from gevent.server import StreamServer
 
 log = logging.getLogger('takeover')
 
 PATH = 'server.sock'  # in the working directory: a path from the root may be too long for a socket
 LISTENER, READY = b'listener', b'ready'
-ANSWER_SECONDS = 5  # of a process on this machine
+START_SECONDS = 20  # that a new server may take, in which no other one gets the listening socket
+TRIES = 3  # of several that are started at once
 LINE_BYTES = 1000
 
 
@@ -40,18 +42,22 @@ class Predecessor:
 
 def predecessor() -> Predecessor | None:
     """The server that runs in this folder, if one does."""
-    control = socket.socket(socket.AF_UNIX)
-    try:
-        with gevent.Timeout(ANSWER_SECONDS, TimeoutError('no answer')):
-            control.connect(PATH)
-            control.sendall(LISTENER + b'\n')
-            _, descriptors, *_ = socket.recv_fds(control, 1, 1)
-            return Predecessor(control, *descriptors)
-    except (OSError, TypeError) as error:
-        control.close()
-        if not isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
-            log.warning('can not take over from what runs here: %s', error)
-        return None
+    for _ in range(TRIES):
+        control = socket.socket(socket.AF_UNIX)
+        try:
+            with gevent.Timeout(START_SECONDS, TimeoutError('no answer')):
+                control.connect(PATH)
+                control.sendall(LISTENER + b'\n')
+                _, descriptors, *_ = socket.recv_fds(control, 1, 1)
+                if descriptors:
+                    return Predecessor(control, *descriptors)
+        except (FileNotFoundError, ConnectionRefusedError):
+            control.close()
+            return None
+        except OSError as error:
+            log.warning('what runs here does not hand over: %s', error)
+        control.close()  # somebody else was faster: then that one is asked
+    return None
 
 
 def pass_on(address: tuple[str, int], uuid: str) -> socket.socket:
@@ -74,6 +80,7 @@ class Door:
 
     def __init__(self, listener: socket.socket, handle):
         self._listener, self._handle, self.taken_over = listener, handle, Event()
+        self._asked = Semaphore()  # by one successor at a time
         new = f'{PATH}.{os.getpid()}'
         with suppress(FileNotFoundError):
             os.unlink(new)
@@ -98,13 +105,19 @@ class Door:
                 address, uuid = json.loads(line)
                 self._handle(sock, address, uuid, octets)
                 return
-            socket.send_fds(sock, [b'.'], [self._listener.fileno()])
-            if _line(sock)[0] == READY:
-                self.taken_over.set()
+            with self._asked:
+                if not self.taken_over.is_set():
+                    self._hand_over(sock)
         except (OSError, ValueError) as error:
             log.warning('server.sock: %s', error)
         finally:
             sock.close()
+
+    def _hand_over(self, sock) -> None:
+        socket.send_fds(sock, [b'.'], [self._listener.fileno()])
+        with gevent.Timeout(START_SECONDS, TimeoutError('a new server does not start')):
+            if _line(sock)[0] == READY:
+                self.taken_over.set()
 
 
 def _line(sock) -> tuple[bytes, bytes]:

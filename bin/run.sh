@@ -14,29 +14,42 @@ if [ ! -e local.py ]; then
 fi
 .venv/bin/python make_cert.py --if-missing || exit
 
-child='' next='' stopping=''
+child='' stopping='' signalled=''
 serve() { # in the background; it does not outlive this script, and heeds a SIGHUP once it can
   (trap '' HUP && exec setpriv --pdeathsig TERM .venv/bin/python server.py) &
 }
 stop() {
-  stopping=yes
-  kill -TERM $child $next 2>/dev/null
+  signalled=yes stopping=yes
+  kill -TERM $child 2>/dev/null
 }
-renew() { # where the new server can not serve, the old one goes on
-  (. bin/setup.sh requirements.txt) && serve && next=$!
+reload() {
+  signalled=yes
+  kill -HUP $child 2>/dev/null
+}
+renew() { # the old server lets its pipes finish; where the new one can not serve, it goes on
+  signalled=yes
+  (. bin/setup.sh requirements.txt) || return
+  serve
+  local next=$!
+  while kill -0 $next 2>/dev/null && [ "$(cat server.pid 2>/dev/null)" != $next ]; do
+    sleep 0.1
+  done
+  ! kill -0 $next 2>/dev/null || child=$next
+  [ -z "$stopping" ] || stop
 }
 trap stop TERM INT
-trap 'kill -HUP $child 2>/dev/null' HUP
+trap reload HUP
 trap renew USR2
 
 await() { # the end of the child, whatever signals come meanwhile; its exit status
-  local status
-  while wait "$child"; status=$?; kill -0 $child 2>/dev/null; do :; done
-  if [ "$status" = 0 ] && [ -n "$next" ] && [ -z "$stopping" ]; then
-    child=$next next='' # it has taken over
-    await
-    return
-  fi
+  local status=0 found
+  while
+    signalled=''
+    wait "$child" 2>/dev/null
+    found=$?
+    [ $found = 127 ] || status=$found # 127: it was told already
+    [ -n "$signalled" ]
+  do :; done
   child=''
   return "$status"
 }

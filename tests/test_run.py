@@ -114,13 +114,19 @@ def listens(port: int) -> bool:
 
 
 def server_in(folder: Path) -> int | None:
+    found = servers_in(folder)
+    return found[0] if found else None
+
+
+def servers_in(folder: Path) -> list[int]:
+    found = []
     for pid in running_in(folder):
         try:
             if b'server.py' in Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0'):
-                return pid
+                found.append(pid)
         except OSError:
             pass
-    return None
+    return found
 
 
 @pytest.mark.deadline(240)
@@ -290,6 +296,28 @@ def test_sigusr2_with_a_mistake_in_local_py_leaves_the_old_server_be(ready, run)
     (ready / 'local.py').write_text(good)
     os.kill(old, signal.SIGKILL)
     until(lambda: log_of(ready).count('listening') == 2, 'it is started again', 20)
+    assert serving.end() == 0
+
+
+def test_new_server_stays_when_the_old_one_ends_and_another_could_not_start(ready, run):
+    """The old one has somebody to wait for meanwhile; signals are for the new one."""
+    serving = run('bin/run.sh', ready)
+    until(lambda: 'listening' in log_of(ready), 'it serves')
+    old, good = server_in(ready), (ready / 'local.py').read_text()
+    with socket.create_connection(('127.0.0.1', PORTS['8899'])):
+        serving.process.send_signal(signal.SIGUSR2)
+        until(lambda: 'stopping' in log_of(ready), 'a new one has taken over')
+        (new,) = set(servers_in(ready)) - {old}
+        (ready / 'local.py').write_text('options = {"drain": -1}')
+        serving.process.send_signal(signal.SIGUSR2)
+        until(lambda: 'drain must be' in serving.output, 'it is said')
+        (ready / 'local.py').write_text(good)
+        serving.process.send_signal(signal.SIGHUP)
+        until(lambda: 'read key and certificate again' in log_of(ready), 'they are read')
+        assert set(servers_in(ready)) == {old, new}
+    until(lambda: servers_in(ready) == [new], 'the old one ends')
+    os.kill(new, signal.SIGKILL)
+    until(lambda: log_of(ready).count('listening') == 3, 'it is started again', 20)
     assert serving.end() == 0
 
 

@@ -220,7 +220,9 @@ def test_password_is_enforced_and_seen_nowhere(folder):
 
 
 def test_wrong_password_is_one_sentence(folder, tmp_path):
-    sentence = r'Redis refuses us \(.*\): set redis_auth in local\.py to its password$'
+    sentence = (
+        r'Redis refuses us \(.*\): set redis_auth in local\.py to its password, or redis_port'
+    )
     with Outside(tmp_path, folder.options['redis_port'], 'right'):
         folder.set(redis_auth='wrong')
         programs = ['server.py'], ['users_app.py', 'list'], ['users_app.py']

@@ -229,6 +229,23 @@ def test_successor_that_dies_changes_nothing(folder, client, octets, monkeypatch
     assert 'Traceback' not in folder.log()
 
 
+def test_of_several_that_start_at_once_one_is_left(folder):
+    old, port = folder.serve()
+    new = [folder.start('server.py') for _ in range(3)]
+    until(lambda: sum(each.process.poll() is None for each in (old, *new)) == 1, 'one is left', 40)
+    assert [each.process.poll() for each in (old, *new)].count(0) == 3
+    assert listens(port)
+
+
+def test_server_without_a_store_does_not_take_over(folder, client):
+    folder.serve()
+    folder.set(redis_host='0.0.0.0', redis_port=free_port())  # nobody answers there
+    assert 'Redis does not answer' in folder.run('server.py').sentence()
+    mobile = client()
+    mobile.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
+    assert mobile.answer().status == 401
+
+
 def test_folder_that_can_not_hold_the_socket_is_said_and_it_serves(folder):
     (folder.path / takeover.PATH).mkdir()
     _, port = folder.serve()
