@@ -13,6 +13,7 @@ if [ ! -e local.py ]; then
   say 'made local.py: only this machine can connect; for everybody, set rendezvous_host in it'
 fi
 .venv/bin/python make_cert.py --if-missing || exit
+export OPENSSL_CONF=$PWD/bin/openssl.cnf
 
 child='' stopping='' signalled=''
 serve() { # in the background; it does not outlive this script, and heeds a SIGHUP once it can

@@ -329,6 +329,23 @@ def test_descriptors_are_raised_to_the_hard_limit(ready, run):
     assert soft == hard != '256'
 
 
+@pytest.mark.skipif(not shutil.which('openssl'), reason='openssl is not installed')
+def test_key_exchange_is_that_of_mozilla_s_intermediate(ready, run):
+    run('bin/run.sh', ready)
+    until(lambda: 'listening' in log_of(ready), 'it serves')
+    agreed = {}
+    for group in ('X25519', 'P-256', 'P-384', 'P-521', 'X448'):
+        ran = subprocess.run(
+            ['openssl', 's_client', '-connect', f'127.0.0.1:{PORTS["8899"]}', '-groups', group],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+        agreed[group] = 'Server Temp Key' in ran.stdout
+    assert [group for group in agreed if agreed[group]] == ['X25519', 'P-256', 'P-384']
+
+
 def test_nothing_that_it_writes_is_for_others_to_read(ready, run):
     serving = run('bash -c "umask 022; exec bin/run.sh"', ready)
     until(lambda: 'listening' in log_of(ready), 'it serves')
