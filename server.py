@@ -267,9 +267,9 @@ def main() -> None:
     gevent.signal_handler(signal.SIGHUP, server.reload)
     server.start()
     server.open_door().rawlink(lambda _: stopping.set())
+    (HERE / 'server.pid').write_text(f'{os.getpid()}\n')  # bin/run.sh waits for that
     if predecessor:
         predecessor.let_go()
-    (HERE / 'server.pid').write_text(f'{os.getpid()}\n')  # bin/run.sh waits for that
     log.info('listening on port %d of %s', server.port, options['rendezvous_host'])
     stopping.wait()
     log.info('stopping: pipes may take %d seconds to finish', FINISH_SECONDS)

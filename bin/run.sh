@@ -27,15 +27,19 @@ reload() {
   signalled=yes
   kill -HUP $child 2>/dev/null
 }
+serves() { # or did, if it is dead
+  [ "$(cat server.pid 2>/dev/null)" = "$1" ]
+}
 renew() { # the old server lets its pipes finish; where the new one can not serve, it goes on
   signalled=yes
   (. bin/setup.sh requirements.txt) || return
+  rm -f server.pid
   serve
   local next=$!
-  while kill -0 $next 2>/dev/null && [ "$(cat server.pid 2>/dev/null)" != $next ]; do
+  while kill -0 $next 2>/dev/null && ! serves $next; do
     sleep 0.1
   done
-  ! kill -0 $next 2>/dev/null || child=$next
+  ! serves $next || child=$next
   [ -z "$stopping" ] || stop
 }
 trap stop TERM INT
