@@ -15,7 +15,7 @@ fi
 .venv/bin/python make_cert.py --if-missing || exit
 export OPENSSL_CONF=$PWD/bin/openssl.cnf
 
-child='' stopping='' signalled=''
+child='' stopping='' signalled='' renewing='' again=''
 serve() { # in the background; it does not outlive this script, and heeds a SIGHUP once it can
   (trap '' HUP && exec setpriv --pdeathsig TERM .venv/bin/python server.py) &
 }
@@ -30,8 +30,7 @@ reload() {
 serves() { # or did, if it is dead
   [ "$(cat server.pid 2>/dev/null)" = "$1" ]
 }
-renew() { # the old server lets its pipes finish; where the new one can not serve, it goes on
-  signalled=yes
+take_over() { # the old server lets its pipes finish; where the new one can not serve, it goes on
   (. bin/setup.sh requirements.txt) || return
   rm -f server.pid
   serve
@@ -41,6 +40,16 @@ renew() { # the old server lets its pipes finish; where the new one can not serv
   done
   ! serves $next || child=$next
   [ -z "$stopping" ] || stop
+}
+renew() { # one after the other: this is called again within itself
+  signalled=yes again=yes
+  [ -z "$renewing" ] || return
+  renewing=yes
+  while [ -n "$again" ]; do
+    again=''
+    take_over
+  done
+  renewing=''
 }
 trap stop TERM INT
 trap reload HUP
