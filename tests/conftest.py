@@ -28,6 +28,7 @@ from entries import Entries
 from server import Server
 from waiting import RECENT_SECONDS
 
+pytest_plugins = ['programs', 'visitor']  # more fixtures, of real programs
 DEADLINE_SECONDS = 10  # for every wait in a test that says no other
 
 
@@ -40,10 +41,21 @@ def deadline(request):
         yield
 
 
+_kept: list[int] = []  # descriptors
+
+
 def free_port() -> int:
-    """A port for a program that can not tell which one it got."""
-    with socket.create_server(('127.0.0.1', 0)) as sock:
-        return sock.getsockname()[1]
+    """A port for a program that can not tell which one it got.
+
+    A socket keeps it that does not listen: who names the port may listen on it (SO_REUSEADDR), and
+    who takes any, in whatever process, is given another one.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(('127.0.0.1', 0))
+    port = sock.getsockname()[1]
+    _kept.append(sock.detach())
+    return port
 
 
 def until(condition, what: str, seconds: float = DEADLINE_SECONDS):
@@ -241,8 +253,8 @@ class Peer:
 
 
 def descriptors() -> int:
-    """The open sockets of this process."""
-    count = 0
+    """The open sockets of this process, less those that keep a port."""
+    count = -len(_kept)
     for name in os.listdir('/proc/self/fd'):
         with suppress(FileNotFoundError):
             count += os.readlink(f'/proc/self/fd/{name}').startswith('socket:')

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import redis
 from conftest import ROOT, free_port, until
 from redis.backoff import NoBackoff
@@ -190,6 +191,14 @@ class Folder:
 
     def until_nothing_runs(self) -> None:
         until(lambda: not self.pids(), 'nothing is left running')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """One with a key and a certificate."""
+    with Folder(tmp_path) as folder:
+        folder.pair()
+        yield folder
 
 
 def command_line(pid: int) -> str:

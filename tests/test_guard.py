@@ -9,33 +9,10 @@ import gevent
 import pytest
 import requests
 from conftest import until
-from programs import Folder, listens
+from programs import listens
 from visitor import LINK, Visitor, link
 
 FORMS = '/entries', '/entries/{}/rename', '/entries/{}/delete', '/entries/{}/secret', '/logout'
-
-
-@pytest.fixture(scope='module')
-def running(tmp_path_factory):
-    with Folder(tmp_path_factory.mktemp('page'), page_host='page.example') as folder:
-        folder.pair()
-        page = Visitor(folder)
-        yield page
-        assert 'Traceback' not in page.program.said()
-
-
-@pytest.fixture
-def page(running):
-    """One page for all tests, without entries at the start of each."""
-    yield running
-    running.folder.redis('FLUSHALL')
-
-
-@pytest.fixture
-def folder(tmp_path):
-    with Folder(tmp_path) as folder:
-        folder.pair()
-        yield folder
 
 
 @pytest.fixture

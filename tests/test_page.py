@@ -16,35 +16,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import segno
 from conftest import until
-from programs import Folder, Outside, listens
+from programs import Outside, listens
 from visitor import ALERT, Visitor
 
 import auth
 import make_cert
 import words
-
-
-@pytest.fixture(scope='module')
-def running(tmp_path_factory):
-    with Folder(tmp_path_factory.mktemp('page')) as folder:
-        folder.pair()
-        page = Visitor(folder)
-        yield page
-        assert 'Traceback' not in page.program.said()
-
-
-@pytest.fixture
-def page(running):
-    """One page for all tests, without entries at the start of each."""
-    yield running
-    running.folder.redis('FLUSHALL')
-
-
-@pytest.fixture
-def folder(tmp_path):
-    with Folder(tmp_path) as folder:
-        folder.pair()
-        yield folder
 
 
 @pytest.fixture

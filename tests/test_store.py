@@ -29,13 +29,6 @@ from options import DEFAULTS, Mistake
 
 
 @pytest.fixture
-def folder(tmp_path):
-    with Folder(tmp_path) as folder:
-        folder.pair()
-        yield folder
-
-
-@pytest.fixture
 def entries(folder, monkeypatch):
     """A program's part of the store, in this process: what it starts has its data in `folder`."""
     monkeypatch.setattr(store, 'DATA', folder.path / 'data')

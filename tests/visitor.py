@@ -3,6 +3,7 @@
 import re
 from html import unescape
 
+import pytest
 import requests
 from programs import Folder, Program
 
@@ -16,6 +17,23 @@ def link(program: Program) -> tuple[str, str]:
     """Where the page is, and the code that opens it now."""
     program.until_it_says(LINK.pattern)
     return LINK.findall(program.said())[-1]
+
+
+@pytest.fixture(scope='module')
+def running(tmp_path_factory):
+    """A page for all tests of a module."""
+    with Folder(tmp_path_factory.mktemp('page'), page_host='page.example') as folder:
+        folder.pair()
+        page = Visitor(folder)
+        yield page
+        assert 'Traceback' not in page.program.said()
+
+
+@pytest.fixture
+def page(running):
+    """It, without entries at the start of each."""
+    yield running
+    running.folder.redis('FLUSHALL')
 
 
 class Visitor:
