@@ -8,6 +8,7 @@ PATH=$PATH:/usr/sbin missing=''
 while read -r program package; do
   command -v "$program" >/dev/null || missing+=" $package"
 done <<'END'
+ab apache2-utils
 chromedriver chromium-driver
 chromium chromium
 curl curl
