@@ -8,6 +8,7 @@ import ssl
 import gevent
 import pyotp
 
+import options as local
 import pipe
 
 CONNECT_SECONDS = 15  # for the connection, and again for the handshake and the answer
@@ -27,17 +28,15 @@ def register(
     address: tuple[str, int], context: ssl.SSLContext, uuid: str, totp: pyotp.TOTP
 ) -> tuple[ssl.SSLSocket, bytes]:
     """A connection that got its 200, and what came behind it. Raises Refused or OSError."""
-    host, port = address
     sock = socket.create_connection(address, timeout=CONNECT_SECONDS)
     try:
         sock.settimeout(None)
         pipe.keep_alive(sock)
         sock.getpeername()  # raises where it has left: wrap_socket would lose the socket
-        sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+        sock = context.wrap_socket(sock, server_hostname=address[0], do_handshake_on_connect=False)
         with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
             sock.do_handshake()
-            named = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-            target = f'uuid:{uuid}?response={totp.now()}'
+            target, named = f'uuid:{uuid}?response={totp.now()}', local.authority(*address)
             sock.sendall(f'CONNECT {target} HTTP/1.1\r\nHost: {named}\r\n\r\n'.encode())
             return sock, _octets_behind_200(sock)
     except BaseException:

@@ -38,7 +38,7 @@ def how_to_reach(options: dict) -> dict:
 def authority(options: dict) -> str:
     """The host and the port of the rendezvous server, as they stand in a URL."""
     host, port = options['rendezvous_host'], options['rendezvous_port']
-    return (f'[{host}]' if ':' in host else host) + (f':{port}' if port != 443 else '')
+    return local.authority(host, port).removesuffix(':443')
 
 
 def read_certificate(options: dict) -> tuple[str, x509.Certificate]:

@@ -103,7 +103,7 @@ class HiddenServer:
                 try:
                     found = dial.register(self._address, self._context, self._uuid, self._totp)
                     self._gone.clear()
-                    sentence = 'registered at {}:{} as {}'.format(*self._address, self._uuid)
+                    sentence = f'registered at {local.authority(*self._address)} as {self._uuid}'
                     self._say(logging.INFO, sentence)
                     return found
                 except (Refused, OSError) as error:
@@ -148,7 +148,8 @@ class HiddenServer:
         try:
             near = socket.create_connection(self._local_address, timeout=dial.CONNECT_SECONDS)
         except OSError as error:
-            log.warning('the local server %s:%d: %s', *self._local_address, dial.why(error))
+            where = local.authority(*self._local_address)
+            log.warning('the local server %s: %s', where, dial.why(error))
             sock.sendall(Refusal(502, 'the server behind the rendezvous is down').octets())
             return
         near.settimeout(None)

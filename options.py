@@ -114,6 +114,11 @@ def is_loopback(host: str) -> bool:
         return host.lower() == 'localhost'
 
 
+def authority(host: str, port: int) -> str:
+    """Host and port as they stand in a URL (RFC 3986 section 3.2): IPv6 ones in brackets."""
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+
+
 def file(name: str) -> Path:
     """A path in the options: relative ones are relative to `local.py`."""
     return HERE / name

@@ -209,7 +209,7 @@ def serve(options: dict, host: str, port: int, login: bool) -> None:
     if not loopback:
         log.warning('the page listens on %s, beyond this machine, and nothing is encrypted', host)
     name = host if loopback else options['page_host'] or HOST
-    url = f'http://{f"[{name}]" if ":" in name else name}:{server.server_port}'
+    url = f'http://{local.authority(name, server.server_port)}'
 
     def announce(code: str) -> None:
         with suppress(OSError):  # nobody reads it any more

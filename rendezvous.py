@@ -6,6 +6,7 @@ import ssl
 import time
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import gevent
 
@@ -16,6 +17,7 @@ from entries import Entries, StoreDown
 from http_head import Refusal, response
 from limits import Evicted, Probes, Room
 from live import Live
+from options import authority
 from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, has_shut, join, keep_alive
 from waiting import Moved, Registration, Waiting
 
@@ -28,6 +30,16 @@ CHANGED = 'entry changed'  # how a pipe ended whose entry was deleted, disabled 
 
 # Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
 _DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a connection."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return authority(*self)
 
 
 class Rendezvous:
@@ -47,12 +59,11 @@ class Rendezvous:
 
         With a UUID it is one of a mobile client that our predecessor has accepted.
         """
-        host = address[0].removeprefix('::ffff:')
-        peer = f'{host}:{address[1]}'
+        peer = Peer(address[0].removeprefix('::ffff:'), address[1])
         greenlet = gevent.getcurrent()
         self.unjoined.add(greenlet)
         try:
-            self.room.enter(greenlet, host)
+            self.room.enter(greenlet, peer.host)
             if uuid:
                 self._mobile_client(sock, peer, uuid, octets)
             else:
@@ -118,7 +129,7 @@ class Rendezvous:
                     registration.pipe.how = CHANGED
                     registration.pipe.mobile.greenlet.kill(Ended, block=False)
 
-    def _serve(self, sock, peer: str) -> None:
+    def _serve(self, sock, peer: Peer) -> None:
         octets = b''
         while octets is not None:
             head, octets = dialogue.read_head(sock, octets)
@@ -132,10 +143,9 @@ class Rendezvous:
                 return self._mobile_client(sock, peer, uuid, forwarded + octets)
             octets = dialogue.ask_who(sock, head, octets)
 
-    def _hidden_server(self, sock, peer: str, target: str, octets: bytes) -> None:
+    def _hidden_server(self, sock, peer: Peer, target: str, octets: bytes) -> None:
         uuid, code = auth.registration(target)
-        address = peer.rpartition(':')[0]
-        stamp = _stamp(self._authenticate(uuid, code, address))
+        stamp = _stamp(self._authenticate(uuid, code, peer.host))
         if octets or dialogue.spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
         if self.waiting.moved:
@@ -149,14 +159,14 @@ class Rendezvous:
             evicted.greenlet.kill(Ended, block=False)
             log.info('%s has max_waiting registrations: the oldest is ended', uuid)
         log.info('%s registered %s, %d wait', peer, uuid, self.waiting.count(uuid))
-        self.live.seen(uuid, address)
+        self.live.seen(uuid, peer.host)
         try:
             octets = sock.recv(CHUNK_BYTES)
         except OSError:
             octets = b''  # the connection broke
         finally:
             self.waiting.discard(registration)
-            self.live.seen(uuid, address)
+            self.live.seen(uuid, peer.host)
         if registration.pipe:
             registration.pipe.from_hidden(octets)
         else:
@@ -191,16 +201,15 @@ class Rendezvous:
             log.error('the entry %s can not be used: %s', uuid, error)
             return False
 
-    def _mobile_client(self, sock, peer: str, uuid: str, octets: bytes) -> None:
-        address = peer.rpartition(':')[0]
-        self.probes.admit(address)
+    def _mobile_client(self, sock, peer: Peer, uuid: str, octets: bytes) -> None:
+        self.probes.admit(peer.host)
         mobile, began = End(sock, 'mobile client'), time.monotonic()
         while True:
             try:
-                registration = self._take(mobile, uuid, address)
+                registration = self._take(mobile, uuid, peer.host)
             except Moved:
                 log.info('%s is passed on to the new server', peer)
-                near = takeover.pass_on((address, peer.rpartition(':')[2]), uuid)
+                near = takeover.pass_on(peer, uuid)
                 return join(mobile, near, 'new server', octets, self.options['drain'])
             # No yield from here until the pipe is known to both.
             mobile.octets = 0
@@ -221,7 +230,7 @@ class Rendezvous:
                 sock.shutdown(socket.SHUT_WR)
         self._tell(uuid, peer, pipe, time.monotonic() - began)
 
-    def _tell(self, uuid: str, peer: str, pipe: Pipe, seconds: float) -> None:
+    def _tell(self, uuid: str, peer: Peer, pipe: Pipe, seconds: float) -> None:
         """The log, and the page, of a rendezvous that is over."""
         how, sent, received = pipe.how or 'stopping', pipe.mobile.octets, pipe.hidden.octets
         log.info(
@@ -231,7 +240,7 @@ class Rendezvous:
         self.live.ended(
             uuid,
             at=time.time() - seconds,
-            address=peer.rpartition(':')[0],
+            address=peer.host,
             seconds=round(seconds, 1),
             sent=sent,
             received=received,

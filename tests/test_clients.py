@@ -80,13 +80,14 @@ class Site(NamedTuple):
     folder: Folder
     port: int
     uuid: str
+    host: str = '127.0.0.1'
 
     @property
     def crt_file(self) -> str:
         return str(self.folder.path / 'registrar.crt')
 
     def url(self, target: str) -> str:
-        return f'https://127.0.0.1:{self.port}{target}'
+        return f'https://{self.host}:{self.port}{target}'
 
 
 @pytest.fixture(scope='module')
@@ -102,26 +103,36 @@ def served(tmp_path_factory):
 
 
 @contextmanager
-def hidden_py(folder: Folder, port: int, near: int):
-    """A site of which hidden.py is the hidden server, for a local server at `near`."""
+def hidden_py(folder: Folder, port: int, near: int, host: str = '127.0.0.1'):
+    """A site of which hidden.py is the hidden server, for a local server at port `near`."""
     (uuid,) = folder.add('kitchen')['uuid']
-    hiding = folder.start('hidden.py', f'entries/{uuid}.json', f'127.0.0.1:{near}')
+    hiding = folder.start('hidden.py', f'entries/{uuid}.json', f'{host}:{near}')
     until(lambda: f'{uuid}, 4 wait' in folder.log(), 'four registrations wait')
-    yield Site(folder, port, uuid)
+    yield Site(folder, port, uuid, host)
     assert hiding.end() == 0
     assert hiding.said().count('\n') == 1, hiding.said()  # it registered: no trouble since then
 
 
-@pytest.fixture(scope='module')
-def site(served):
-    near = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+class IPv6Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+@contextmanager
+def local_server(kind=ThreadingHTTPServer, host: str = '127.0.0.1'):
+    """The site behind the NAT; its port."""
+    near = kind((host, 0), Handler)
     serving = threading.Thread(target=near.serve_forever)
     serving.start()
-    with hidden_py(*served, near.server_port) as site:
-        yield site
+    yield near.server_port
     near.shutdown()
     serving.join()
     near.server_close()
+
+
+@pytest.fixture(scope='module')
+def site(served):
+    with local_server() as near, hidden_py(*served, near) as site:
+        yield site
 
 
 def installed(program: str):
@@ -188,6 +199,18 @@ def test_server_sent_events_arrive_as_they_are_sent(site):
         Handler.events.put(StopIteration)
         assert client.stdout.read() == b''
     assert client.returncode == 0
+
+
+@installed('curl')
+def test_everything_over_ipv6(tmp_path):
+    with Folder(tmp_path, rendezvous_host='::1') as folder:
+        folder.pair('::1')
+        _, port = folder.serve()
+        folder.set(rendezvous_port=port)
+        local = local_server(IPv6Server, '::1')
+        with local as near, hidden_py(folder, port, near, host='[::1]') as site:
+            assert ran(*curl(site, '/a')) == b'/a'
+        assert re.search(r' INFO \[::1\]:\d+ registered ', folder.log())
 
 
 # Python
