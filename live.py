@@ -127,7 +127,8 @@ def now(entries: Entries) -> dict[str, Now]:
         for uuid, counts in server.items():
             waiting, pipes = map(int, counts.split())
             known = found.get(uuid, Now())
-            found[uuid] = known._replace(waiting=known.waiting + waiting, pipes=known.pipes + pipes)
+            counted = {'waiting': known.waiting + waiting, 'pipes': known.pipes + pipes}
+            found[uuid] = known._replace(seen=time.time(), **counted)
     return found
 
 
