@@ -9,23 +9,24 @@ import signal
 import socket
 import ssl
 import stat
-import subprocess
 import sys
 import uuid as uuids
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import gevent
 import gevent.server
 import pytest
 import redis
 from conftest import OK, Peer, connect_request, free_port, until
-from programs import Folder, Outside, command_line, listens
+from programs import Folder, Outside, command_line
 from visitor import Visitor
 
 import auth
 import store
 from entries import Entries, StoreDown
 from options import DEFAULTS, Mistake
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -370,26 +371,24 @@ def test_second_store_never_writes_to_the_same_data(folder, monkeypatch):
 
 @pytest.fixture
 def squatter(folder):
-    """A program of another user that listens in the store's place, and what it is told."""
+    """Listens in the store's place for another user; what it is told."""
     if os.geteuid():
-        pytest.skip('only root can run a program as another user')
-    told = folder.path.parent / 'told'
-    script = (
-        'import socket, sys\n'
-        f'server = socket.create_server(("127.0.0.1", {folder.options["redis_port"]}))\n'
-        'while True:\n'
-        '    sock, _ = server.accept()\n'
-        '    while octets := sock.recv(9999):\n'
-        '        print(octets, flush=True)\n'
-        '        sock.sendall(b"-NOAUTH Authentication required.\\r\\n" * octets.count(b"*"))\n'
-    )
-    nobody = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups']
-    with told.open('w') as file:
-        process = subprocess.Popen([*nobody, sys.executable, '-c', script], stdout=file, cwd='/')
-    until(lambda: listens(folder.options['redis_port']), 'it listens')
-    yield told
-    process.kill()
-    process.wait()
+        pytest.skip('only root can listen for another user')
+    told, noauth = [], b'-NOAUTH Authentication required.\r\n'
+
+    def answer(sock, _) -> None:
+        while octets := sock.recv(9999):
+            told.append(octets)
+            sock.sendall(noauth * octets.count(b'*'))
+
+    os.seteuid(NOBODY)  # no yield until it is ours again
+    try:
+        sock = socket.create_server(('127.0.0.1', folder.options['redis_port']))
+    finally:
+        os.seteuid(0)
+    with closing(gevent.server.StreamServer(sock, answer)) as server:
+        server.start()
+        yield told
 
 
 def test_password_is_not_told_to_a_program_of_another_user(folder, entries, squatter):
@@ -399,7 +398,7 @@ def test_password_is_not_told_to_a_program_of_another_user(folder, entries, squa
         entries.add(str(uuids.uuid4()), [])
     ran = folder.run('users_app.py', 'list')
     assert 'a program of another user listens on port' in ran.sentence()
-    assert squatter.read_text() == ''
+    assert not squatter
 
 
 def test_password_that_was_lost_on_a_full_disk_is_made_anew(folder, entries):
