@@ -32,8 +32,7 @@ def register(
     try:
         sock.settimeout(None)
         pipe.keep_alive(sock)
-        sock.getpeername()  # raises where it has left: wrap_socket would lose the socket
-        sock = context.wrap_socket(sock, server_hostname=address[0], do_handshake_on_connect=False)
+        sock = pipe.wrap(context, sock, server_hostname=address[0])
         with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
             sock.do_handshake()
             target, named = f'uuid:{uuid}?response={totp.now()}', local.authority(*address)

@@ -16,7 +16,14 @@ from typing import NamedTuple
 
 import gevent
 from gevent.socket import wait_write
-from gevent.ssl import SSLSocket, SSLWantReadError, SSLWantWriteError
+from gevent.ssl import (
+    PROTOCOL_TLS_CLIENT,
+    SSLContext,
+    SSLError,
+    SSLSocket,
+    SSLWantReadError,
+    SSLWantWriteError,
+)
 
 CHUNK_BYTES = 64 * 1024  # a TLS read gives one record, 16 KiB at the most, whatever is asked for
 TURN_BYTES = 1024 * 1024  # a pipe that never has to wait lets the others run after so much
@@ -164,6 +171,46 @@ def send(sock, octets: bytes) -> None:
     sent = sock.send(octets)
     while sent < len(octets):  # only without TLS: OpenSSL writes all or nothing
         sent += sock.send(memoryview(octets)[sent:])
+
+
+_scratch = SSLContext(PROTOCOL_TLS_CLIENT)
+
+
+def _forgetting(method):
+    """The method of an SSLSocket, that leaves nothing behind in OpenSSL's queue of errors.
+
+    The queue is the thread's. CPython takes what OpenSSL says of its own out of it, but not what
+    the system says, and the next connection that has to wait is taken for broken, too:
+    https://github.com/python/cpython/issues/148594 (seen with OpenSSL 3.5, not with 3.0).
+    """
+
+    def forgetting(*args, **kwargs):
+        try:
+            return method(*args, **kwargs)
+        except SSLError:
+            raise
+        except OSError:
+            with suppress(SSLError):
+                _scratch.set_ciphers('')  # fails, and empties it: no yield since it was filled
+            raise
+
+    return forgetting
+
+
+class TLSSocket(SSLSocket):
+    """An SSLSocket whose errors are its own."""
+
+    do_handshake = _forgetting(SSLSocket.do_handshake)
+    read = _forgetting(SSLSocket.read)
+    send = _forgetting(SSLSocket.send)
+    unwrap = _forgetting(SSLSocket.unwrap)
+
+
+def wrap(context: SSLContext, sock, **how) -> TLSSocket:
+    """Puts TLS on a connection, less the handshake; `how` as for wrap_socket. Raises OSError."""
+    sock.getpeername()  # raises where it has left: wrap_socket would lose the socket
+    context.sslsocket_class = TLSSocket
+    return context.wrap_socket(sock, do_handshake_on_connect=False, **how)
 
 
 def keep_alive(sock) -> None:

@@ -18,7 +18,7 @@ from http_head import Refusal, response
 from limits import Evicted, Probes, Room
 from live import Live
 from options import authority
-from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, has_shut, join, keep_alive
+from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, has_shut, join, keep_alive, wrap
 from waiting import Moved, Registration, Waiting
 
 log = logging.getLogger('rendezvous')
@@ -69,14 +69,8 @@ class Rendezvous:
             else:
                 keep_alive(sock)
                 if self.context:
-                    sock.getpeername()  # raises where it has left: wrap_socket would lose it
                     # ssl takes a reset for an end of file, unless it shall not suppress those
-                    sock = self.context.wrap_socket(
-                        sock,
-                        server_side=True,
-                        do_handshake_on_connect=False,
-                        suppress_ragged_eofs=False,
-                    )
+                    sock = wrap(self.context, sock, server_side=True, suppress_ragged_eofs=False)
                     dialogue.shake_hands(sock)
                 self._serve(sock, peer)
         except Refusal as refusal:

@@ -342,7 +342,7 @@ def test_key_exchange_is_that_of_mozilla_s_intermediate(ready, run):
             text=True,
             timeout=10,
         )
-        agreed[group] = 'Server Temp Key' in ran.stdout
+        agreed[group] = 'Temp Key: ' in ran.stdout  # the server's, or, for OpenSSL 3.5, the peer's
     assert [group for group in agreed if agreed[group]] == ['X25519', 'P-256', 'P-384']
 
 
