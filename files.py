@@ -47,8 +47,11 @@ def read_certificate(options: dict) -> tuple[str, x509.Certificate]:
     try:
         pem = crt_file.read_text('ascii', 'ignore')
         return pem, x509.load_pem_x509_certificate(pem.encode())
-    except (OSError, ValueError):
-        raise Mistake(f'can not read {crt_file}: python make_cert.py makes it') from None
+    except OSError:
+        raise Mistake(f'can not read {crt_file}: {local.MAKE_CERT} makes it') from None
+    except ValueError:
+        sentence = f'{crt_file} holds no certificate: set crt_file in local.py'
+        raise Mistake(f'{sentence}, or {local.MAKE_CERT} --force makes a new pair') from None
 
 
 def as_json(document: dict) -> str:

@@ -5,6 +5,10 @@ One that has waited for long is replaced, the new one first: a middlebox may hav
 without a word. Needs only gevent and pyotp.
 """
 
+import in_venv
+
+in_venv.go_on()
+
 from gevent import monkey
 
 monkey.patch_all()
@@ -55,6 +59,7 @@ class HiddenServer:
         """Raises anything where `entry` makes no sense."""
         self._uuid, server = entry['uuid'][0], entry['server']
         self._address = address(server['hostname'] + f':{server["port"]}')
+        self._where = local.authority(*self._address)
         self._context = ssl.create_default_context(cadata=server.get('ca'))
         self._context.set_alpn_protocols(['http/1.1'])
         self._totp = auth.totp(entry['authParams'])
@@ -103,11 +108,11 @@ class HiddenServer:
                 try:
                     found = dial.register(self._address, self._context, self._uuid, self._totp)
                     self._gone.clear()
-                    sentence = f'registered at {local.authority(*self._address)} as {self._uuid}'
+                    sentence = f'registered at {self._where} as {self._uuid}'
                     self._say(logging.INFO, sentence)
                     return found
                 except (Refused, OSError) as error:
-                    sentence = f'not registered at {self._address[0]}: {dial.why(error)}'
+                    sentence = f'not registered at {self._where}: {dial.why(error)}'
                     self._say(logging.WARNING, sentence)
                     if not self._gone.is_set():
                         self._gone_at = time.monotonic()

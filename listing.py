@@ -85,7 +85,7 @@ def _use(uuid: str, options: dict) -> list[str]:
     trusted = f'--cacert {Path(options["crt_file"]).name} ' if 'ca' in server else ''
     return [
         'on the hidden machine, for the HTTP server there:',
-        f'    python hidden.py {uuid}.json 127.0.0.1:8000',
+        f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
         'on the phone, with that UUID as the user name and any password:',
         f'    {url}',
         f'    curl {trusted}--digest -u {uuid}:x {url}',

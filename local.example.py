@@ -11,8 +11,8 @@ options = {
     # The address to listen on. None: loopback where rendezvous_host is loopback, else every
     # address, those of IPv6 included.
     'listen_host': None,
-    # The key that `python make_cert.py` makes, or that of Let's Encrypt (privkey.pem). None means
-    # plain HTTP, for use behind something that terminates TLS.
+    # The key that `.venv/bin/python make_cert.py` makes, or that of Let's Encrypt (privkey.pem).
+    # None means plain HTTP, for use behind something that terminates TLS.
     'key_file': 'registrar.key',
     # The certificate that goes with it (of Let's Encrypt: fullchain.pem).
     'crt_file': 'registrar.crt',

@@ -1,5 +1,9 @@
 """Makes the key and the self-signed certificate of the server, where local.py names them."""
 
+import in_venv
+
+in_venv.go_on()
+
 import datetime
 import ipaddress
 import os
@@ -87,12 +91,15 @@ def make(force: bool, if_missing: bool) -> None:
     key_file, crt_file = (local.file(options[name]) for name in ('key_file', 'crt_file'))
     host = options['rendezvous_host']
     try:
-        there = [str(file) for file in (key_file, crt_file) if file.exists()]
+        there = [file for file in (key_file, crt_file) if file.exists()]
+        both = f'{key_file} and {crt_file}'
         if if_missing and len(there) == 2:
             return
-        if there and not force:
-            both = ' and '.join(there)
+        if len(there) == 2 and not force:
             raise Mistake(f'there is {both} already: --force makes a new pair, for all clients')
+        if there and not force:
+            sentence = f'of {both} only {there[0]} is there: set key_file and crt_file in local.py'
+            raise Mistake(f'{sentence}, or --force makes a new pair, for all clients')
         key, certificate = certificate_for(host)
         write(key_file, key, 0o400)
         write(crt_file, certificate.public_bytes(Encoding.PEM), 0o444)
@@ -101,7 +108,7 @@ def make(force: bool, if_missing: bool) -> None:
         raise Mistake(f'can not write {why}; set key_file and crt_file in local.py') from None
     end = f'{certificate.not_valid_after_utc:%Y-%m-%d}'
     fingerprint = crypto.X509.from_cryptography(certificate).digest('sha256').decode()
-    print(f'made {key_file} and {crt_file} for {host}, good until {end}')
+    print(f'made {both} for {host}, good until {end}')
     print(f'SHA-256 fingerprint: {fingerprint}')
     if force:
         import files  # which imports this

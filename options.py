@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+MAKE_CERT = '.venv/bin/python make_cert.py'  # what makes key and certificate, in sentences
 
 # name: (default, the types it may have, the least it may be, the most it may be)
 _OPTIONS = {

@@ -1,9 +1,14 @@
 """The rendezvous server: the process. Options, log, TLS, the listening socket, signals."""
 
+import in_venv
+
+in_venv.go_on()
+
 from gevent import monkey
 
 monkey.patch_all()
 
+import argparse
 import ctypes
 import logging
 import logging.handlers
@@ -186,11 +191,8 @@ def tls_context(options: dict) -> ssl.SSLContext:
     """
     key_file, crt_file = (local.file(options[name]) for name in ('key_file', 'crt_file'))
     for file in (key_file, crt_file):
-        if not os.access(file, os.R_OK):
-            sentence = f'can not read {file}: python make_cert.py makes it, or set it in local.py'
-            raise Mistake(sentence)
-    if key_file.stat().st_mode & 0o007:
-        raise Mistake(f'every user of this machine may read {key_file}: chmod 400 {key_file}')
+        if not (file.is_file() and os.access(file, os.R_OK)):
+            raise Mistake(f'can not read {file}: {local.MAKE_CERT} makes it, or set it in local.py')
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
@@ -207,11 +209,13 @@ def tls_context(options: dict) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         reason = getattr(error, 'reason', None) or 'it has a password, or is no PEM file'
         sentence = f'{key_file} and {crt_file} do not go together ({reason})'
-        raise Mistake(f'{sentence}: python make_cert.py --force makes a new pair') from None
+        raise Mistake(f'{sentence}: {local.MAKE_CERT} --force makes a new pair') from None
+    if key_file.stat().st_mode & 0o007:
+        raise Mistake(f'every user of this machine may read {key_file}: chmod 400 {key_file}')
     complaint = what_clients_say(context, pem, options['rendezvous_host'])
     if complaint:
         log.error('EVERY CLIENT WILL REFUSE %s: %s', crt_file, complaint)
-        log.error('python make_cert.py --force makes one for rendezvous_host')
+        log.error('%s --force makes one for rendezvous_host', local.MAKE_CERT)
     return context
 
 
@@ -249,6 +253,7 @@ def log_to(file, level=logging.INFO) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are none: any is a mistake
     os.umask(0o077)
     os.chdir(HERE)
     options = local.load()

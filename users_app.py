@@ -3,6 +3,10 @@
 Exit status: 0; 1 where it can not be done, 2 where the command is wrong, 78 where local.py is.
 """
 
+import in_venv
+
+in_venv.go_on()
+
 from gevent import monkey
 
 monkey.patch_all()
@@ -197,7 +201,7 @@ def _is_terminal(stream) -> bool:
 
 
 def _tell_files(files: Path) -> None:
-    click.echo(f'{files}.json  for: python hidden.py {files.name}.json 127.0.0.1:8000')
+    click.echo(f'{files}.json  for: .venv/bin/python hidden.py {files.name}.json 127.0.0.1:8000')
     click.echo(f"{files}.js  for Node.js: require('./{files.name}').params")
     click.echo('Copy one of them to the hidden server; it holds the secret.')
 

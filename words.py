@@ -4,7 +4,7 @@ import datetime
 import time
 
 import files
-from options import Mistake
+from options import MAKE_CERT, Mistake
 
 ENDS = datetime.timedelta(days=30)  # Let's Encrypt renews that long before the end
 UNITS = ('day', 86400), ('hour', 3600), ('minute', 60)
@@ -47,6 +47,6 @@ def certificate_notice(options: dict) -> str:
     if end - now > ENDS:
         return ''
     when = f'ends on {end:%Y-%m-%d}' if end > now else f'ended on {end:%Y-%m-%d}'
-    own = 'python make_cert.py --force makes a new one, which hidden servers and clients need too'
+    own = f'{MAKE_CERT} --force makes a new one, which hidden servers and clients need too'
     how = own if certificate.issuer == certificate.subject else 'renew it'
     return f'The certificate {when}: {how}.'

@@ -327,7 +327,9 @@ def test_comes_back_within_two_seconds_of_a_server_that_was_killed(tmp_path, lis
         hiding.until_it_says('registered')
         for seconds in (0, 1):  # the second time the pauses have grown
             program.end(signal.SIGKILL)
-            hiding.until_it_says(r'WARNING not registered at 127\.0\.0\.1: Connection refused\n\Z')
+            hiding.until_it_says(
+                r'WARNING not registered at 127\.0\.0\.1:\d+: Connection refused\n\Z'
+            )
             gevent.sleep(seconds)
             program, _ = folder.serve()
             began = time.monotonic()
@@ -348,7 +350,7 @@ def test_many_restarts_of_the_server(start, uuid, hide, caplog):
         until(lambda: said(caplog)[-1].startswith('not registered'), 'it notices')
     assert set(said(caplog)) == {
         f'registered at 127.0.0.1:{port} as {uuid}',
-        'not registered at 127.0.0.1: Connection refused',
+        f'not registered at 127.0.0.1:{port}: Connection refused',
     }
 
 
@@ -378,7 +380,7 @@ def test_retry_after_is_honoured(stranger, hide, monkeypatch, caplog):
     hide(refusing, count=1)
     until(lambda: len(refusing.tries) == 2, 'it tries again')
     assert 1 < refusing.tries[1] - refusing.tries[0] < 3
-    assert said(caplog) == ['not registered at 127.0.0.1: 429 so many']
+    assert said(caplog) == [f'not registered at 127.0.0.1:{refusing.port}: 429 so many']
 
 
 @pytest.mark.parametrize(
@@ -399,18 +401,18 @@ def test_refusal_of_a_stranger_is_one_sentence(stranger, hide, caplog, body, why
         if stays:
             peer.rest()
 
-    hide(stranger(refuse), count=1)
+    refusing = stranger(refuse)
+    hide(refusing, count=1)
     until(lambda: said(caplog), 'it says so', seconds=2)
-    assert said(caplog) == [f'not registered at 127.0.0.1: 405 {why}']
+    assert said(caplog) == [f'not registered at 127.0.0.1:{refusing.port}: 405 {why}']
 
 
 def test_wrong_secret_is_said_in_one_sentence_and_tried_slowly(server, entry, run_hidden, shown):
     entry['authParams']['base32'] = 'A' * 64
     program = run_hidden(server)
     sentence = program.until_it_says('WARNING (not registered.*)\n')[1]
-    assert sentence.startswith(
-        'not registered at 127.0.0.1: 401 no such UUID, or not its code of this moment'
-    )
+    why = '401 no such UUID, or not its code of this moment'
+    assert sentence.startswith(f'not registered at 127.0.0.1:{server.port}: {why}')
     assert 'clock' in sentence
     until(lambda: len(shown) == 1, 'one has tried')
     gevent.sleep(0.5)
@@ -448,7 +450,7 @@ def test_another_certificate_is_refused_and_said_and_tried_slowly(server, entry,
     gevent.sleep(0.5)
     assert caplog.text.count('alert') == 1
     assert said(caplog) == [
-        'not registered at 127.0.0.1: its certificate is not the one it should be '
+        f'not registered at 127.0.0.1:{server.port}: its certificate is not the one it should be '
         '(self-signed certificate)'
     ]
 

@@ -6,6 +6,8 @@ import re
 import runpy
 import socket
 import subprocess
+import sys
+import venv
 from typing import NamedTuple
 
 import gevent
@@ -107,11 +109,11 @@ CASES = {
         r"key_file must not be empty, but like 'registrar\.key'", {'key_file': ''}
     ),
     'no key': Case(
-        r'can not read .*/registrar\.key: python make_cert\.py makes it',
+        r'can not read .*/registrar\.key: \.venv/bin/python make_cert\.py makes it',
         prepare=lose('registrar.key'),
     ),
     'no certificate': Case(
-        r'can not read .*/registrar\.crt: python make_cert\.py makes it',
+        r'can not read .*/registrar\.crt: \.venv/bin/python make_cert\.py makes it',
         prepare=lose('registrar.crt'),
     ),
     'a key that may not be read': Case(
@@ -121,23 +123,27 @@ CASES = {
         r'every user of this machine may read (.*/registrar\.key): chmod 400 \1$',
         prepare=lambda folder: (folder.path / 'registrar.key').chmod(0o444),
     ),
+    'a folder for a key': Case(r'can not read /tmp: .* set it in local\.py$', {'key_file': '/tmp'}),
+    'key and certificate the other way round': Case(
+        r'do not go together', {'key_file': 'registrar.crt', 'crt_file': 'registrar.key'}
+    ),
     'a certificate that may not be read': Case(
         r'can not read .*/registrar\.crt: ', prepare=hide('registrar.crt')
     ),
     'a key that does not fit': Case(
-        r'do not go together \(KEY_VALUES_MISMATCH\): python make_cert\.py --force',
+        r'do not go together \(KEY_VALUES_MISMATCH\): \.venv/bin/python make_cert\.py --force',
         prepare=swap_key,
     ),
     'a key with a password': Case(
-        r'registrar\.key and .* do not go together .*: python make_cert\.py --force',
+        r'registrar\.key and .* do not go together .*: \.venv/bin/python make_cert\.py --force',
         prepare=lock_key,
     ),
     'a key that is garbage': Case(
-        r'registrar\.key and .* do not go together .*: python make_cert\.py --force',
+        r'registrar\.key and .* do not go together .*: \.venv/bin/python make_cert\.py --force',
         prepare=fill('registrar.key', os.urandom(500)),
     ),
     'a certificate that is garbage': Case(
-        r'registrar\.crt do not go together .*: python make_cert\.py --force',
+        r'registrar\.crt do not go together .*: \.venv/bin/python make_cert\.py --force',
         prepare=fill(
             'registrar.crt',
             b'-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n',
@@ -339,7 +345,7 @@ def test_certificate_that_clients_will_refuse_is_said_loudly_and_served(
     assert re.search(
         rf' ERROR EVERY CLIENT WILL REFUSE .*/registrar\.crt: .*{complaint}', folder.log()
     )
-    assert 'python make_cert.py --force' in folder.log()
+    assert '.venv/bin/python make_cert.py --force' in folder.log()
     assert listens(port)
 
 
@@ -384,3 +390,34 @@ def test_localhost_is_this_machine_alone():
     given = {'rendezvous_host': 'localhost', 'rendezvous_port': 0}
     with listener(DEFAULTS | given) as sock:
         assert local.is_loopback(sock.getsockname()[0])
+
+
+@pytest.fixture(scope='module')
+def bare(tmp_path_factory):
+    """A Python without the packages, as that of the system is."""
+    path = tmp_path_factory.mktemp('bare')
+    venv.create(path)
+    return path / 'bin' / 'python'
+
+
+@pytest.mark.parametrize('program', ['server.py', 'hidden.py', 'users_app.py', 'make_cert.py'])
+def test_python_without_the_packages_goes_on_in_venv_or_says_how_to_make_one(folder, bare, program):
+    def helped() -> subprocess.CompletedProcess:
+        run = {'cwd': folder.path, 'capture_output': True, 'text': True, 'timeout': 10}
+        return subprocess.run([bare, program, '--help'], **run)
+
+    without = helped()
+    assert (without.returncode, without.stdout) == (os.EX_CONFIG, '')
+    sentence = rf'{program}: its packages are not here: .*pip install .*\n'
+    assert re.fullmatch(sentence, without.stderr)
+    (folder.path / '.venv').symlink_to(sys.prefix)
+    ran = helped()
+    assert (ran.returncode, ran.stdout.lower().startswith('usage: ')) == (0, True), ran
+
+
+def test_server_that_is_asked_for_something_tells_that_it_takes_nothing(folder):
+    serving, port = folder.serve()
+    ran = folder.run('server.py', '--port', '1')
+    assert (ran.status, 'unrecognized arguments' in ran.stderr) == (2, True)
+    assert listens(port)
+    assert serving.process.poll() is None

@@ -142,7 +142,7 @@ def test_where_the_files_can_not_be_made_no_entry_is_made(folder):
     assert sentence == f'can not write {folder.path}/entries: File exists'
     (folder.path / 'registrar.crt').unlink()
     sentence = page.refusal(page.create(), 500)
-    assert sentence.endswith('/registrar.crt: python make_cert.py makes it')
+    assert sentence.endswith('/registrar.crt: .venv/bin/python make_cert.py makes it')
     assert folder.redis('DBSIZE') == 0
     assert 'Traceback' not in page.program.said()
 
@@ -512,8 +512,8 @@ def pair_for(folder, monkeypatch, days: int) -> datetime.datetime:
     ('days', 'sentence'),
     [
         (31, ''),
-        (29, 'The certificate ends on {:%Y-%m-%d}: python make_cert.py --force makes a new one'),
-        (-1, 'The certificate ended on {:%Y-%m-%d}: python make_cert.py --force makes a new one'),
+        (29, 'The certificate ends on {:%Y-%m-%d}: .venv/bin/python make_cert.py --force makes'),
+        (-1, 'The certificate ended on {:%Y-%m-%d}: .venv/bin/python make_cert.py --force makes'),
     ],
 )
 def test_end_of_the_certificate_is_told_before_it_comes(folder, monkeypatch, days, sentence):
@@ -542,7 +542,7 @@ def test_commands_are_complete(folder):
         unescape(each) for each in re.findall('<code>(.*?)</code>', page.ask('GET', url(uuid)).text)
     ]
     for command in (
-        f'python hidden.py {uuid}.json 127.0.0.1:8000',
+        f'.venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
         f"require('./{uuid}').params",
         'https://[2001:db8::1]/',
         f'https://[2001:db8::1]/?rendezvous={uuid}',

@@ -123,7 +123,7 @@ def test_kill_9_of_the_store_after_each_add_loses_no_entry(folder, entries):
     made = [str(uuids.uuid4()) for _ in range(2)]
     for uuid in made:
         program = folder.start('users_app.py', 'add', '--uuid', uuid)
-        program.until_it_says('for: python hidden.py')
+        program.until_it_says('for: .venv/bin/python hidden.py')
         for pid in folder.stores():
             with suppress(ProcessLookupError):  # it may be through already
                 os.kill(pid, signal.SIGKILL)

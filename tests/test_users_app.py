@@ -362,7 +362,7 @@ def test_show_tells_all_but_the_secret(folder, shell, uuid):
         'state:     offline; registrations that wait: 0, open pipes: 0',
         'codes:     of 8 digits',
         f'files:     {folder.path}/entries/{uuid}.json and .js',
-        f'    python hidden.py {uuid}.json 127.0.0.1:8000',
+        f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
         f'    curl --cacert registrar.crt --digest -u {uuid}:x https://127.0.0.1:8899/',
     ):
         assert f'{line}\n' in said

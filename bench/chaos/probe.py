@@ -24,9 +24,9 @@ def install(pipe) -> None:
     def joined(self, mobile, hidden, *arguments, **more) -> None:
         init_pipe(self, mobile, hidden, *arguments, **more)
         # One that another server has accepted has no port here, but the caller knows it.
-        peer = sys._getframe(1).f_locals.get('peer', f':{mobile.port}')
+        peer = sys._getframe(1).f_locals.get('peer', ('', mobile.port))
         with suppress(OSError), open('joined.log', 'a') as file:  # the disk may be full
-            line = [time.monotonic(), int(peer.rpartition(':')[2]), hidden.port]
+            line = [time.monotonic(), peer[1], hidden.port]
             file.write(json.dumps(line) + '\n')
 
     init_end, init_pipe = pipe.End.__init__, pipe.Pipe.__init__
