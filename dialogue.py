@@ -58,6 +58,16 @@ def _more(sock) -> bytes:
     return octets
 
 
+def say_at_once(sock, octets: bytes) -> None:
+    """Sends without a yield; raises OSError where it would have to wait for the reader."""
+    sock.settimeout(0.0)
+    try:
+        if sock.send(octets) < len(octets):
+            raise ConnectionError('does not read what it is sent')
+    finally:
+        sock.settimeout(None)
+
+
 def spoke(sock) -> bool:
     """Whether octets have come that nobody has read, without waiting for any."""
     sock.settimeout(0.0)

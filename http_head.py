@@ -36,6 +36,7 @@ class Refusal(Exception):
     def __init__(self, status: int, diagnostic: str, *fields: str):
         super().__init__(status, diagnostic)
         self.status, self.diagnostic, self.fields = status, diagnostic, fields
+        self.without_body = False  # RFC 9110 section 9.3.2: as the answer to a HEAD has to be
 
     def octets(self) -> bytes:
         """The whole answer: the JSON body is the one that node-rendezvous sent."""
@@ -47,7 +48,7 @@ class Refusal(Exception):
             'Content-Type: application/json',
             f'Content-Length: {len(body)}',
             'Connection: close',
-            body=body,
+            body=b'' if self.without_body else body,
         )
 
 

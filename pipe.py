@@ -7,6 +7,7 @@ its own. Octets are held nowhere but in the one chunk that is being written: a s
 writer.
 """
 
+import select
 import socket
 import struct
 import time
@@ -15,6 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import gevent
+from gevent.monkey import get_original
 from gevent.socket import wait_write
 from gevent.ssl import (
     PROTOCOL_TLS_CLIENT,
@@ -27,14 +29,14 @@ from gevent.ssl import (
 
 CHUNK_BYTES = 64 * 1024  # a TLS read gives one record, 16 KiB at the most, whatever is asked for
 TURN_BYTES = 1024 * 1024  # a pipe that never has to wait lets the others run after so much
-# A peer that still sends is read off for so long, lest an RST destroy our last words.
-LINGER_SECONDS = 10
+# A peer that still sends is read off for so long, lest an RST destroy our last words. What is on
+# its way then fits into the buffers of the two machines; who sends more does not listen.
+LINGER_SECONDS, LINGER_BYTES = 10, 64 * 1024 * 1024
 # The first probe comes early enough to keep NAT mappings open; three unanswered ones are the end.
 KEEPALIVE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
 KEEP_BYTES = 64 * 1024  # of a request, until the hidden server is known to live
 USER_TIMEOUT_SECONDS = 60  # RFC 5482: an end that acknowledges nothing for so long is dead
 WATCH_SECONDS = 15
-CLOSE, CLOSE_WAIT = 7, 8  # Linux's names for states of a connection
 
 
 class Ended(gevent.GreenletExit):
@@ -173,6 +175,7 @@ def send(sock, octets: bytes) -> None:
         sent += sock.send(memoryview(octets)[sent:])
 
 
+_poll = get_original('select', 'poll')
 _scratch = SSLContext(PROTOCOL_TLS_CLIENT)
 
 
@@ -240,9 +243,11 @@ def goodbye(sock) -> None:
         if isinstance(sock, SSLSocket):
             _close_notify(sock)
         sock.shutdown(socket.SHUT_WR)  # drops the TLS layer, too: what is read now is ciphertext
+        left = LINGER_BYTES
         with gevent.Timeout(LINGER_SECONDS, False):
-            while sock.recv(CHUNK_BYTES):
-                pass
+            while left > 0 and (octets := sock.recv(CHUNK_BYTES)):
+                left -= len(octets)
+                gevent.sleep(0)  # one that floods us never makes us wait
     except (OSError, ValueError, Ended):
         pass  # it is gone already
     finally:
@@ -267,7 +272,6 @@ def _close_notify(sock) -> None:
 class TcpInfo(NamedTuple):
     """The few fields that are needed of Linux's struct tcp_info."""
 
-    state: int = 0
     probes: int = 0  # in a row, that were not answered
     segments_unacked: int = 0
     octets_acked: int = 0
@@ -277,13 +281,25 @@ class TcpInfo(NamedTuple):
 def _tcp_info(sock) -> TcpInfo:
     with suppress(OSError):  # it may be closed already
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
-        return TcpInfo(*struct.unpack('=B2xB20xI92xQ16xI', info))
+        return TcpInfo(*struct.unpack('=3xB20xI92xQ16xI', info))
     return TcpInfo()
 
 
 def has_shut(sock) -> bool:
     """Whether its peer sends no more: it has left, or has shut its sending side."""
-    return _tcp_info(sock).state in (CLOSE, CLOSE_WAIT)
+    return _polled(sock, select.POLLRDHUP)
+
+
+def has_spoken(sock) -> bool:
+    """Whether there is something to read, be it the end."""
+    return _polled(sock, select.POLLIN | select.POLLRDHUP)
+
+
+def _polled(sock, events: int) -> bool:
+    """Whether one of these, an error or a hang-up is there, without a yield."""
+    poll = _poll()
+    poll.register(sock, events)
+    return bool(poll.poll(0))
 
 
 _watched: weakref.WeakSet = weakref.WeakSet()

@@ -132,10 +132,14 @@ class Rendezvous:
             if head.method == 'CONNECT':
                 target, head = head.target, None  # it may wait for days: nothing is kept for that
                 return self._hidden_server(sock, peer, target, octets)
-            uuid, forwarded = auth.wanted(head)
-            if uuid:
-                return self._mobile_client(sock, peer, uuid, forwarded + octets)
-            octets = dialogue.ask_who(sock, head, octets)
+            try:
+                uuid, forwarded = auth.wanted(head)
+                if uuid:
+                    return self._mobile_client(sock, peer, uuid, forwarded + octets)
+                octets = dialogue.ask_who(sock, head, octets)
+            except Refusal as refusal:
+                refusal.without_body = head.method == 'HEAD'
+                raise
 
     def _hidden_server(self, sock, peer: Peer, target: str, octets: bytes) -> None:
         uuid, code = auth.registration(target)
@@ -147,7 +151,7 @@ class Rendezvous:
         self.room.know(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, stamp, sock)
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
-        sock.sendall(response(200))
+        dialogue.say_at_once(sock, response(200))
         evicted = self.waiting.add(registration)
         if evicted:
             evicted.greenlet.kill(Ended, block=False)
@@ -219,7 +223,7 @@ class Rendezvous:
                 break
             if time.monotonic() - began > RETRY_SECONDS:
                 raise Refusal(503, 'the hidden server does not answer', 'Retry-After: 5')
-        if pipe.how in ('hidden server reset', CHANGED):
+        if pipe.how in ('hidden server reset', CHANGED, ''):  # '': we stop
             with suppress(OSError):  # no close_notify: what was cut off must not look whole
                 sock.shutdown(socket.SHUT_WR)
         self._tell(uuid, peer, pipe, time.monotonic() - began)

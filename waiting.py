@@ -1,7 +1,8 @@
 """Who waits for whom: hidden servers' registrations, and mobile clients for the next one.
 
-For one UUID either registrations wait or mobile clients do, never both. No method but `take`
-yields, and that one only while it waits: between two yields nothing here is half done.
+For one UUID either registrations wait or mobile clients do, never both, but for registrations that
+have ended and have not noticed it yet. No method but `take` yields, and that one only while it
+waits: between two yields nothing here is half done.
 """
 
 import time
@@ -12,7 +13,7 @@ from gevent import Timeout
 from gevent.event import AsyncResult
 
 from http_head import Refusal
-from pipe import End, Ended, Pipe
+from pipe import End, Ended, Pipe, has_spoken
 
 RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to come back
 MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connections at once
@@ -30,6 +31,10 @@ class Registration(End):
         self.uuid, self.stamp = uuid, stamp  # of the entry as it was when it authenticated
         self.pipe: Pipe | None = None  # set at the rendezvous
         self.over = False
+
+    def is_good(self) -> bool:
+        """Whether it waits still: one whose last octets or end nobody has read yet does not."""
+        return not (self.over or has_spoken(self.sock))
 
 
 class Waiting:
@@ -98,16 +103,19 @@ class Waiting:
         while True:
             if self.moved:
                 raise Moved
-            if uuid in self._registrations:
-                registration = self._registrations[uuid].pop()
+            registrations = self._registrations.get(uuid, ())
+            registration = next((each for each in reversed(registrations) if each.is_good()), None)
+            if registration:
+                registrations.remove(registration)
                 self._drop_empty(uuid)
             else:
                 registration = self._wait(uuid, deadline - time.monotonic(), first)
                 if has_left():
                     self.put_back(registration)
                     raise _absent()
-            if not registration.over:
+            if registration.is_good():
                 return registration
+            self.put_back(registration)
             first = True  # it hung up before we woke: it is our turn still
 
     def pipe_began(self, registration: Registration) -> None:
@@ -141,9 +149,9 @@ class Waiting:
         except Timeout:
             if not result.ready():  # it may have come in the very moment
                 raise _absent() from None
-            return result.value
+            return result.get(block=False)  # or it raises Moved
         except Ended:
-            if result.ready():
+            if result.successful():
                 self.put_back(result.value)
             raise
         finally:

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import ssl
 import time
 import uuid as uuids
 
@@ -11,7 +12,8 @@ import pytest
 from conftest import Peer, get, until
 
 import dialogue
-from waiting import Registration
+from pipe import Ended
+from waiting import Registration, Waiting
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi'
 REQUEST = b'GET / HTTP/1.1\r\nHost: x\r\n\r\n'  # what arrives of get(uuid)
@@ -172,6 +174,16 @@ def test_mobile_client_that_left_while_it_waited_is_not_served(start, register, 
     assert register(server, uuid).until(b'\r\n\r\n').startswith(b'POST /other ')
 
 
+def test_who_ends_in_the_moment_of_a_takeover_ends(uuid):
+    waiting = Waiting(32)
+    greenlet = gevent.spawn(waiting.take, uuid, 5, lambda: False)
+    gevent.sleep(0)
+    greenlet.kill(Ended, block=False)
+    waiting.move()  # no yield since then
+    greenlet.join()
+    assert isinstance(greenlet.value, Ended)
+
+
 def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(
     start, register, connect, uuid
 ):
@@ -212,6 +224,36 @@ def test_dead_registration_costs_the_mobile_client_nothing(
     assert living.receive(len(body)) == body
     living.send(ANSWER)
     assert mobile.answer().body == b'hi'
+
+
+def shut_tls(peer: Peer) -> None:
+    """Sends a close_notify, and nothing more."""
+    peer.sock.settimeout(0.0)
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.sock.unwrap()
+
+
+@pytest.mark.parametrize('end', [Peer.shut_sending, shut_tls, lambda peer: peer.send(b'x')])
+def test_registration_that_has_ended_is_passed_over_before_anybody_noticed(
+    server, register, uuid, end
+):
+    register(server, uuid)
+    waiting = server.rendezvous.waiting
+    (living,) = waiting.all(uuid)
+    end(register(server, uuid))
+    assert waiting.count(uuid) == 2  # no yield since then
+    assert waiting.take(uuid, 0, lambda: False) is living
+    waiting.put_back(living)
+    until(lambda: waiting.count(uuid) == 1, 'the other one is forgotten')
+
+
+def test_head_is_refused_without_a_body(server, connect, uuid):
+    mobile = connect(server)
+    mobile.send(get(uuid, method='HEAD'))
+    line, *fields = mobile.rest().decode().split('\r\n')
+    assert line == 'HTTP/1.1 503 Service Unavailable'
+    assert fields[-2:] == ['', '']
+    assert any(field.startswith('Content-Length: ') for field in fields)
 
 
 def test_registrations_that_died_in_silence_are_not_tried_one_after_the_other(

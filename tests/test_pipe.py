@@ -354,3 +354,12 @@ def test_log_tells_octets_each_way_and_how_it_ended(joined, caplog):
     asked = len(b'POST / HTTP/1.1\r\nHost: x\r\n\r\n') + 3
     assert 'hidden server closed' in caplog.text
     assert f'{asked} octets from the mobile client, 5 from' in caplog.text
+
+
+def test_who_floods_after_a_refusal_is_read_off_for_so_many_octets(server, connect, monkeypatch):
+    monkeypatch.setattr(pipe, 'LINGER_BYTES', 2 * len(MEGABYTE))
+    peer = connect(server)
+    peer.send(b'CONNECT x:443 HTTP/1.1\r\n\r\n')
+    assert peer.answer().status == 403
+    with pytest.raises(OSError, match=r'reset|Broken pipe|EOF'):
+        peer.send(MEGABYTE * 64)

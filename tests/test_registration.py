@@ -3,6 +3,7 @@
 import json
 import socket
 import uuid as uuids
+from contextlib import suppress
 
 import gevent.event
 import pyotp
@@ -10,6 +11,7 @@ import pytest
 from conftest import OK, Peer, code, connect_request, get, until
 
 import auth
+import dialogue
 
 
 def ask(connect, server, octets: bytes):
@@ -284,3 +286,21 @@ def test_hidden_server_that_hangs_up_before_the_200_is_no_registration(
     peer.reset()
     until(lambda: not server._connections, 'its handler ends')
     assert server.rendezvous.waiting.count(uuid) == 0
+
+
+def test_client_that_does_not_read_is_not_registered(start, connect, entries, uuid, monkeypatch):
+    """Between the code and the registration nothing may yield: the entry may change meanwhile."""
+    server, spoke = start(key_file=None), dialogue.spoke
+
+    def fill(sock) -> bool:
+        sock.settimeout(0.0)
+        with suppress(BlockingIOError):
+            while True:
+                sock.send(b'x' * 65536)
+        return spoke(sock)
+
+    monkeypatch.setattr(dialogue, 'spoke', fill)
+    peer = connect(server)
+    peer.send(connect_request(uuid, code(entries, uuid)))
+    assert peer.rest().strip(b'x') == b''
+    assert not server.rendezvous.waiting.count(uuid)

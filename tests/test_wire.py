@@ -276,7 +276,9 @@ def test_stop_ends_those_who_wait_and_lets_pipes_finish(start, register, connect
     stopping.get()
 
 
-def test_stop_says_goodbye_to_pipes_that_do_not_finish(start, register, connect, uuid):
+def test_stop_ends_pipes_that_do_not_finish_and_does_not_make_them_look_whole(
+    start, register, connect, uuid
+):
     server = start()
     hidden, mobile = register(server, uuid), connect(server)
     mobile.send(get(uuid))
@@ -284,6 +286,9 @@ def test_stop_says_goodbye_to_pipes_that_do_not_finish(start, register, connect,
     stopping = gevent.spawn(server.stop, 0.1)
     for peer in (hidden, mobile):
         peer.sock.suppress_ragged_eofs = False
-        assert peer.rest() == b''
-        peer.close()
+    assert hidden.rest() == b''
+    with pytest.raises(ssl.SSLEOFError):
+        mobile.rest()
+    hidden.close()
+    mobile.close()
     stopping.get()
