@@ -81,11 +81,15 @@ class Server:
     def open_door(self) -> Event:
         """Lets a successor take over; what is set when it has."""
         try:
-            self.door = takeover.Door(self._server.socket, self.rendezvous.handle)
+            self.door = takeover.Door(self._server.socket, self._brought)
             return self.door.taken_over
         except OSError as error:
             log.warning('no new server can take over: %s: %s', takeover.PATH, error.strerror)
             return Event()
+
+    def _brought(self, *connection) -> None:
+        """A mobile client of our predecessor's: `stop` waits for it as for all."""
+        self._connections.spawn(self.rendezvous.handle, *connection).join()
 
     def reload(self) -> None:
         """Key and certificate are read again, for connections from now on."""
@@ -271,8 +275,9 @@ def main() -> None:
         gevent.signal_handler(number, stop, number)
     gevent.signal_handler(signal.SIGHUP, server.reload)
     server.start()
+    # bin/run.sh waits for that. It can fail, so it comes before the predecessor's door is replaced.
+    (HERE / 'server.pid').write_text(f'{os.getpid()}\n')
     server.open_door().rawlink(lambda _: stopping.set())
-    (HERE / 'server.pid').write_text(f'{os.getpid()}\n')  # bin/run.sh waits for that
     if predecessor:
         predecessor.let_go()
     log.info('listening on port %d of %s', server.port, options['rendezvous_host'])

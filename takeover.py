@@ -22,8 +22,8 @@ log = logging.getLogger('takeover')
 
 PATH = 'server.sock'  # in the working directory: a path from the root may be too long for a socket
 LISTENER, READY = b'listener', b'ready'
-START_SECONDS = 20  # that a new server may take, in which no other one gets the listening socket
-TRIES = 3  # of several that are started at once
+ANSWER_SECONDS = 20  # until the running one answers, which gives its socket to one at a time
+TRIES = 3  # where another one that is started at the same time was faster
 LINE_BYTES = 1000
 
 
@@ -41,11 +41,11 @@ class Predecessor:
 
 
 def predecessor() -> Predecessor | None:
-    """The server that runs in this folder, if one does."""
+    """The server that runs in this folder, if one does; it may take a minute to answer."""
     for _ in range(TRIES):
         control = socket.socket(socket.AF_UNIX)
         try:
-            with gevent.Timeout(START_SECONDS, TimeoutError('no answer')):
+            with gevent.Timeout(ANSWER_SECONDS, TimeoutError('no answer')):
                 control.connect(PATH)
                 control.sendall(LISTENER + b'\n')
                 _, descriptors, *_ = socket.recv_fds(control, 1, 1)
@@ -102,22 +102,22 @@ class Door:
         try:
             line, octets = _line(sock)
             if line != LISTENER:
-                address, uuid = json.loads(line)
-                self._handle(sock, address, uuid, octets)
+                (host, port), uuid = json.loads(line)
+                self._handle(sock, (host, port), uuid, octets)
                 return
             with self._asked:
                 if not self.taken_over.is_set():
                     self._hand_over(sock)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             log.warning('server.sock: %s', error)
         finally:
             sock.close()
 
     def _hand_over(self, sock) -> None:
+        """Waits until it serves or ends: given up and serving after all, there would be two."""
         socket.send_fds(sock, [b'.'], [self._listener.fileno()])
-        with gevent.Timeout(START_SECONDS, TimeoutError('a new server does not start')):
-            if _line(sock)[0] == READY:
-                self.taken_over.set()
+        if _line(sock)[0] == READY:
+            self.taken_over.set()
 
 
 def _line(sock) -> tuple[bytes, bytes]:

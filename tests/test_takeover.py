@@ -164,6 +164,17 @@ def test_mobile_clients_of_the_old_server_reach_the_new_one(folder, client):
     assert old.process.wait(timeout=20) == 0
 
 
+def test_mobile_client_that_waits_is_passed_on_by_each_server(folder, client):
+    folder.serve()
+    entry, waits = folder.add(), client()
+    waits.send(get(entry['uuid'][0]))
+    for count in (1, 2):
+        folder.serve()
+        until(lambda c=count: folder.log().count('is passed on') == c, 'it is passed on')
+    serves_hello(client, entry)
+    assert waits.answer().body == b'hello'
+
+
 def test_registrations_come_back_to_the_new_server(folder, client):
     folder.serve()
     entry = folder.add()
@@ -185,6 +196,16 @@ def test_server_that_can_not_start_leaves_the_old_one_be(folder, client):
     entry_answer = client()
     entry_answer.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
     assert entry_answer.answer().status == 401
+
+
+def test_server_that_ends_before_it_takes_over_is_no_hindrance_for_the_next_one(folder):
+    old, _ = folder.serve()
+    (folder.path / 'server.pid').unlink()
+    (folder.path / 'server.pid').mkdir()
+    assert folder.run('server.py').status == 1
+    (folder.path / 'server.pid').rmdir()
+    folder.serve()
+    assert old.process.wait(timeout=20) == 0
 
 
 def test_new_port_is_listened_on_and_the_old_server_ends(folder):
@@ -215,7 +236,7 @@ def test_nobody_else_can_ask_for_the_listening_socket(folder):
     'octets', [b'', b'listener\n', b'x\n', b'{}\n', b'[["x"],0]\n', b'x' * 9999]
 )
 def test_successor_that_dies_changes_nothing(folder, client, octets, monkeypatch):
-    folder.serve()
+    program, _ = folder.serve()
     monkeypatch.chdir(folder.path)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(takeover.PATH)
@@ -226,9 +247,10 @@ def test_successor_that_dies_changes_nothing(folder, client, octets, monkeypatch
     mobile.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
     assert mobile.answer().status == 401
     assert 'stopping' not in folder.log()
-    assert 'Traceback' not in folder.log()
+    assert 'Traceback' not in folder.log() + program.said()
 
 
+@pytest.mark.deadline(60)
 def test_of_several_that_start_at_once_one_is_left(folder):
     old, port = folder.serve()
     new = [folder.start('server.py') for _ in range(3)]
