@@ -2,8 +2,10 @@
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import redis
 from redis.backoff import NoBackoff
@@ -79,8 +81,14 @@ class Entries:
         The seconds to wait where there were too many wrong ones, else 0; raises StoreDown.
         """
         limits = self._options['wrong_codes_per_address'], self._options['wrong_codes_per_day']
-        keys = guesses.keys(uuid, address, known)
+        lot = uuid if known else guesses.lot(uuid, self._salt)
+        keys = guesses.keys(uuid, address, lot)
         return self._ask(self._count_try, keys, [*limits, int(right), now])
+
+    @cached_property
+    def _salt(self) -> str:
+        self._ask(self._redis.set, 'wrong:salt', secrets.token_hex(), nx=True)
+        return self._ask(self._redis.get, 'wrong:salt')
 
     def all(self) -> list[dict]:
         """UUID, labels and state of each entry, sorted by label; raises StoreDown.

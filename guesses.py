@@ -51,15 +51,19 @@ return 0
 """
 
 
-def keys(uuid: str, address: str, known: bool) -> list[str]:
-    """Where Redis keeps what is known of the tries of an IP address for a UUID.
-
-    The tries of all others for UUIDs that are not `known` are counted in 4,096 lots, or whoever
-    makes up UUIDs could fill the memory.
-    """
+def keys(uuid: str, address: str, lot: str) -> list[str]:
+    """Where Redis keeps what is known of the tries of an IP address for a UUID."""
     place = network(address)
-    lot = uuid if known else hashlib.sha256(uuid.encode()).hexdigest()[:3]
     return [f'right:{uuid}:{place}', f'wrong:{uuid}:{place}', f'wrong:{lot}']
+
+
+def lot(uuid: str, salt: str) -> str:
+    """One of 4,096 in which the tries of all others for UUIDs without an entry are counted.
+
+    Each its own, and whoever makes up UUIDs could fill the memory. The salt is a secret: who knew
+    which UUIDs share a lot could use it up, and see that this one is in none, so has an entry.
+    """
+    return hashlib.sha256((salt + uuid).encode()).hexdigest()[:3]
 
 
 def network(address: str) -> str:

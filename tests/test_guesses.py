@@ -83,8 +83,18 @@ def test_uuid_that_does_not_exist_is_rationed_alike(server, guess, uuid, entries
 
 
 def test_made_up_uuids_do_not_fill_the_memory(entries):
-    lots = {guesses.keys(str(uuids.uuid4()), '192.0.2.1', known=False)[2] for _ in range(20_000)}
-    assert len(lots) <= 4096
+    assert len({guesses.lot(str(uuids.uuid4()), '') for _ in range(20_000)}) <= 4096
+
+
+def test_nobody_can_know_which_made_up_uuids_are_counted_together(entries):
+    """Or he could use up the tries for one that has no entry, and see that another one has."""
+    now, made_up = time.time(), [f'{number:032x}' for number in range(40_000)]
+    together = [uuid for uuid in made_up if guesses.lot(uuid, '') == guesses.lot(made_up[0], '')]
+    for number in range(50):
+        assert not entries.count_try(together[0], f'198.18.0.{number}', False, False, now)
+    waits = [entries.count_try(uuid, '192.0.2.1', False, False, now) for uuid in together]
+    assert waits[0] > 0
+    assert waits.count(0) > len(waits) / 2
 
 
 def test_count_is_kept_over_a_restart_and_shared(start, guess, entries, uuid):
@@ -180,7 +190,7 @@ def test_ten_thousand_addresses_guess_for_a_year(entries, uuid):
             number = (number + 1) % 10_000
             address = f'198.18.{number // 250}.{number % 250}'
             arguments = [*limits, 0, now + day * 86_400 + second]
-            entries._count_try(guesses.keys(uuid, address, True), arguments, client=pipeline)
+            entries._count_try(guesses.keys(uuid, address, uuid), arguments, client=pipeline)
         tried += pipeline.execute().count(0)
     assert tried == 365 * 50
     assert tried * 3 / 10**8 < 1 / 1000
