@@ -60,6 +60,7 @@ class Store:
             if self._foreign or time.monotonic() < self._not_before:
                 return False
             deadline, (pause, longest) = time.monotonic() + START_SECONDS, PAUSES_SECONDS
+            told = False
             while not self._answers():
                 if time.monotonic() > deadline:
                     self._not_before = time.monotonic() + AGAIN_SECONDS
@@ -67,6 +68,9 @@ class Store:
                         f'it does not start: see {DATA}/store.log, or another one uses {DATA}'
                     )
                 if not self._runs() and self._nobody_listens():
+                    if not told:  # it may end at once, and again
+                        log.info('starting the embedded store, data in %s', DATA)
+                    told = True
                     self._spawn()
                 gevent.sleep(pause)
                 pause = min(1.2 * pause, longest)
@@ -109,7 +113,6 @@ class Store:
             raise redis.ConnectionError(why) from None
         DATA.mkdir(mode=0o700, exist_ok=True)
         host, port = self._options['redis_host'], self._options['redis_port']
-        log.info('starting the embedded store at %s:%d, data in %s', host, port, DATA)
         configuration = [
             f'bind {"127.0.0.1" if host.lower() == "localhost" else host}',
             f'port {port}',
@@ -159,20 +162,19 @@ def vet(connection) -> None:
     The port is anybody's while no store runs: he would be told our password, and new secrets.
     """
     if is_loopback(connection.host) and password():
-        ours = 0, (DATA / 'password').stat().st_uid
-        if not listeners(connection.port) <= set(ours):
+        users = users_at(connection.port)
+        if not users or not users <= {0, (DATA / 'password').stat().st_uid}:
             raise Foreign(f'a program of another user listens on port {connection.port}')
     connection.on_connect()
 
 
-def listeners(port: int) -> set[int]:
-    """The users of this machine whose programs listen on a port."""
-    rows = [row.split() for name in ('tcp', 'tcp6') for row in _lines(Path('/proc/net') / name)]
-    listening = '0A'  # TCP_LISTEN
+def users_at(port: int) -> set[int]:
+    """The users of this machine who listen on a port or have accepted a connection there."""
+    lines = [*_lines(Path('/proc/self/net/tcp')), *_lines(Path('/proc/self/net/tcp6'))]
     return {
         int(uid)
-        for _, local, _, state, _, _, _, uid, *_ in rows
-        if state == listening and local.endswith(f':{port:04X}')
+        for _, local, _, _, _, _, _, uid, _, inode, *_ in map(str.split, lines)
+        if local.endswith(f':{port:04X}') and inode != '0'  # 0: it is nobody's (any more, or yet)
     }
 
 

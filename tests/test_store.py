@@ -11,7 +11,7 @@ import ssl
 import stat
 import sys
 import uuid as uuids
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 
 import gevent
 import gevent.server
@@ -369,24 +369,38 @@ def test_second_store_never_writes_to_the_same_data(folder, monkeypatch):
     elsewhere.close()
 
 
-@pytest.fixture
-def squatter(folder):
+@contextmanager
+def as_nobody():
+    """Sockets are another user's; there must be no yield within it."""
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture(params=['listens', 'listens no more'])
+def squatter(folder, request):
     """Listens in the store's place for another user; what it is told."""
     if os.geteuid():
         pytest.skip('only root can listen for another user')
     told, noauth = [], b'-NOAUTH Authentication required.\r\n'
 
     def answer(sock, _) -> None:
+        if request.param == 'listens no more':
+            server.close()
         while octets := sock.recv(9999):
             told.append(octets)
             sock.sendall(noauth * octets.count(b'*'))
 
-    os.seteuid(NOBODY)  # no yield until it is ours again
-    try:
+    class Server(gevent.server.StreamServer):
+        def do_read(self):
+            with as_nobody():
+                return super().do_read()
+
+    with as_nobody():
         sock = socket.create_server(('127.0.0.1', folder.options['redis_port']))
-    finally:
-        os.seteuid(0)
-    with closing(gevent.server.StreamServer(sock, answer)) as server:
+    with closing(Server(sock, answer)) as server:
         server.start()
         yield told
 
@@ -396,6 +410,13 @@ def test_password_is_not_told_to_a_program_of_another_user(folder, entries, squa
     (store.DATA / 'password').write_text('swordfish')
     with pytest.raises(StoreDown, match='a program of another user listens on port'):
         entries.add(str(uuids.uuid4()), [])
+    assert not squatter
+
+
+@pytest.mark.parametrize('squatter', ['listens'], indirect=True)
+def test_program_of_another_user_in_the_store_s_place_is_said(folder, squatter):
+    (folder.path / 'data').mkdir(mode=0o700)
+    (folder.path / 'data' / 'password').write_text('swordfish')
     ran = folder.run('users_app.py', 'list')
     assert 'a program of another user listens on port' in ran.sentence()
     assert not squatter
