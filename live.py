@@ -45,8 +45,8 @@ end
 for _, ended in ipairs(batch.ended) do
   local uuid, rendezvous = unpack(ended)
   if redis.call('EXISTS', uuid) == 1 then
-    redis.call('LPUSH', 'rendezvous:' .. uuid, rendezvous)
-    redis.call('LTRIM', 'rendezvous:' .. uuid, 0, batch.history - 1)
+    redis.pcall('LPUSH', 'rendezvous:' .. uuid, rendezvous) -- somebody else may have made it a text
+    redis.pcall('LTRIM', 'rendezvous:' .. uuid, 0, batch.history - 1)
   end
 end
 return redis.call('EXPIRE', KEYS[1], batch.age)
@@ -117,7 +117,8 @@ def now(entries: Entries) -> dict[str, Now]:
     """By UUID, whatever is known of now; raises StoreDown."""
 
     def read(redis) -> tuple[list[dict], dict[str, str]]:
-        servers = [redis.hgetall(key) for key in redis.scan_iter('live:*', count=1000)]
+        keys = redis.scan_iter('live:*', count=1000, _type='hash')
+        servers = [redis.hgetall(key) for key in keys]
         keys = list(redis.scan_iter('seen:*', count=1000))
         return servers, dict(zip(keys, redis.mget(keys), strict=True)) if keys else {}
 
@@ -125,10 +126,11 @@ def now(entries: Entries) -> dict[str, Now]:
     found = {key.partition(':')[2]: _seen(value) for key, value in seen.items()}
     for server in servers:
         for uuid, counts in server.items():
-            waiting, pipes = map(int, counts.split())
-            known = found.get(uuid, Now())
-            counted = {'waiting': known.waiting + waiting, 'pipes': known.pipes + pipes}
-            found[uuid] = known._replace(seen=time.time(), **counted)
+            with suppress(ValueError):  # somebody else's hash is no server of ours
+                waiting, pipes = map(int, counts.split())
+                known = found.get(uuid, Now())
+                counted = {'waiting': known.waiting + waiting, 'pipes': known.pipes + pipes}
+                found[uuid] = known._replace(seen=time.time(), **counted)
     return found
 
 

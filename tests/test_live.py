@@ -3,6 +3,7 @@
 import json
 import ssl
 import time
+import uuid as uuids
 from contextlib import suppress
 
 import gevent
@@ -15,7 +16,7 @@ import entries as entries_module
 import live
 import store
 from entries import CHANGES
-from live import Now
+from live import Live, Now
 
 
 def change(entries, uuid: str, **values) -> None:
@@ -269,8 +270,32 @@ def test_what_somebody_else_wrote_is_nothing(entries, uuid, value):
     assert live.history(entries, uuid) == []
 
 
+def test_keys_of_other_programs_are_left_alone(entries, uuid):
+    def set_both(redis) -> None:
+        redis.set('live:config', 'x')
+        redis.hset('live:users', uuid, 'x y')
+
+    entries.ask(set_both)
+    assert uuid not in live.now(entries)
+    entries.ask(lambda redis: redis.delete('live:config', 'live:users'))
+
+
+def test_key_of_another_kind_costs_nobody_else_anything(server, entries, uuid):
+    other = str(uuids.uuid4())
+    entries.add(other, [])
+    entries.ask(lambda redis: redis.set(f'rendezvous:{uuid}', 'x'))
+    told = Live(entries, server.rendezvous.waiting)
+    ended = {'at': 1.0, 'address': '', 'seconds': 1.0, 'sent': 0, 'received': 0, 'how': ''}
+    for each in (other, uuid, other):
+        told.ended(each, **ended)
+    told.write({})
+    assert live.history(entries, other) == [ended, ended]
+    entries.delete(other)
+
+
 def test_server_that_was_killed_ages_out(quick, start, register, entries, uuid, monkeypatch):
     monkeypatch.setattr(live, 'AGE_SECONDS', 1)
+    monkeypatch.setattr(live, 'SIGN_SECONDS', 0.1)
     server = start()
     peer = register(server, uuid)
     until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
