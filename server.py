@@ -38,6 +38,7 @@ log = logging.getLogger('server')
 BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bound is 4096
 LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
 DESCRIPTORS = 64  # for what is no connection: the log, Redis, files
+AGAIN_SECONDS = 1
 TRIM_SECONDS = 60  # it takes some milliseconds
 FINISH_SECONDS = 30  # what pipes may take to finish after SIGTERM
 GOODBYE_SECONDS = 2
@@ -75,7 +76,7 @@ class Server:
             log.error('%s; until it does, nobody can register', error)
         runs = pipe.watch, self.rendezvous.follow, self.rendezvous.live.run, give_memory_back
         for run in runs:
-            self._greenlets.spawn(run)
+            self._greenlets.spawn(for_ever, run)
         self._server.start()
 
     def open_door(self) -> Event:
@@ -118,12 +119,21 @@ class Server:
         self._entries.close()
 
 
+def for_ever(run) -> None:
+    """Begins again where it ends for a reason that nobody thought of: nobody would notice."""
+    while True:
+        try:
+            run()
+        except Exception:
+            log.exception('%s ended, and begins again', run.__qualname__)
+        gevent.sleep(AGAIN_SECONDS)
+
+
 def give_memory_back() -> None:
-    """For ever: glibc keeps what a crowd has left behind, unless it is told; other libcs do not."""
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-    while trim:
-        gevent.sleep(TRIM_SECONDS)
-        trim(0)
+    """glibc keeps what a crowd has left behind, unless it is told; other libcs do not."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    gevent.sleep(TRIM_SECONDS)
 
 
 def room(max_connections: int) -> int:
@@ -263,6 +273,15 @@ def main() -> None:
     options = local.load()
     log_to(HERE / 'server.log')
     sys.excepthook = lambda *error: log.critical('the server dies', exc_info=error)
+    try:
+        serve(options)
+    except Mistake as mistake:
+        log.critical('%s', mistake)  # the terminal may be nobody's
+        raise
+
+
+def serve(options: dict) -> None:
+    """Until a signal ends it, or a successor has taken over. Raises Mistake."""
     predecessor = takeover.predecessor()
     server, stopping = Server(options, predecessor and predecessor.listener), Event()
 
