@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 import auth
+import entry_json
 import files
 from entries import Entries
 from options import Mistake
@@ -28,7 +29,8 @@ def create(entries: Entries, options: dict, uuid: str, label: str, digits: int) 
     """
     uuid, labels = uuid.strip().lower() or str(uuids.uuid4()), _labels(label)
     if not auth.UUID.fullmatch(uuid):
-        raise Refused(f'{uuid[:50]!r} is no UUID, like {uuids.uuid4()}; left out, one is made up')
+        example = uuids.uuid4()
+        raise Refused(f'{uuid[:50]!r} is no UUID; {example} is one, and left out, one is made up')
     files.how_to_reach(options)  # a mistake in that, before there is an entry
     entry = entries.add(uuid, labels, digits)
     if not entry:
@@ -48,7 +50,7 @@ def rename(entries: Entries, options: dict, uuid: str, label: str) -> None:
     _done(entries.rename(uuid, labels), uuid)
     entry = entries.get(uuid)
     if entry and (files.FILES / f'{uuid}.json').exists():
-        files.write(entry, options)
+        _write(entry, options, 'it has its new label all the same: mend that, rename it again')
 
 
 def disable(entries: Entries, uuid: str) -> None:
@@ -74,20 +76,19 @@ def rekey(entries: Entries, options: dict, uuid: str, digits: int | None = None)
     entry = entries.rekey(uuid, digits)
     _done(entry, uuid)
     entries.forgive(uuid)
-    try:
-        return files.write(entry, options)
-    except Mistake as mistake:
-        raise Mistake(
-            f'{mistake}; the secret is new all the same: mend that, rekey again'
-        ) from None
+    return _write(entry, options, 'the secret is new all the same: mend that, rekey again')
 
 
 def remove(entries: Entries, uuid: str) -> None:
     """Deletes an entry and its files."""
     uuid = _known(uuid)
-    _done(entries.delete(uuid), uuid)
+    there_was_one = entries.delete(uuid)
     entries.forgive(uuid)
-    files.remove(uuid)
+    try:
+        files.remove(uuid)
+    except Mistake as mistake:
+        raise Mistake(f'{mistake}; the entry is gone all the same: delete its files') from None
+    _done(there_was_one, uuid)
 
 
 def found(entries: Entries, uuid: str) -> dict:
@@ -98,20 +99,30 @@ def found(entries: Entries, uuid: str) -> dict:
     return entry or {'uuid': uuid}
 
 
+def _write(entry: dict, options: dict, done: str) -> Path:
+    """Writes an entry's files; where that fails, says also what is done already."""
+    try:
+        return files.write(entry, options)
+    except Mistake as mistake:
+        raise Mistake(f'{mistake}; {done}') from None
+
+
 def _known(uuid: str) -> str:
     uuid = uuid.strip().lower()
     if not auth.UUID.fullmatch(uuid):
-        raise Refused(f'there is no entry {uuid[:50]!r}')
+        raise Refused(f'{uuid[:50]!r} is no UUID: list shows those that there are')
     return uuid
 
 
 def _done(there_was_one, uuid: str) -> None:
     if not there_was_one:
-        raise Refused(f'there is no entry {uuid[:50]!r}')
+        raise Refused(f'there is no entry {uuid}')
 
 
 def _labels(label: str) -> list[str]:
     label = label.strip()
-    if len(label) > LABEL_CHARACTERS or not label.isprintable():
-        raise Refused(f'a label has at most {LABEL_CHARACTERS} characters, all of them printable')
+    if len(label) > LABEL_CHARACTERS:
+        raise Refused(f'a label has at most {LABEL_CHARACTERS} characters, not {len(label)}')
+    if entry_json.printable(label) != label:
+        raise Refused('a label has no line breaks, control characters or marks of direction')
     return [label] if label else []

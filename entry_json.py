@@ -9,6 +9,7 @@ import auth
 
 DIGITS = 8  # of a code; programs for node-rendezvous know only 6
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
+JOINERS = '\u200c\u200d\xa0'  # of letters and pictures, and a space: str.isprintable says no
 LATEST = 253402300800  # the year 10000, in seconds since 1970: no calendar goes on
 
 
@@ -69,4 +70,4 @@ def summary(entry: dict) -> dict:
 def printable(value) -> str:
     """A text that no terminal and no page takes for more than text."""
     text = '' if isinstance(value, list | dict) else str(value)
-    return ''.join(c if c.isprintable() else '\ufffd' for c in text)
+    return ''.join(c if c.isprintable() or c in JOINERS else '\ufffd' for c in text)

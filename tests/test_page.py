@@ -173,7 +173,7 @@ def test_uuid_that_has_an_entry_is_not_overwritten(page, uuid):
 def test_malformed_uuid_is_refused_with_a_sentence(page, uuid, malformed):
     typed = malformed.format(uuid=uuid, bare=uuid.replace('-', ''))
     response = page.create(typed)
-    assert page.refusal(response).startswith(f'{typed.lower()!r} is no UUID, like ')
+    assert page.refusal(response).startswith(f'{typed.lower()!r} is no UUID; ')
     assert '<b>' not in response.text
     assert page.folder.redis('DBSIZE') == 0
 
@@ -279,11 +279,14 @@ def test_html_in_the_address_is_inert(page):
 @pytest.mark.parametrize('label', ['x' * 101, 'a\nb', 'a\x1b[2J', 'a\0', 'a\u202eb', 'a\u200b'])
 def test_label_that_is_long_or_unprintable_is_refused(page, label):
     sentence = page.refusal(page.create(label=label))
-    assert sentence == 'a label has at most 100 characters, all of them printable'
+    assert sentence.startswith('a label has ')
     assert page.folder.redis('DBSIZE') == 0
 
 
-@pytest.mark.parametrize('label', ['x' * 100, '厨房 🍳', "Bob's; $(date) \\ %s"])
+JOINED = '👨\u200d💻\xa0\u0645\u06cc\u200c\u062e'
+
+
+@pytest.mark.parametrize('label', ['x' * 100, '厨房 🍳', JOINED, "Bob's; $(date) \\ %s"])
 def test_label_may_be_anything_else(page, label):
     uuid = page.made(label=f' {label} ')
     assert page.listed()[uuid] == label
@@ -417,7 +420,7 @@ def test_rename_keeps_the_secret(page):
     assert page.listed() == {uuid: 'garage'}
     assert json.loads(page.folder.redis('GET', uuid)) == before | {'labels': ['garage']}
     response = page.change(uuid, 'rename', label='x' * 101)
-    assert page.refusal(response) == 'a label has at most 100 characters, all of them printable'
+    assert page.refusal(response) == 'a label has at most 100 characters, not 101'
     assert f'value="{"x" * 101}"' in response.text  # what was typed in is not lost
     assert page.listed() == {uuid: 'garage'}
 

@@ -144,7 +144,8 @@ def test_quick_start_of_the_readme_word_for_word(clone, run):
             command, shell=True, cwd=clone, check=True, capture_output=True, text=True, timeout=60
         ).stdout
 
-    assert 'entries/7d4e1a52-3c0b-4f6e-9a81-52c60b8f1d27.json  for: python hid' in shell(add)
+    made = 'entries/7d4e1a52-3c0b-4f6e-9a81-52c60b8f1d27.json  for: .venv/bin/python hidden.py '
+    assert made in shell(add)
     shell(page)
     run(local_server.removesuffix('&'), clone)
     until(lambda: listens(PORTS['8000']), 'the local server listens')
@@ -236,7 +237,7 @@ def test_certificate_that_is_a_folder_stops_it_with_one_sentence(ready, run):
         (ready / name).mkdir(mode=0o700)
     serving = run('bin/run.sh', ready)
     assert serving.process.wait(timeout=20) == 78
-    assert 'do not go together' in serving.output.splitlines()[-1]
+    assert 'can not read ' in serving.output.splitlines()[-1]
     assert 'Traceback' not in serving.output
 
 

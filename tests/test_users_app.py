@@ -190,22 +190,33 @@ def test_new_secret_that_can_not_be_written_is_said(folder, shell, uuid):
     assert shell.stored(uuid) != before
 
 
+def test_files_that_can_not_be_deleted_are_said(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid)
+    file = folder.path / 'entries' / f'{uuid}.json'
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(Mistake, match=f'can not delete {file}: .* delete its files'):
+        shell.run('delete', '--yes', uuid)
+    assert not folder.redis('EXISTS', uuid)
+    file.rmdir()
+
+
 def test_what_is_refused_is_one_sentence(folder, shell, uuid):
     shell.says('add', '--uuid', uuid)
     before = folder.redis('GET', uuid), files(folder, uuid)
-    unknown, label = str(uuids.uuid4()), 'a label has at most 100 characters, all of them printable'
+    unknown, label = str(uuids.uuid4()), 'a label has no line breaks, control characters or .*'
     said = {
-        ('add', '--uuid', 'kitchen'): r"'kitchen' is no UUID, like .*; left out, one is made up",
+        ('add', '--uuid', 'kitchen'): r"'kitchen' is no UUID; .* is one, and left out, .*",
         ('add', '\udcff'): label,  # so Python has an octet that is no UTF-8
-        ('add', 'x' * 10_000): label,
+        ('add', 'x' * 10_000): 'a label has at most 100 characters, not 10000',
         ('rename', uuid, 'a\u202eb'): label,
-        ('rename', unknown, 'x'): f"there is no entry '{unknown}'",
-        ('show', 'kitchen'): "there is no entry 'kitchen'",
-        ('show', '../\x1b[2J' + 'x' * 10_000): r"there is no entry '../.x1b\[2jx{43}'",
-        ('enable', unknown): f"there is no entry '{unknown}'",
-        ('disable', '--yes', unknown): f"there is no entry '{unknown}'",
-        ('rekey', '--yes', unknown): f"there is no entry '{unknown}'",
-        ('delete', '--yes', unknown): f"there is no entry '{unknown}'",
+        ('rename', unknown, 'x'): f'there is no entry {unknown}',
+        ('show', 'kitchen'): "'kitchen' is no UUID: list shows .*",
+        ('show', '../\x1b[2J' + 'x' * 10_000): r"'../.x1b\[2jx{43}' is no UUID: .*",
+        ('enable', unknown): f'there is no entry {unknown}',
+        ('disable', '--yes', unknown): f'there is no entry {unknown}',
+        ('rekey', '--yes', unknown): f'there is no entry {unknown}',
+        ('delete', '--yes', unknown): f'there is no entry {unknown}',
         ('add', '--uuid', uuid.upper()): f'{uuid} has an entry already: .*',
     }
     for arguments, sentence in said.items():
