@@ -3,6 +3,8 @@
 # ends it all; SIGHUP makes the server read key and certificate again; SIGUSR2, or this script
 # started once more, has a new server take over from the one that runs: for a new version.
 set -u
+# Under nohup SIGHUP is ignored, and a shell that starts so can not heed it later.
+[ -z "$(trap -p HUP)" ] || exec env --default-signal=HUP "$0"
 trap '' HUP USR2 # as long as nobody is there to heed them
 umask 077
 cd "$(dirname "$0")/.." || exit 1
@@ -15,7 +17,7 @@ fi
 .venv/bin/python make_cert.py --if-missing || exit
 export OPENSSL_CONF=$PWD/bin/openssl.cnf
 
-child='' stopping='' signalled='' renewing='' again=''
+child='' stopping='' signalled='' renewing='' again='' pausing=''
 serve() { # in the background; it does not outlive this script, and heeds a SIGHUP once it can
   (trap '' HUP && exec setpriv --pdeathsig TERM .venv/bin/python server.py) &
 }
@@ -47,7 +49,11 @@ renew() { # one after the other: this is called again within itself
   renewing=yes
   while [ -n "$again" ]; do
     again=''
-    take_over
+    if [ -z "$pausing" ]; then
+      take_over
+    elif (. bin/setup.sh requirements.txt); then
+      kill $child 2>/dev/null # the pause, and the new server is started
+    fi
   done
   renewing=''
 }
@@ -81,7 +87,8 @@ while [ -z "$stopping" ]; do
   [ $((SECONDS - began)) -lt 60 ] || pause=0
   say "server.py ended with status $status, again in $pause s; see server.log"
   sleep "$pause" &
-  child=$!
+  child=$! pausing=yes
   await
+  pausing=''
   pause=$((pause < 32 ? pause * 2 + !pause : 60))
 done

@@ -5,6 +5,10 @@ if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; 
   say 'Python 3.11 or newer is needed: apt install python3'
   exit 78
 fi
+if [ ! -w . ]; then
+  say "can not write in $PWD: run it as the user to whom that belongs"
+  exit 78
+fi
 # What is installed is compared with what is listed: an update of the project updates it.
 if ! cat requirements.txt "$1" | cmp -s - ".venv/installed.$1"; then
   if ! python3 -m venv .venv 2>/dev/null; then

@@ -32,8 +32,10 @@ fi
 halves=('' '') number=0
 for file in tests/test_*.py; do halves[number++ % 2]+=" $file"; done
 .venv/bin/python -m pytest ${halves[1]} >.venv/second.log 2>&1 &
+second=$!
+trap 'kill $second 2>/dev/null' EXIT # Ctrl-C is for the first one alone
 .venv/bin/python -m pytest ${halves[0]}
 status=$?
-wait $! || status=$?
+wait $second || status=$?
 cat .venv/second.log
 exit "$status"

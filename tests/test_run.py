@@ -261,6 +261,25 @@ def test_sighup_reads_the_certificate_again(ready, run):
     assert serving.end() == 0
 
 
+def test_sighup_is_heeded_under_nohup_too(ready, run):
+    serving = run('nohup bin/run.sh', ready)
+    until(lambda: 'listening' in log_of(ready), 'it serves')
+    serving.process.send_signal(signal.SIGHUP)
+    until(lambda: 'read key and certificate again' in log_of(ready), 'it reads them again')
+    assert serving.end() == 0
+
+
+def test_sigusr2_in_a_pause_ends_that(ready, run):
+    serving = run('bin/run.sh', ready)
+    until(lambda: 'listening' in log_of(ready), 'it serves')
+    os.kill(server_in(ready), signal.SIGKILL)
+    until(lambda: 'ended with status 137' in serving.output, 'it pauses')
+    serving.process.send_signal(signal.SIGUSR2)
+    until(lambda: log_of(ready).count('listening') == 2, 'it serves again')
+    assert serving.end() == 0
+    assert log_of(ready).count('listening') == 2
+
+
 def test_signals_that_come_early_end_nothing(ready, run):
     serving = run('bin/run.sh', ready)
     pid = until(lambda: server_in(ready), 'there is a server')
