@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 from flask import Flask, Response, abort, redirect, render_template, request
 from gevent.pywsgi import WSGIHandler
 from markupsafe import Markup
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
 import options as local
 
@@ -41,6 +41,10 @@ HEADERS = {
     'Referrer-Policy': 'same-origin',
     'X-Content-Type-Options': 'nosniff',
     'X-Frame-Options': 'DENY',
+}
+SENTENCES = {  # instead of Werkzeug's
+    NotFound.description: 'There is no such page.',
+    RequestEntityTooLarge.description: 'That is more than any form here holds.',
 }
 NO_REFERRER = {'Referrer-Policy': 'no-referrer'}
 
@@ -180,5 +184,8 @@ def _fence(response: Response) -> Response:
 
 def _refused(error: HTTPException):
     """A sentence, and no traceback."""
+    if error.code == 405 and request.method == 'GET':  # the address of a form, loaded again
+        return redirect(request.path.rpartition('/')[0] or '/')
     headers = [*error.get_headers(), ('Connection', 'close')]  # of its body nothing is read
-    return render_template('error.html', error=error.description), error.code, headers
+    sentence = SENTENCES.get(error.description, error.description)
+    return render_template('error.html', error=sentence), error.code, headers

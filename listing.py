@@ -10,13 +10,13 @@ from unicodedata import east_asian_width
 
 import entry_json
 import files
+import words
 from entry_json import printable
 from live import Now
 
 LABEL_COLUMNS = 100  # where no terminal says how many it has
 _HEAD = 'UUID', 'STATE', 'WAITING', 'PIPES', 'LAST SEEN', 'ADDRESS', 'LABEL'
-_RENDEZVOUS_HEAD = 'BEGAN', 'LASTED', 'SENT', 'BACK', 'ADDRESS', 'END'
-_AGO = ('days', 86400), ('h', 3600), ('min', 60)
+_RENDEZVOUS_HEAD = 'BEGAN', 'LASTED', 'UP', 'DOWN', 'ADDRESS', 'END'
 _OCTETS = ('GB', 10**9), ('MB', 10**6), ('kB', 10**3)
 
 
@@ -47,12 +47,13 @@ def table(listed: list[dict], live: dict[str, Now], columns: int | None) -> list
     for *cells, address, label in rows:
         rest = _line([address, fitted(label, left)], widths[-1:])
         lines += [_line([*cells, rest], widths)] if wide else [_line(cells, widths), indent + rest]
-    return lines
+    return [line for line in lines if line.strip()]  # some have neither address nor label
 
 
 def _row(entry: dict, now: Now) -> tuple[str, ...]:
     counts, address = (str(now.waiting), str(now.pipes)), printable(now.address)
-    return entry['uuid'], state(entry, now), *counts, _ago(now.seen), address, _label(entry)
+    seen = '-' if now.seen is None else words.ago(now.seen)
+    return entry['uuid'], state(entry, now), *counts, seen, address, _label(entry)
 
 
 def about(entry: dict, now: Now, options: dict, secret: bool) -> list[str]:
@@ -135,22 +136,12 @@ def _line(cells, widths: list[int]) -> str:
     return '  '.join([*map(str.ljust, padded, widths), last]).rstrip()
 
 
-def _ago(at: float | None) -> str:
-    if at is None:
-        return '-'
-    return _in_units(time.time() - at, _AGO, ' ago') or 'just now'
-
-
 def _octets(count: int) -> str:
-    return _in_units(count, _OCTETS, '') or f'{count} B'
-
-
-def _in_units(amount: float, units: tuple[tuple[str, int], ...], suffix: str) -> str:
-    """A whole number of the largest unit that fits, '' where none does."""
-    for unit, size in units:
-        if amount >= size:
-            return f'{amount // size:.0f} {unit}{suffix}'
-    return ''
+    """A whole number of the largest unit that fits."""
+    for unit, size in _OCTETS:
+        if count >= size:
+            return f'{count // size} {unit}'
+    return f'{count} B'
 
 
 def _moment(at: float) -> str:

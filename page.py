@@ -80,7 +80,7 @@ class Page:
         """All about one entry, but for its secret."""
         known = self._known(uuid)
         known['history'] = live.history(self._entries, known['uuid'])
-        known['authority'] = self._is_its_own_authority()
+        known['self_signed'] = self._is_self_signed()
         known['url'] = f'https://{files.authority(self._options)}/'
         known['path'], file = f'/entries/{uuid}', files.FILES / f'{uuid}.json'
         known['file'] = file if file.exists() else ''
@@ -141,7 +141,7 @@ class Page:
         entry = self._entries.get(str(uuid)) or abort(404, f'There is no entry {uuid}.')
         return files.document(entry | {'uuid': str(uuid)}, self._options)
 
-    def _is_its_own_authority(self) -> bool:
+    def _is_self_signed(self) -> bool:
         try:
             return 'ca' in files.how_to_reach(self._options)
         except Mistake:
@@ -189,10 +189,8 @@ def app(entries: Entries, options: dict, announce: Callable[[str], None] | None 
 
 
 def serve(options: dict, host: str, port: int, login: bool) -> None:
-    """Shows the page until a signal ends it. Raises Mistake."""
+    """Shows the page until a signal ends it. Raises Refused or Mistake."""
     entries, loopback = Entries(options), local.is_loopback(host)
-    if not (login or loopback):
-        raise Mistake('--no-login is only for loopback: on a network it would let in everybody')
     server = WSGIServer(
         (host, port), handler_class=Handler, log=None, error_log=None
     )  # they might quote a login code
@@ -202,7 +200,7 @@ def serve(options: dict, host: str, port: int, login: bool) -> None:
         known = isinstance(error, OSError) and error.errno > 0
         why = os.strerror(error.errno) if known else 'there is no such host'
         where = f'port {port} of {host}'
-        raise Mistake(f'can not listen on {where}: {why}; --port N takes another') from None
+        raise Refused(f'can not listen on {where}: {why}; --port N takes another') from None
     # Inherited by what it accepts: pywsgi sends head and body apart, 40 ms apart without this.
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     entries.open()

@@ -44,6 +44,13 @@ def cli(context: click.Context, port: int, host: str, no_login: bool) -> None:
     os.umask(0o077)
     if sys.stdout:  # labels may be in any writing, terminals may not
         sys.stdout.reconfigure(errors='replace')
+    of_page = {'--port': port != PORT, '--host': host != HOST, '--no-login': no_login}
+    if context.invoked_subcommand and any(of_page.values()):
+        raise click.UsageError(f'{", ".join(of_page)} are of the page, not of a command')
+    if not host:
+        raise click.UsageError('--host must not be empty, but like 127.0.0.1')
+    if no_login and not local.is_loopback(host):
+        raise click.UsageError('--no-login is only for loopback: it would let in the network')
     if not context.invoked_subcommand:
         import page  # only here: the shell need not wait for it
 
@@ -108,7 +115,7 @@ def list_entries(entries: Entries, options: dict, as_json: bool) -> None:
 @uuid_argument
 @click.option('--secret', is_flag=True, help='The secret, too.')
 def show(entries: Entries, options: dict, uuid: str, secret: bool) -> None:
-    """Shows what there is about an entry, and the commands for its two ends."""
+    """Shows all about an entry, and what to run."""
     entry = actions.found(entries, uuid)
     now = live.now(entries).get(entry['uuid'], Now())
     lines = listing.about(entry, now, options, secret)
@@ -148,7 +155,7 @@ def enable(entries: Entries, options: dict, uuid: str) -> None:
 @click.option('--digits', type=click.IntRange(6, 8), help='Of its codes; as many as before.')
 @yes_option
 def rekey(entries: Entries, options: dict, uuid: str, digits: int | None, yes: bool) -> None:
-    """Gives an entry a new secret, and new files; the old one works no more."""
+    """Gives an entry a new secret and new files. The old secret works no more."""
     _confirm(entries, uuid, 'Give it a new secret?', yes)
     files = actions.rekey(entries, options, uuid, digits)
     click.echo(f'the old secret of {files.name} works no more')

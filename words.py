@@ -1,4 +1,4 @@
-"""What the page says of times, and of the certificate. No Flask here."""
+"""What page and shell say of times, and the page of the certificate. No Flask here."""
 
 import datetime
 import time

@@ -12,9 +12,12 @@ let shown = new Date();
 function update(old, fresh) {
   if (old.isEqualNode(fresh)) return;
   if (old.nodeName !== fresh.nodeName || old.childNodes.length !== fresh.childNodes.length) {
-    const focused = old.contains(document.activeElement) && document.activeElement.id;
+    const focused = old.contains(document.activeElement) && document.activeElement;
     old.replaceWith(fresh);
-    if (focused) document.getElementById(focused)?.focus();
+    if (focused) {
+      const same = each => each.id === focused.id && each.ariaLabel === focused.ariaLabel;
+      [...fresh.querySelectorAll(focused.tagName)].find(same)?.focus();
+    }
     return;
   }
   if (old.nodeType === Node.TEXT_NODE) old.nodeValue = fresh.nodeValue;
@@ -23,7 +26,11 @@ function update(old, fresh) {
   [...old.childNodes].forEach((child, i) => update(child, children[i]));
 }
 
+// What is done is said once: not when the page is loaded again, nor beside what came after it.
+history.replaceState(null, '', location.href.replace(/[?&]done=\w+/, ''));
+
 function say(sentence) {
+  if (sentence) document.querySelector('.done')?.remove();
   if (trouble.textContent !== sentence) trouble.textContent = sentence;
   trouble.hidden = !sentence;
 }
@@ -34,7 +41,8 @@ async function refresh() {
     const response = await fetch(url, {signal: AbortSignal.timeout(10000)});
     const fresh = new DOMParser().parseFromString(await response.text(), 'text/html');
     if (!response.ok) {
-      say(`${fresh.querySelector('.error:not([hidden]), h1').textContent} ${since}`);
+      const error = fresh.querySelector('.error:not([hidden])')?.textContent;
+      say(`${error ?? 'You are logged out: reload the page to log in.'} ${since}`);
       return;
     }
     for (const old of document.querySelectorAll('[data-live]')) {
@@ -62,8 +70,12 @@ async function copy(element) {
     document.execCommand('copy');
   }
   document.getElementById('copied').textContent = `Copied ${code.textContent}`;
+  button.textContent = 'Copied';
   button.dataset.copied = '';
-  setTimeout(() => delete button.dataset.copied, 1500);
+  setTimeout(() => {
+    button.textContent = 'Copy';
+    delete button.dataset.copied;
+  }, 1500);
 }
 
 document.addEventListener('click', event => {

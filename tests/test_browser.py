@@ -168,6 +168,19 @@ def test_it_comes_online_and_goes_offline_by_itself(story, browser, download):
     story.folder.redis('SET', uuid, '{"labels": ["attic"], "disabled": 1}')
     story.until_it_is('attic', 'disabled')
     assert browser.run('return document.activeElement.textContent') == 'attic'
+    browser.run('document.querySelector("[aria-label$=garage]").focus()')
+    story.folder.add('barn')
+    browser.until_it_says('barn')
+    assert browser.run('return document.activeElement.ariaLabel') == 'Copy the UUID of garage'
+
+
+def test_entry_s_page_has_the_button_for_what_it_is_now_and_says_once_what_was_done(story, browser):
+    uuid = story.create('kitchen')
+    assert 'It is made.' in browser.text
+    story.folder.run('users_app.py', 'disable', '--yes', uuid)
+    browser.find('//button[text() = "Enable"]')
+    browser.visit(browser.url)
+    assert 'It is made.' not in browser.text
 
 
 def test_new_secret_shuts_out_the_hidden_server_that_has_the_old_one(story, browser, download):
@@ -313,7 +326,7 @@ def test_label_runs_and_breaks_nothing(story, browser):
     story.create(label)
     for text in (browser.text, browser.visit(story.url) or browser.text):
         assert label in text
-    assert browser.run('return document.title') == 'Hidden servers'
+    assert browser.run('return document.title') == 'Hidden servers · rendezvous'
 
 
 # WCAG 2.2, 1.4.3: the contrast of each text with what is behind it
@@ -350,7 +363,7 @@ NAMELESS = """return [...document.querySelectorAll('input:not([type=hidden]), se
   .map(each => each.outerHTML)"""
 
 
-@pytest.mark.parametrize('width', [320, 1000])
+@pytest.mark.parametrize('width', [320, 720, 833, 1000])
 def test_page_can_be_read_on_any_screen(story, browser, width):
     def check() -> None:
         for scheme in ('light', 'dark'):
@@ -365,6 +378,8 @@ def test_page_can_be_read_on_any_screen(story, browser, width):
     story.folder.redis('SET', f'seen:{uuid}', json.dumps(at))
     browser.visit(story.url)
     browser.click('New entry')
+    check()
+    browser.visit(f'{story.url}/?q={"nothing" * 20}')
     check()
     browser.visit(f'{story.url}/entries/{uuid}')
     for summary in ('Disable…', 'New secret…', 'Delete…'):
@@ -385,7 +400,7 @@ def test_it_says_when_what_it_shows_is_old(story, browser, tmp_path):
     port = str(urlsplit(story.url).port)
     story.program = story.folder.start('users_app.py', '--port', port)
     story.program.until_it_says(LINK.pattern)
-    browser.until_it_says('Log in')  # it is another one, that knows no session
+    browser.until_it_says('You are logged out: reload')  # it is another one, that knows no session
     story.log_in()
     browser.complaints()
 

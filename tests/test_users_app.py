@@ -543,6 +543,14 @@ def test_output_on_a_full_disk_is_one_sentence(folder, shell, uuid, command):
     assert (ran.returncode, ran.stderr) == (os.EX_IOERR, sentence)
 
 
-def test_page_on_a_network_always_asks_for_a_login(folder):
-    ran = folder.run('users_app.py', '--port', '0', '--host', '0.0.0.0', '--no-login')
-    assert ran.sentence().startswith('--no-login is only for loopback')
+def test_page_on_a_network_always_asks_for_a_login(shell):
+    for host in ('0.0.0.0', '::', '192.0.2.1'):
+        ran = shell.run('--port', '0', '--host', host, '--no-login')
+        assert (ran.status, ran.stdout) == (2, '')
+        assert 'Error: --no-login is only for loopback' in ran.stderr
+
+
+def test_options_of_the_page_are_none_of_a_command(shell):
+    for options in (['--port', '1'], ['--host', '::1'], ['--no-login']):
+        assert shell.run(*options, 'list').status == 2
+    assert shell.run('--host', '').status == 2
