@@ -1,4 +1,7 @@
-"""What is said on a connection before anybody knows who it is, each step under its deadline."""
+"""What is said on a connection before anybody knows who it is, each step under its deadline.
+
+A Refusal is raised where there is something to answer, an OSError where the connection is lost.
+"""
 
 import socket
 import ssl

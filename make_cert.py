@@ -36,19 +36,7 @@ def certificate_for(host: str) -> tuple[bytes, x509.Certificate]:
         names = [x509.DNSName(host)]
     if host != 'localhost':
         names.append(x509.DNSName('localhost'))
-    usage = dict.fromkeys(
-        [
-            'content_commitment',
-            'key_encipherment',
-            'data_encipherment',
-            'key_agreement',
-            'key_cert_sign',
-            'crl_sign',
-            'encipher_only',
-            'decipher_only',
-        ],
-        False,
-    )
+    signatures_alone = x509.KeyUsage(True, *[False] * 8)
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -60,7 +48,7 @@ def certificate_for(host: str) -> tuple[bytes, x509.Certificate]:
         .not_valid_after(now + VALID)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
+        .add_extension(signatures_alone, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
@@ -82,6 +70,9 @@ def write(path, octets: bytes, mode: int) -> None:
         raise
 
 
+@click.command(help=__doc__)
+@click.option('--force', is_flag=True, help='Replace what is there: all clients need the new one.')
+@click.option('--if-missing', is_flag=True, help='Do nothing where there is a pair.')
 def make(force: bool, if_missing: bool) -> None:
     options = local.load()
     if not options['key_file']:
@@ -120,12 +111,5 @@ def make(force: bool, if_missing: bool) -> None:
         print('to the mobile clients; the server reads it after kill -HUP, or when it is restarted')
 
 
-@click.command(help=__doc__)
-@click.option('--force', is_flag=True, help='Replace what is there: all clients need the new one.')
-@click.option('--if-missing', is_flag=True, help='Do nothing where there is a pair.')
-def main(force: bool, if_missing: bool) -> None:
-    local.main(lambda: make(force, if_missing))
-
-
 if __name__ == '__main__':
-    main()
+    local.main(make)

@@ -139,7 +139,7 @@ class Page:
     def _document(self, uuid) -> dict:
         """What its files hold: its secret, too."""
         entry = self._entries.get(str(uuid)) or abort(404, f'There is no entry {uuid}.')
-        return files.document(entry | {'uuid': str(uuid)}, self._options)
+        return files.document(entry, self._options)
 
     def _is_self_signed(self) -> bool:
         try:

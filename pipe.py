@@ -56,7 +56,11 @@ class End:
 
 
 class Pipe:
-    """Joins a mobile client's end to a hidden server's; each end's greenlet runs its own method."""
+    """Joins a mobile client's end to a hidden server's; each end's greenlet runs its own method.
+
+    `drain`: the seconds for which the hidden server may be silent once the mobile client sends no
+    more; 0: it ends at once.
+    """
 
     def __init__(self, mobile: End, hidden: End, drain: float):
         self.mobile, self.hidden, self._drain_seconds = mobile, hidden, drain
@@ -152,7 +156,7 @@ class Pipe:
 
 
 def join(mobile: End, near, name: str, octets: bytes, drain: float, spawn=gevent.spawn) -> None:
-    """Sends `octets` to `near` and pipes between the two, until the pipe is over.
+    """Sends `octets` to `near` and pipes between the two, until the pipe is over; raises nothing.
 
     The current greenlet owns the mobile client's end, one that is spawned for it owns `near`.
     """

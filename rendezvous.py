@@ -51,7 +51,7 @@ class Rendezvous:
         self.live = Live(entries, self.waiting)
         self.room = Room(options['max_connections'], options['max_connections_per_address'])
         self.probes = Probes(options['unknown_per_minute'])
-        self.unjoined: set[gevent.Greenlet] = set()  # those that are not (any more) in a pipe
+        self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
         self._changes = 0  # of entries that we were told of
 
     def handle(self, sock, address, uuid: str = '', octets: bytes = b'') -> None:
