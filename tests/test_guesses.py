@@ -37,7 +37,7 @@ def wrong(entries, uuid: str) -> str:
     """A code that is wrong now and in the next minutes."""
     totp, now = auth.totp(entries.get(uuid)['authParams']), time.time()
     right = {totp.at(now + 30 * step) for step in range(-1, 5)}
-    return next(tried for tried in map('{:06}'.format, range(10)) if tried not in right)
+    return next(tried for tried in map('{:08}'.format, range(10)) if tried not in right)
 
 
 def test_ten_wrong_codes_of_an_address_and_then_429(server, guess, entries, uuid):

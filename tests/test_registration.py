@@ -243,10 +243,12 @@ def test_one_more_than_max_waiting_ends_the_oldest(start, register, uuid, caplog
 
 @pytest.mark.parametrize('end', ['close', 'reset', 'shut_sending'])
 def test_registration_that_ends_is_forgotten_and_only_that_one(server, register, uuid, end):
-    staying, leaving = register(server, uuid), register(server, uuid)
-    getattr(leaving, end)()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 1, 'one is forgotten')
-    assert staying.sock.fileno() >= 0
+    waiting = server.rendezvous.waiting
+    register(server, uuid)
+    (staying,) = waiting.all(uuid)
+    getattr(register(server, uuid), end)()
+    until(lambda: waiting.count(uuid) == 1, 'one is forgotten')
+    assert waiting.all(uuid) == [staying]
 
 
 def test_dead_peers_are_found_by_keepalive(server, register, uuid):
