@@ -128,8 +128,9 @@ class Waiting:
 
     def _recent(self, uuid: str) -> bool:
         """Of a server that began only now nobody knows who was here a moment ago: all may have."""
-        seen = self._seen.get(uuid, self._since)
-        return uuid in self._pipes or time.monotonic() - seen < RECENT_SECONDS
+        if uuid in self._pipes or uuid in self._registrations:
+            return True
+        return time.monotonic() - self._seen.get(uuid, self._since) < RECENT_SECONDS
 
     def _see(self, uuid: str) -> None:
         now = time.monotonic()

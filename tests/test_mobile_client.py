@@ -247,6 +247,17 @@ def test_registration_that_has_ended_is_passed_over_before_anybody_noticed(
     until(lambda: waiting.count(uuid) == 1, 'the other one is forgotten')
 
 
+def test_next_one_is_waited_for_where_the_only_one_has_just_ended(server, register, uuid):
+    waiting = server.rendezvous.waiting
+    register(server, uuid).shut_sending()
+    taking = gevent.spawn(waiting.take, uuid, 5, lambda: False)
+    gevent.sleep(0)
+    assert waiting.count(uuid) == 1  # nobody has noticed
+    register(server, uuid)
+    waiting.put_back(taking.get())
+    assert waiting.count(uuid) == 1
+
+
 def test_head_is_refused_without_a_body(server, connect, uuid):
     mobile = connect(server)
     mobile.send(get(uuid, method='HEAD'))
