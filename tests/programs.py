@@ -177,13 +177,7 @@ class Folder:
             return client.execute_command(*command)
 
     def pids(self) -> list[int]:
-        """The processes that have their working directory in this folder."""
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir('/proc'))) if self._has(pid)]
-
-    def _has(self, pid: int) -> bool:
-        with suppress(OSError):  # it has ended, or is another user's
-            return Path(os.readlink(f'/proc/{pid}/cwd')).is_relative_to(self.path)
-        return False
+        return pids_in(self.path)
 
     def stores(self) -> list[int]:
         """Those of them that are Valkey."""
@@ -199,6 +193,17 @@ def folder(tmp_path):
     with Folder(tmp_path) as folder:
         folder.pair()
         yield folder
+
+
+def pids_in(folder: Path) -> list[int]:
+    """The processes that have their working directory in a folder."""
+
+    def has(pid: int) -> bool:
+        with suppress(OSError):  # it has ended, or is another user's
+            return Path(os.readlink(f'/proc/{pid}/cwd')).is_relative_to(folder)
+        return False
+
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir('/proc'))) if has(pid)]
 
 
 def command_line(pid: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import gevent
 import pytest
 from conftest import ROOT, free_port, until
+from programs import command_line, listens, pids_in
 
 PORTS = {'8899': free_port(), '8000': free_port(), '6379': free_port()}
 
@@ -95,38 +96,12 @@ def log_of(folder: Path) -> str:
     return file.read_text() if file.exists() else ''
 
 
-def running_in(folder: Path) -> list[int]:
-    """The processes whose working directory is `folder`, or under it."""
-    found = []
-    for process in Path('/proc').glob('[0-9]*'):
-        try:
-            where = os.readlink(process / 'cwd')
-        except OSError:
-            continue
-        if (where + '/').startswith(f'{folder}/'):
-            found.append(int(process.name))
-    return found
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as sock:
-        return not sock.connect_ex(('127.0.0.1', port))
+def servers_in(folder: Path) -> list[int]:
+    return [pid for pid in pids_in(folder) if 'server.py' in command_line(pid).split()]
 
 
 def server_in(folder: Path) -> int | None:
-    found = servers_in(folder)
-    return found[0] if found else None
-
-
-def servers_in(folder: Path) -> list[int]:
-    found = []
-    for pid in running_in(folder):
-        try:
-            if b'server.py' in Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0'):
-                found.append(pid)
-        except OSError:
-            pass
-    return found
+    return next(iter(servers_in(folder)), None)
 
 
 @pytest.mark.deadline(240)
@@ -167,14 +142,14 @@ def test_server_is_started_again_and_sigterm_ends_it_all(ready, run):
     with socket.create_connection(('127.0.0.1', PORTS['8899'])):
         pass
     assert serving.end() == 0
-    until(lambda: not running_in(ready), 'nothing that it started is left')
+    until(lambda: not pids_in(ready), 'nothing that it started is left')
 
 
 def test_server_does_not_outlive_a_script_that_is_killed(ready, run):
     serving = run('bin/run.sh', ready)
     until(lambda: 'listening' in log_of(ready), 'it serves')
     serving.process.kill()
-    until(lambda: not running_in(ready), 'nothing that it started is left')
+    until(lambda: not pids_in(ready), 'nothing that it started is left')
     assert 'stopped' in log_of(ready)
 
 
@@ -194,7 +169,7 @@ def test_pauses_grow_while_the_server_dies_at_once(ready, run):
     assert 'again in 1 s' in serving.output
     assert 'again in 2 s' in serving.output
     assert serving.end() == 0
-    until(lambda: not running_in(ready), 'nothing that it started is left')
+    until(lambda: not pids_in(ready), 'nothing that it started is left')
 
 
 def test_ctrl_c_ends_it_all(ready, run):
@@ -203,7 +178,7 @@ def test_ctrl_c_ends_it_all(ready, run):
     until(lambda: 'listening' in log_of(ready), 'it serves')
     os.killpg(serving.process.pid, signal.SIGINT)
     assert serving.process.wait(timeout=20) == 0
-    until(lambda: not running_in(ready), 'nothing that it started is left')
+    until(lambda: not pids_in(ready), 'nothing that it started is left')
 
 
 def test_mistake_in_local_py_stops_it_with_one_sentence(ready, run):
@@ -221,7 +196,7 @@ def test_port_in_use_stops_it_with_one_sentence(ready, run):
     line = serving.output.splitlines()[-1]
     assert f'port {PORTS["8899"]}: Address already in use' in line
     assert 'Traceback' not in serving.output
-    until(lambda: not running_in(ready), 'nothing that it started is left')
+    until(lambda: not pids_in(ready), 'nothing that it started is left')
 
 
 def test_log_that_can_not_be_written_stops_it_with_one_sentence(ready, run):
@@ -302,7 +277,7 @@ def test_sigusr2_has_a_new_server_take_over(ready, run):
     os.kill(new, signal.SIGKILL)
     until(lambda: log_of(ready).count('listening') == 3, 'it is started again as the first was', 20)
     assert serving.end() == 0
-    until(lambda: not running_in(ready), 'nothing is left')
+    until(lambda: not pids_in(ready), 'nothing is left')
 
 
 def test_sigusr2_with_a_mistake_in_local_py_leaves_the_old_server_be(ready, run):
