@@ -78,8 +78,9 @@ class Pipe:
         sent to another one.
         """
         try:
-            self.how = self._copy(octets, self.mobile, self.hidden)
-            if not self.how.endswith('reset'):
+            how = self._copy(octets, self.mobile, self.hidden)
+            self.how = self.how or how  # the hidden server may have ended it in the same moment
+            if not how.endswith('reset'):
                 self._drain()
             self._end(self.hidden)
         except Ended:

@@ -223,7 +223,7 @@ class Rendezvous:
                 break
             if time.monotonic() - began > RETRY_SECONDS:
                 raise Refusal(503, 'the hidden server does not answer', 'Retry-After: 5')
-        if pipe.how in ('hidden server reset', CHANGED, ''):  # '': we stop
+        if pipe.how == 'hidden server reset' or not pipe.over:  # or we ended it, not one of the two
             with suppress(OSError):  # no close_notify: what was cut off must not look whole
                 sock.shutdown(socket.SHUT_WR)
         self._tell(uuid, peer, pipe, time.monotonic() - began)

@@ -100,6 +100,19 @@ def test_body_that_is_cut_off_is_taken_for_cut_off(server, joined):
         mobile.rest()
 
 
+def test_answer_that_ends_while_the_mobile_client_sends_is_whole(server, joined):
+    hidden, mobile = joined
+    if not server._tls:
+        pytest.skip('without TLS nothing tells the one from the other')
+    mobile.sock.suppress_ragged_eofs = False
+    mobile.send(b'x')  # both are there before the server gets to read any
+    hidden.send(HEAD + b'whole')
+    hidden.sock.settimeout(0.0)
+    with pytest.raises(ssl.SSLWantReadError):
+        hidden.sock.unwrap()
+    assert mobile.rest() == HEAD + b'whole'
+
+
 def test_tls_close_notify_shuts_a_side_as_well_as_a_bare_fin(server, joined):
     hidden, mobile = joined
     if server._tls:

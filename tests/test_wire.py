@@ -276,13 +276,16 @@ def test_stop_ends_those_who_wait_and_lets_pipes_finish(start, register, connect
     stopping.get()
 
 
+@pytest.mark.parametrize('draining', [False, True])
 def test_stop_ends_pipes_that_do_not_finish_and_does_not_make_them_look_whole(
-    start, register, connect, uuid
+    start, register, connect, uuid, draining
 ):
-    server = start()
+    server = start(drain=30)
     hidden, mobile = register(server, uuid), connect(server)
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
+    if draining:
+        mobile.shut_sending()
     stopping = gevent.spawn(server.stop, 0.1)
     for peer in (hidden, mobile):
         peer.sock.suppress_ragged_eofs = False
