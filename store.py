@@ -163,7 +163,9 @@ def vet(connection) -> None:
     """
     if is_loopback(connection.host) and password():
         users = users_at(connection.port)
-        if not users or not users <= {0, (DATA / 'password').stat().st_uid}:
+        if not users:
+            raise redis.ConnectionError('who listened there has ended just now')
+        if not users <= {0, (DATA / 'password').stat().st_uid}:
             raise Foreign(f'a program of another user listens on port {connection.port}')
     connection.on_connect()
 

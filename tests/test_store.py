@@ -415,6 +415,14 @@ def test_password_is_not_told_to_a_program_of_another_user(folder, entries, squa
     assert not squatter
 
 
+def test_store_that_ends_in_that_moment_is_not_taken_for_one(folder, entries, monkeypatch):
+    entries.open()
+    (store.DATA / 'password').touch()
+    monkeypatch.setattr(store, 'users_at', lambda port: monkeypatch.undo() or set())
+    entries._redis.connection_pool.reset()
+    assert entries.all() == []
+
+
 @pytest.mark.parametrize('squatter', ['listens'], indirect=True)
 def test_program_of_another_user_in_the_store_s_place_is_said(folder, squatter):
     (folder.path / 'data').mkdir(mode=0o700)
