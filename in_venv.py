@@ -6,21 +6,22 @@ nothing of it that gevent patches.
 
 import os
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 VENV = Path(__file__).resolve().parent / '.venv'
+PACKAGES = 'gevent', 'pyotp'  # of hidden.py; where these are, those of the others are
 
 
 def go_on() -> None:
     """Starts the program anew with `.venv/bin/python`, unless this Python has the packages."""
-    if find_spec('gevent'):
+    if all(map(PathFinder.find_spec, PACKAGES)):
         return
-    python = VENV / 'bin' / 'python'
-    if python.exists() and Path(sys.prefix).resolve() != VENV.resolve():
-        os.execv(python, [str(python), *sys.orig_argv[1:]])
+    python = str(VENV / 'bin' / 'python')
+    if os.access(python, os.X_OK) and sys.executable != python:
+        os.execv(python, [python, *sys.orig_argv[1:]])
     program = Path(sys.argv[0]).name
-    needed = 'gevent pyotp' if program == 'hidden.py' else '-r requirements.txt'
+    needed = ' '.join(PACKAGES) if program == 'hidden.py' else '-r requirements.txt'
     how = f'python3 -m venv .venv && .venv/bin/pip install {needed}'
     print(f'{program}: its packages are not here: {how}', file=sys.stderr)
     sys.exit(os.EX_CONFIG)

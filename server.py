@@ -205,7 +205,7 @@ def tls_context(options: dict) -> ssl.SSLContext:
     """
     key_file, crt_file = (local.file(options[name]) for name in ('key_file', 'crt_file'))
     for file in (key_file, crt_file):
-        if not (file.is_file() and os.access(file, os.R_OK)):
+        if not (os.access(file, os.R_OK) and file.is_file()):
             raise Mistake(f'can not read {file}: {local.MAKE_CERT} makes it, or set it in local.py')
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -276,7 +276,8 @@ def main() -> None:
     try:
         serve(options)
     except Mistake as mistake:
-        log.critical('%s', mistake)  # the terminal may be nobody's
+        if not sys.stderr.isatty():  # there it is said anyhow
+            log.critical('%s', mistake)
         raise
 
 

@@ -4,7 +4,9 @@
 # started once more, has a new server take over from the one that runs: for a new version.
 set -u
 # Under nohup SIGHUP is ignored, and a shell that starts so can not heed it later.
-[ -z "$(trap -p HUP)" ] || exec env --default-signal=HUP "$0"
+if [ -n "$(trap -p HUP)" ] && env --default-signal=HUP true 2>/dev/null; then
+  exec env --default-signal=HUP bash "$0"
+fi
 trap '' HUP USR2 # as long as nobody is there to heed them
 umask 077
 cd "$(dirname "$0")/.." || exit 1

@@ -57,6 +57,13 @@ def hide(name: str):
     return lambda folder: (folder.path / name).chmod(0)
 
 
+def lock_up(folder) -> None:
+    locked = folder.path / 'locked'
+    locked.mkdir()
+    (folder.path / 'registrar.key').rename(locked / 'registrar.key')
+    locked.chmod(0)
+
+
 def lose(name: str):
     return lambda folder: (folder.path / name).unlink()
 
@@ -122,6 +129,11 @@ CASES = {
     'a key that everybody may read': Case(
         r'every user of this machine may read (.*/registrar\.key): chmod 400 \1$',
         prepare=lambda folder: (folder.path / 'registrar.key').chmod(0o444),
+    ),
+    'a key in a folder that may not be entered': Case(
+        r'can not read .*/locked/registrar\.key: ',
+        {'key_file': 'locked/registrar.key'},
+        prepare=lock_up,
     ),
     'a folder for a key': Case(r'can not read /tmp: .* set it in local\.py$', {'key_file': '/tmp'}),
     'key and certificate the other way round': Case(
