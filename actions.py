@@ -120,9 +120,9 @@ def _done(there_was_one, uuid: str) -> None:
 
 
 def _labels(label: str) -> list[str]:
-    label = label.strip()
+    label = label.strip().strip(entry_json.JOINERS)
     if len(label) > LABEL_CHARACTERS:
         raise Refused(f'a label has at most {LABEL_CHARACTERS} characters, not {len(label)}')
     if entry_json.printable(label) != label:
-        raise Refused('a label has no line breaks, control characters or marks of direction')
+        raise Refused('a label has no control characters, nor others that are not there to be seen')
     return [label] if label else []

@@ -1,6 +1,7 @@
 """An entry as Redis has it: a JSON object, written by us, by node-rendezvous or by anybody."""
 
 import json
+from unicodedata import category
 from urllib.parse import quote, urlencode
 
 import pyotp
@@ -9,7 +10,7 @@ import auth
 
 DIGITS = 8  # of a code; programs for node-rendezvous know only 6
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
-JOINERS = '\u200c\u200d\xa0'  # of letters and pictures, and a space: str.isprintable says no
+JOINERS = '\u200c\u200d'  # of letters, in Persian, and of pictures
 LATEST = 253402300800  # the year 10000, in seconds since 1970: no calendar goes on
 
 
@@ -69,5 +70,9 @@ def summary(entry: dict) -> dict:
 
 def printable(value) -> str:
     """A text that no terminal and no page takes for more than text."""
+
+    def is_harmless(c: str) -> bool:
+        return c.isprintable() or c in JOINERS or category(c) == 'Zs'  # all kinds of spaces
+
     text = '' if isinstance(value, list | dict) else str(value)
-    return ''.join(c if c.isprintable() or c in JOINERS else '\ufffd' for c in text)
+    return ''.join(c if is_harmless(c) else '\ufffd' for c in text)

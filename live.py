@@ -117,8 +117,8 @@ def now(entries: Entries) -> dict[str, Now]:
     """By UUID, whatever is known of now; raises StoreDown."""
 
     def read(redis) -> tuple[list[dict], dict[str, str]]:
-        keys = redis.scan_iter('live:*', count=1000, _type='hash')
-        servers = [redis.hgetall(key) for key in keys]
+        keys = redis.scan_iter('live:*', count=1000)
+        servers = [redis.hgetall(key) for key in keys if redis.type(key) == 'hash']
         keys = list(redis.scan_iter('seen:*', count=1000))
         return servers, dict(zip(keys, redis.mget(keys), strict=True)) if keys else {}
 

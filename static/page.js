@@ -14,7 +14,7 @@ function update(old, fresh) {
   if (old.nodeName !== fresh.nodeName || old.childNodes.length !== fresh.childNodes.length) {
     const focused = old.contains(document.activeElement) && document.activeElement;
     old.replaceWith(fresh);
-    if (focused) {
+    if (focused && (focused.id || focused.ariaLabel)) {
       const same = each => each.id === focused.id && each.ariaLabel === focused.ariaLabel;
       [...fresh.querySelectorAll(focused.tagName)].find(same)?.focus();
     }
@@ -70,12 +70,8 @@ async function copy(element) {
     document.execCommand('copy');
   }
   document.getElementById('copied').textContent = `Copied ${code.textContent}`;
-  button.textContent = 'Copied';
   button.dataset.copied = '';
-  setTimeout(() => {
-    button.textContent = 'Copy';
-    delete button.dataset.copied;
-  }, 1500);
+  setTimeout(() => delete button.dataset.copied, 1500);
 }
 
 document.addEventListener('click', event => {

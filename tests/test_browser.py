@@ -183,6 +183,22 @@ def test_entry_s_page_has_the_button_for_what_it_is_now_and_says_once_what_was_d
     assert 'It is made.' not in browser.text
 
 
+def test_what_is_typed_stays_while_the_page_changes(story, browser):
+    uuid = story.create('kitchen')
+    browser.visit(f'{story.url}/entries/{uuid}')
+    browser.run('document.querySelector("[name=label]").removeAttribute("maxlength")')
+    browser.type('Label', 'x' * 101)
+    browser.click('Rename')
+    browser.until_it_says('a label has at most 100 characters, not 101')
+    browser.click('Disable…')
+    browser.run('document.querySelector("button.danger").focus()')
+    story.folder.run('users_app.py', 'disable', '--yes', uuid)
+    browser.find('//button[text() = "Enable"]')
+    assert browser.run('return document.querySelector("[name=label]").value') == 'x' * 101
+    assert browser.run('return document.activeElement.textContent') != 'Enable'
+    browser.complaints()
+
+
 def test_new_secret_shuts_out_the_hidden_server_that_has_the_old_one(story, browser, download):
     uuid = story.create('kitchen')
     hidden = story.hidden(uuid, download)

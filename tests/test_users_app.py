@@ -204,7 +204,7 @@ def test_files_that_can_not_be_deleted_are_said(folder, shell, uuid):
 def test_what_is_refused_is_one_sentence(folder, shell, uuid):
     shell.says('add', '--uuid', uuid)
     before = folder.redis('GET', uuid), files(folder, uuid)
-    unknown, label = str(uuids.uuid4()), 'a label has no line breaks, control characters or .*'
+    unknown, label = str(uuids.uuid4()), 'a label has no control characters, .*'
     said = {
         ('add', '--uuid', 'kitchen'): r"'kitchen' is no UUID; .* is one, and left out, .*",
         ('add', '\udcff'): label,  # so Python has an octet that is no UTF-8
@@ -331,6 +331,11 @@ def test_list_of_nothing_says_how_to_make_one(folder, shell):
     ran = shell.run('list')
     assert (ran.status, ran.stdout) == (0, '')
     assert ran.stderr == 'there are no entries yet: users_app.py add LABEL makes one\n'
+
+
+def test_label_of_joiners_alone_is_none(shell, uuid):
+    shell.says('add', '--uuid', uuid, ' \u200d ')
+    assert shell.stored(uuid)['labels'] == []
 
 
 def test_labels_that_others_wrote_are_harmless(folder, shell, uuid):
