@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 import auth
 import make_cert
 import options as local
+import pipe
 import store
 from entries import Entries
 from server import Server
@@ -144,7 +145,8 @@ def connect(start, pair):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # sent is on loopback: is there
         if server._options['key_file']:
             context = ssl.create_default_context(cafile=pair['crt_file'])
-            sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
+            sock = pipe.wrap(context, sock, server_hostname='127.0.0.1')
+            sock.do_handshake()
         peers.append(Peer(sock))
         return peers[-1]
 

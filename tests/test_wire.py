@@ -290,7 +290,7 @@ def test_stop_ends_pipes_that_do_not_finish_and_does_not_make_them_look_whole(
     for peer in (hidden, mobile):
         peer.sock.suppress_ragged_eofs = False
     assert hidden.rest() == b''
-    with pytest.raises(ssl.SSLEOFError):
+    with pytest.raises((ssl.SSLEOFError, BrokenPipeError)):  # the latter from OpenSSL 3.5
         mobile.rest()
     hidden.close()
     mobile.close()
