@@ -4,7 +4,8 @@ Each function raises Refused, a Mistake or StoreDown.
 """
 
 import uuid as uuids
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -50,7 +51,8 @@ def rename(entries: Entries, options: dict, uuid: str, label: str) -> None:
     _done(entries.rename(uuid, labels), uuid)
     entry = entries.get(uuid)
     if entry and (files.FILES / f'{uuid}.json').exists():
-        _write(entry, options, 'it has its new label all the same: mend that, rename it again')
+        with _saying('it has its new label all the same: mend that, rename it again'):
+            files.write(entry, options)
 
 
 def disable(entries: Entries, uuid: str) -> None:
@@ -76,7 +78,8 @@ def rekey(entries: Entries, options: dict, uuid: str, digits: int | None = None)
     entry = entries.rekey(uuid, digits)
     _done(entry, uuid)
     entries.forgive(uuid)
-    return _write(entry, options, 'the secret is new all the same: mend that, rekey again')
+    with _saying('the secret is new all the same: mend that, rekey again'):
+        return files.write(entry, options)
 
 
 def remove(entries: Entries, uuid: str) -> None:
@@ -84,10 +87,8 @@ def remove(entries: Entries, uuid: str) -> None:
     uuid = _known(uuid)
     there_was_one = entries.delete(uuid)
     entries.forgive(uuid)
-    try:
+    with _saying('the entry is gone all the same: delete its files'):
         files.remove(uuid)
-    except Mistake as mistake:
-        raise Mistake(f'{mistake}; the entry is gone all the same: delete its files') from None
     _done(there_was_one, uuid)
 
 
@@ -99,10 +100,11 @@ def found(entries: Entries, uuid: str) -> dict:
     return entry or {'uuid': uuid}
 
 
-def _write(entry: dict, options: dict, done: str) -> Path:
-    """Writes an entry's files; where that fails, says also what is done already."""
+@contextmanager
+def _saying(done: str) -> Iterator[None]:
+    """Has a Mistake with the files tell what is done already, too."""
     try:
-        return files.write(entry, options)
+        yield
     except Mistake as mistake:
         raise Mistake(f'{mistake}; {done}') from None
 

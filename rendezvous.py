@@ -23,8 +23,6 @@ from waiting import Moved, Registration, Waiting
 
 log = logging.getLogger('rendezvous')
 
-STORE_SECONDS = 1  # until it is asked again for changes, where it is down
-
 RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
 CHANGED = 'entry changed'  # how a pipe ended whose entry was deleted, disabled or re-keyed
 
@@ -101,15 +99,12 @@ class Rendezvous:
             registration.greenlet.kill(Ended, block=False)
 
     def follow(self) -> None:
-        """For ever: ends registrations and pipes whose entry is deleted, disabled or re-keyed."""
-        while True:
-            try:
-                for changed in self.entries.changes():
-                    self._changes += 1
-                    for uuid in [changed] if changed else self.waiting.counts():
-                        self._end_outdated(uuid)
-            except StoreDown:
-                gevent.sleep(STORE_SECONDS)
+        """Ends registrations and pipes whose entry is changed, for as long as Redis answers."""
+        with suppress(StoreDown):
+            for changed in self.entries.changes():
+                self._changes += 1
+                for uuid in [changed] if changed else self.waiting.counts():
+                    self._end_outdated(uuid)
 
     def _end_outdated(self, uuid: str) -> None:
         if not self.waiting.all(uuid):

@@ -35,7 +35,6 @@ serves() { # or did, if it is dead
   [ "$(cat server.pid 2>/dev/null)" = "$1" ]
 }
 take_over() { # the old server lets its pipes finish; where the new one can not serve, it goes on
-  (. bin/setup.sh requirements.txt) || return
   rm -f server.pid
   serve
   local next=$!
@@ -51,10 +50,11 @@ renew() { # one after the other: this is called again within itself
   renewing=yes
   while [ -n "$again" ]; do
     again=''
-    if [ -z "$pausing" ]; then
-      take_over
-    elif (. bin/setup.sh requirements.txt); then
+    (. bin/setup.sh requirements.txt) || continue
+    if [ -n "$pausing" ]; then
       kill $child 2>/dev/null # the pause, and the new server is started
+    else
+      take_over
     fi
   done
   renewing=''
