@@ -245,6 +245,13 @@ class Peer:
         """A FIN, and this side goes on reading (SSLSocket.shutdown would drop the TLS layer)."""
         gevent.socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
+    def close_notify(self) -> None:
+        """What TLS says at the end (RFC 8446 section 6.1), and nothing more."""
+        self.sock.settimeout(0.0)
+        with pytest.raises(ssl.SSLWantReadError):
+            self.sock.unwrap()
+        self.sock.settimeout(None)
+
     def reset(self) -> None:
         """Closes with an RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))

@@ -135,9 +135,12 @@ def test_it_never_writes_over_what_is_there(folder, present, arguments):
         assert ran == (0, '', '')
     else:
         sentence = ran.sentence()
-        assert sentence.endswith('--force makes a new pair, for all clients')
-        known = 'there is ' if len(present) == 2 else f' only {folder.path / present[0]} is there: '
-        assert known in sentence
+        both = ' and '.join(str(folder.path / name) for name in NAMES.values())
+        known = f'there is {both} already: '
+        if len(present) == 1:
+            only = f'of {both} only {folder.path / present[0]} is there: '
+            known = f'{only}set key_file and crt_file in local.py, or '
+        assert sentence == f'{known}--force makes a new pair, for all clients'
     assert read(folder) == dict.fromkeys(present, b'mine')
 
 

@@ -228,19 +228,12 @@ def test_missing_venv_names_the_package(clone, run, tmp_path):
     assert serving.output.endswith('does not work here: apt install python3-venv\n')
 
 
-def test_sighup_reads_the_certificate_again(ready, run):
-    serving = run('bin/run.sh', ready)
+@pytest.mark.parametrize('command', ['bin/run.sh', 'nohup bin/run.sh'])
+def test_sighup_reads_the_certificate_again(ready, run, command):
+    serving = run(command, ready)
     until(lambda: 'listening' in log_of(ready), 'it serves')
     serving.process.send_signal(signal.SIGHUP)
     until(lambda: 'read key and certificate again' in log_of(ready), 'they are read')
-    assert serving.end() == 0
-
-
-def test_sighup_is_heeded_under_nohup_too(ready, run):
-    serving = run('nohup bin/run.sh', ready)
-    until(lambda: 'listening' in log_of(ready), 'it serves')
-    serving.process.send_signal(signal.SIGHUP)
-    until(lambda: 'read key and certificate again' in log_of(ready), 'it reads them again')
     assert serving.end() == 0
 
 
