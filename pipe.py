@@ -180,7 +180,6 @@ def send(sock, octets: bytes) -> None:
         sent += sock.send(memoryview(octets)[sent:])
 
 
-_poll = get_original('select', 'poll')
 _scratch = SSLContext(PROTOCOL_TLS_CLIENT)
 
 
@@ -223,15 +222,22 @@ def wrap(context: SSLContext, sock, **how) -> TLSSocket:
 
 def keep_alive(sock) -> None:
     """Sets how soon a dead peer is noticed, and that no octet waits for company."""
-    for option, value in (
-        (socket.TCP_NODELAY, 1),
-        (socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS),
-        (socket.TCP_KEEPINTVL, PROBE_SECONDS),
-        (socket.TCP_KEEPCNT, PROBES),
-        (socket.TCP_USER_TIMEOUT, USER_TIMEOUT_SECONDS * 1000),
+    for name, value in (
+        ('TCP_NODELAY', 1),
+        ('TCP_KEEPIDLE', KEEPALIVE_SECONDS),
+        ('TCP_KEEPALIVE', KEEPALIVE_SECONDS),  # the same, on macOS
+        ('TCP_KEEPINTVL', PROBE_SECONDS),
+        ('TCP_KEEPCNT', PROBES),
+        ('TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000),
     ):
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        _set_tcp(sock, name, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _set_tcp(sock, name: str, value: int) -> None:
+    """Sets an option of TCP where the system has it: hidden.py runs on macOS and Windows, too."""
+    if hasattr(socket, name):
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def goodbye(sock) -> None:
@@ -242,9 +248,7 @@ def goodbye(sock) -> None:
     _watched.discard(sock)
     try:
         with suppress(OSError):  # it may be a Unix socket
-            sock.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_SECONDS * 1000
-            )
+            _set_tcp(sock, 'TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000)
         if isinstance(sock, SSLSocket):
             _close_notify(sock)
         sock.shutdown(socket.SHUT_WR)  # drops the TLS layer, too: what is read now is ciphertext
@@ -284,6 +288,8 @@ class TcpInfo(NamedTuple):
 
 
 def _tcp_info(sock) -> TcpInfo:
+    if not hasattr(socket, 'TCP_INFO'):
+        return TcpInfo()
     with suppress(OSError):  # it may be closed already
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
         return TcpInfo(*struct.unpack('=3xB20xI92xQ16xI', info))
@@ -302,7 +308,7 @@ def has_spoken(sock) -> bool:
 
 def _polled(sock, events: int) -> bool:
     """Whether one of these, an error or a hang-up is there, without a yield."""
-    poll = _poll()
+    poll = get_original('select', 'poll')()
     poll.register(sock, events)
     return bool(poll.poll(0))
 
@@ -323,4 +329,4 @@ def watch() -> None:
             paused = info.octets_not_sent and not info.segments_unacked and info.probes < PROBES
             milliseconds = 0 if paused else USER_TIMEOUT_SECONDS * 1000
             with suppress(OSError):  # it may be closed meanwhile
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+                _set_tcp(sock, 'TCP_USER_TIMEOUT', milliseconds)
