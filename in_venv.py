@@ -24,4 +24,4 @@ def go_on() -> None:
     needed = ' '.join(PACKAGES) if program == 'hidden.py' else '-r requirements.txt'
     how = f'python3 -m venv .venv && .venv/bin/pip install {needed}'
     print(f'{program}: its packages are not here: {how}', file=sys.stderr)
-    sys.exit(os.EX_CONFIG)
+    sys.exit(78)  # EX_CONFIG, which Windows has no name for

@@ -8,6 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
+EX_CONFIG, EX_IOERR = 78, 74  # of sysexits.h; Windows has no names for them
 HERE = Path(__file__).resolve().parent
 MAKE_CERT = '.venv/bin/python make_cert.py'  # what makes key and certificate, in sentences
 
@@ -50,12 +51,12 @@ def main(run) -> None:
         sys.exit(run())
     except Mistake as mistake:
         _complain(mistake)
-        sys.exit(os.EX_CONFIG)
+        sys.exit(EX_CONFIG)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         _complain(error.strerror)
-        os._exit(os.EX_IOERR)  # or what could not be printed would be tried once more
+        os._exit(EX_IOERR)  # or what could not be printed would be tried once more
 
 
 def _complain(sentence) -> None:

@@ -782,6 +782,40 @@ def test_needs_only_gevent_and_pyotp(server, uuid, run_hidden, listen, connect):
     assert program.end() == 0
 
 
+WITHOUT_LINUX = """
+import os, runpy, select, signal, socket, sys, time, _socket, _signal
+
+TCP = 'INFO', 'USER_TIMEOUT', 'KEEPIDLE', 'KEEPINTVL', 'KEEPCNT', 'QUICKACK', 'NOTSENT_LOWAT'
+POLL = 'poll', 'epoll', *(name for name in dir(select) if name.startswith(('POLL', 'EPOLL')))
+MISSING = {
+    **dict.fromkeys((socket, _socket), [f'TCP_{name}' for name in TCP]),
+    **dict.fromkeys((signal, _signal), ['SIGHUP']),
+    select: POLL,
+    os: [name for name in dir(os) if name.startswith('EX_')],
+    time: ['CLOCK_BOOTTIME'],
+}
+for module, names in MISSING.items():
+    for name in names:
+        vars(module).pop(name, None)
+socket.__all__ = [name for name in socket.__all__ if hasattr(socket, name)]
+sys.modules['resource'] = None  # an import of it fails
+os.environ['PATH'] = ''
+sys.argv[0] = 'hidden.py'
+runpy.run_path('hidden.py', run_name='__main__')
+"""
+
+
+def test_runs_where_the_system_is_not_linux(server, uuid, run_hidden, listen, connect):
+    program = run_hidden(server, listen(hello), program=('-c', WITHOUT_LINUX))
+    until_waiting(server, uuid, 4)
+    assert asked(connect, server, uuid).answer().body == b'hello'
+    assert program.end() == 0
+    assert program.said().count('\n') == 1
+    program = run_hidden(server, None, '--registrations', '0', program=('-c', WITHOUT_LINUX))
+    assert program.process.wait(timeout=10) == 78
+    assert program.said() == 'hidden.py: --registrations must be 1 or more\n'
+
+
 # Mistakes
 
 
