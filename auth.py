@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 from base64 import b64decode
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 import pyotp
 
@@ -26,6 +26,13 @@ _PARAMETER = re.compile(
         (?: "((?:[^"\\]|\\.)*)" | ([^\s",]+) ) [ \t]* (?:,[ \t,]*|$)""",
     re.X,
 )
+PARAMETERS = 100  # of a header; RFC 7616 knows a dozen
+# What real clients leave out is quotes and commas. RFC 8187 section 3.2.1 has the other form.
+_USER_NAME = re.compile(
+    rf"""(?<![!#$%&'*+.^_`|~0-9a-z-]) username
+        (?: \*[ \t]*=[ \t]*"?UTF-8'[a-z-]*' | [ \t]*=[ \t]*"? ) ({UUID.pattern}) (?![0-9a-z-])""",
+    re.X | re.I | re.A,
+)
 
 
 def registration(target: str) -> tuple[str, str]:
@@ -34,7 +41,7 @@ def registration(target: str) -> tuple[str, str]:
     if scheme.lower() != 'uuid':
         raise Refusal(403, 'CONNECT is only for uuid:ID?response=TKN')
     uuid, _, query = rest.partition('?')
-    codes = [value for name, value in _pairs(query) if name == 'response']
+    codes = _values(query, 'response')
     if not codes:
         field = 'Proxy-Authenticate: TOTP realm="rendezvous"'
         raise Refusal(407, 'the code is missing: uuid:ID?response=TKN', field)
@@ -92,18 +99,19 @@ def wanted(head: Head) -> tuple[str | None, bytes]:
 
 
 def challenge() -> list[str]:
-    """The header field that asks for a UUID; nobody checks what comes back of it."""
+    """The header fields that ask for a UUID; nobody checks what else comes back."""
     nonce, opaque = secrets.token_hex(16), secrets.token_hex(16)
     return [
         'WWW-Authenticate: Digest realm="rendezvous", qop="auth, auth-int", '
-        f'nonce="{nonce}", opaque="{opaque}"'
+        f'nonce="{nonce}", opaque="{opaque}"',
+        'WWW-Authenticate: Basic realm="rendezvous"',  # for the many that know no Digest
     ]
 
 
 def _named(authorization: str) -> str | None:
     scheme, _, rest = authorization.partition(' ')
     if scheme.lower() == 'digest':
-        user = _digest_parameters(rest).get('username', '')
+        user = _digest_user(rest)
     elif scheme.lower() == 'basic':
         user = _basic_user(rest)
     else:
@@ -112,12 +120,25 @@ def _named(authorization: str) -> str | None:
     return user.lower() if UUID.fullmatch(user) else None
 
 
+def _digest_user(text: str) -> str:
+    """The user name; of one that is a UUID it is enough that no other one is. Raises Refusal."""
+    uuids = {match[1].lower() for match in _USER_NAME.finditer(text)}
+    try:
+        parameters = _digest_parameters(text)
+        if 'username*' not in parameters:
+            return parameters.get('username', '')
+    except Refusal:
+        if len(uuids) != 1:
+            raise
+    return uuids.pop() if len(uuids) == 1 else ''
+
+
 def _digest_parameters(text: str) -> dict[str, str]:
     """RFC 7616 section 3.4, names in lower case. Raises Refusal: unparsable, or one came twice."""
     found, position = {}, 0
     while position < len(text):
         match = _PARAMETER.match(text, position)
-        if not match or match[1].lower() in found:
+        if not match or match[1].lower() in found or len(found) == PARAMETERS:
             raise Refusal(400, 'the Digest parameters can not be read')
         quoted = match[2]
         found[match[1].lower()] = match[3] if quoted is None else re.sub(r'\\(.)', r'\1', quoted)
@@ -142,12 +163,14 @@ def _basic_user(text: str) -> str:
 
 def _queried(target: str) -> str | None:
     """The UUID of `rendezvous=` in the query; raises Refusal where there are two."""
-    values = [value for name, value in _pairs(target.partition('?')[2]) if name == 'rendezvous']
+    values = _values(target.partition('?')[2], 'rendezvous')
     uuids = {value.lower() for value in values if UUID.fullmatch(value)}
     if len(uuids) > 1:
         raise Refusal(400, 'rendezvous= names two hidden servers')
     return uuids.pop() if uuids else None
 
 
-def _pairs(query: str) -> list[tuple[str, str]]:
-    return parse_qsl(query, keep_blank_values=True)
+def _values(query: str, name: str) -> list[str]:
+    """All that stands there as `name=`; there may be thousands of others."""
+    pairs = (pair.partition('=') for pair in query.split('&') if pair)
+    return [unquote_plus(value) for key, _, value in pairs if unquote_plus(key) == name]

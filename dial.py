@@ -9,7 +9,7 @@ import gevent
 import pyotp
 
 import options as local
-import pipe
+import sockets
 
 CONNECT_SECONDS = 15  # for the connection, and again for the handshake and the answer
 RETRY_AFTER_SECONDS = 3600  # a server that says more is not believed
@@ -26,13 +26,13 @@ class Refused(Exception):
 
 def register(
     address: tuple[str, int], context: ssl.SSLContext, uuid: str, totp: pyotp.TOTP
-) -> tuple[ssl.SSLSocket, bytes]:
+) -> tuple[sockets.TLSSocket, bytes]:
     """A connection that got its 200, and what came behind it. Raises Refused or OSError."""
     sock = socket.create_connection(address, timeout=CONNECT_SECONDS)
     try:
         sock.settimeout(None)
-        pipe.keep_alive(sock)
-        sock = pipe.wrap(context, sock, server_hostname=address[0])
+        sockets.keep_alive(sock)
+        sock = sockets.wrap(context, sock, address[0])
         with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
             sock.do_handshake()
             target, named = f'uuid:{uuid}?response={totp.now()}', local.authority(*address)
@@ -47,7 +47,7 @@ def _octets_behind_200(sock) -> bytes:
     """What came behind the head of the 200. Raises Refused or OSError."""
     octets, more = b'', b'any'
     while more and b'\r\n\r\n' not in octets and len(octets) < ANSWER_BYTES:
-        octets += (more := sock.recv(ANSWER_BYTES))
+        octets += (more := sockets.receive(sock))
     head, end, rest = octets.partition(b'\r\n\r\n')
     status = re.match(rb'HTTP/1\.[01] ([0-9]{3})', head)
     # RFC 9110 section 9.3.6: a 2xx for a CONNECT has no body; that of a web server may have one
@@ -57,7 +57,7 @@ def _octets_behind_200(sock) -> bytes:
     if status[1] == b'200':
         return rest
     with gevent.Timeout(1, False):  # not every server hangs up after a refusal
-        while len(rest) < ANSWER_BYTES and (more := sock.recv(ANSWER_BYTES)):
+        while len(rest) < ANSWER_BYTES and (more := sockets.receive(sock)):
             rest += more
     try:
         diagnostic = json.loads(rest)['error']['diagnostic']

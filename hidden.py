@@ -34,6 +34,7 @@ import auth
 import dial
 import options as local
 import pipe
+import sockets
 from dial import Refused
 from http_head import Refusal
 from options import Mistake
@@ -73,12 +74,12 @@ class HiddenServer:
         self._said, self._warned = '', False
 
     def start(self) -> None:
-        self._greenlets.spawn(pipe.watch)
+        self._greenlets.spawn(sockets.keep_watch)
         for _ in range(self._count):
             self._greenlets.spawn(self._live, Event())
 
     def stop(self) -> None:
-        self._greenlets.kill(pipe.Ended, timeout=GOODBYE_SECONDS)
+        self._greenlets.kill(sockets.Ended, timeout=GOODBYE_SECONDS)
 
     def _live(self, replaced: Event, hang_ups: int = 0) -> None:
         """A registration's life: registers, waits, has the next one made, pipes, says goodbye.
@@ -96,12 +97,12 @@ class HiddenServer:
             octets = self._wait(sock, octets, hang_ups)
             if octets:
                 self._pipe(sock, octets)
-        except (pipe.Ended, OSError):
+        except (sockets.Ended, OSError):
             pass
         finally:
-            pipe.goodbye(sock)
+            sockets.goodbye(sock)
 
-    def _dial(self) -> tuple[ssl.SSLSocket, bytes]:
+    def _dial(self) -> tuple[sockets.TLSSocket, bytes]:
         """A connection that got its 200, and what came behind it, however long that takes."""
         while True:
             with self._turn if self._gone.is_set() else nullcontext():
@@ -129,7 +130,7 @@ class HiddenServer:
         sock.settimeout(LIFETIME_SECONDS * random.uniform(0.9, 1))
         while not octets and not replaced.is_set():
             try:
-                octets = sock.recv(pipe.CHUNK_BYTES)
+                octets = sockets.receive(sock)
                 break
             except TimeoutError:
                 if not old:
@@ -158,10 +159,11 @@ class HiddenServer:
             sock.sendall(Refusal(502, 'the server behind the rendezvous is down').octets())
             return
         near.settimeout(None)
-        pipe.keep_alive(near)
+        sockets.keep_alive(near)
 
-        mobile, spawn = pipe.End(sock, 'rendezvous server'), self._greenlets.spawn
-        pipe.join(mobile, near, 'local server', octets, drain=0, spawn=spawn)
+        how = pipe.join(pipe.End(sock), near, octets, drain=0, spawn=self._greenlets.spawn)
+        if how is pipe.How.HIDDEN_RESET:
+            sockets.reset(sock)  # as directly: an answer that was cut off must not look whole
 
     def _say(self, level: int, state: str) -> None:
         """Logs a change of state, once for all registrations."""

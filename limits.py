@@ -9,11 +9,12 @@ from gevent import Greenlet
 
 from guesses import network
 from http_head import Refusal
-from pipe import Ended
+from sockets import Ended
 
 log = logging.getLogger('limits')
 
 FULL_SECONDS = 30  # after which a client may try again
+VISIT_SECONDS = 5  # the same, where one address has too many pipes
 MINUTE = 60
 SLOW_SECONDS = 1  # for each answer, once there were too many
 REFUSED_AT = 2  # times as many: no answer but 429
@@ -27,19 +28,24 @@ class Evicted(Ended):
 class Room:
     """The places for connections, each taken by a greenlet.
 
-    A stranger is who has not said yet who it is. Where all places are taken the stranger that has
-    been here for the longest is evicted: who takes part needs a moment, who attacks stays. Hidden
-    servers may take three quarters of the places, and pipes as many: neither the registrations that
-    wait nor the mobile clients can shut out the others.
+    A stranger is who has not said yet who it is; a leaver has had its answer: its pipe drains, or
+    it is read off before it is closed. Where all places are taken the leaver that has been one for
+    the longest is evicted, or the stranger that has been here for the longest: who takes part needs
+    a moment, who attacks stays. Hidden servers may take three quarters of the places, and pipes as
+    many: neither the registrations that wait nor the mobile clients can shut out the others.
     """
 
-    def __init__(self, places: int, per_address: int):
+    def __init__(self, places: int, per_address: int, visits_per_address: int):
         self._places, self._per_address = places, per_address
+        self._visits_per_address = visits_per_address
         self._most = {'hidden server': places * 3 // 4, 'mobile client': places * 3 // 8}
         self._households: dict[Greenlet, str] = {}  # who has a place, and from where
         self._strangers: dict[Greenlet, None] = {}  # the oldest first
+        self._leavers: dict[Greenlet, None] = {}  # the first first
         self._kinds: dict[Greenlet, str] = {}  # of the others
+        self._visits: dict[Greenlet, tuple[str, str]] = {}  # of mobile clients, and to which UUID
         self._of_household: Counter[str] = Counter()
+        self._of_visit: Counter[tuple[str, str]] = Counter()
         self._of_kind: Counter[str] = Counter()
         self._complain = Seldom()
 
@@ -47,9 +53,10 @@ class Room:
         """Takes a place, until it leaves. Raises Evicted where there is none."""
         household = network(address)
         if self._per_address and self._of_household[household] >= self._per_address:
-            self._complain('%s has max_connections_per_address and gets no more', household)
-            raise Evicted
-        if len(self._households) >= self._places:
+            if not self._evict_leaver(self._households, household):
+                self._complain('%s has max_connections_per_address and gets no more', household)
+                raise Evicted
+        elif len(self._households) >= self._places:
             self._complain('there are max_connections: a new one takes the place of an old one')
             if not self.evict():
                 raise Evicted
@@ -59,17 +66,44 @@ class Room:
 
     def leave(self, greenlet: Greenlet) -> None:
         """Gives the place back, if it has one."""
-        household = self._households.pop(greenlet, '')
-        self._strangers.pop(greenlet, None)
-        _one_less(self._of_household, household)
-        _one_less(self._of_kind, self._kinds.pop(greenlet, ''))
+        self.may_go(greenlet)
+        self._leavers.pop(greenlet, None)
+        _one_less(self._of_household, self._households.pop(greenlet, None))
+        _one_less(self._of_kind, self._kinds.pop(greenlet, None))
+
+    def may_go(self, *greenlets: Greenlet) -> None:
+        """They are leavers from now on."""
+        for greenlet in greenlets:
+            _one_less(self._of_visit, self._visits.pop(greenlet, None))
+            self._strangers.pop(greenlet, None)
+            if greenlet in self._households:
+                self._leavers[greenlet] = None
+
+    def visit(self, greenlet: Greenlet, uuid: str) -> None:
+        """A mobile client asks for this hidden server. Raises Refusal: it has too many pipes."""
+        visit = self._households.get(greenlet, ''), uuid
+        if self._visits_per_address and self._of_visit[visit] >= self._visits_per_address:
+            sentence = 'this address has max_pipes_per_address to this hidden server'
+            raise Refusal(429, sentence, f'Retry-After: {VISIT_SECONDS}')
+        self._visits[greenlet] = visit
+        self._of_visit[visit] += 1
+
+    def visited(self, greenlet: Greenlet) -> None:
+        """A hidden server has a visitor: its own address has this place free again."""
+        _one_less(self._of_household, self._households.get(greenlet))
+        self._households[greenlet] = ''
 
     def evict(self) -> bool:
-        """Ends the oldest stranger; False where there is none."""
-        for greenlet in self._strangers:
-            del self._strangers[greenlet]
-            greenlet.kill(Evicted, block=False)
-            return True
+        """Ends the oldest leaver or stranger; False where there is none."""
+        for greenlets in (self._leavers, self._strangers):
+            for greenlet in greenlets:
+                return _evict(greenlet, greenlets)
+        return False
+
+    def _evict_leaver(self, property_of: dict[Greenlet, str], wanted: str) -> bool:
+        for greenlet in self._leavers:
+            if property_of.get(greenlet) == wanted:
+                return _evict(greenlet, self._leavers)
         return False
 
     def know(self, greenlet: Greenlet, kind: str) -> None:
@@ -78,7 +112,7 @@ class Room:
             return
         if greenlet not in self._strangers:
             raise Evicted  # just now: it has not been told yet
-        if self._of_kind[kind] >= self._most[kind]:
+        if self._of_kind[kind] >= self._most[kind] and not self._evict_leaver(self._kinds, kind):
             self._complain('no room for one more %s: max_connections is too low', kind)
             raise Refusal(503, 'the server is full', f'Retry-After: {FULL_SECONDS}')
         del self._strangers[greenlet]
@@ -86,10 +120,18 @@ class Room:
         self._of_kind[kind] += 1
 
 
-def _one_less(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
-    if counter[key] <= 0:
-        del counter[key]
+def _evict(greenlet: Greenlet, greenlets: dict[Greenlet, None]) -> bool:
+    del greenlets[greenlet]
+    greenlet.kill(Evicted, block=False)
+    return True
+
+
+def _one_less(counter: Counter, key) -> None:
+    """Nothing where it does not count; and what is 0 is forgotten."""
+    if key in counter:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
 
 
 class Probes:

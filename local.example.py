@@ -40,6 +40,9 @@ options = {
     # Connections at a time from one address (in IPv6, a /64), which may be a whole company's; 0:
     # any number, as behind something that terminates TLS.
     'max_connections_per_address': 1000,
+    # Open pipes at a time from one address to one hidden server; more get a 429. 0: any number, as
+    # behind something that terminates TLS.
+    'max_pipes_per_address': 100,
     # Registrations of one hidden server that wait side by side; one more ends the oldest. Each
     # costs about 28 KB, so this bounds what one hidden server can take.
     'max_waiting': 32,

@@ -27,6 +27,7 @@ _OPTIONS = {
     'unknown_per_minute': (100, (int,), 0, 100_000),
     'max_connections': (4000, (int,), 8, 1_000_000),
     'max_connections_per_address': (1000, (int,), 0, 1_000_000),
+    'max_pipes_per_address': (100, (int,), 0, 1_000_000),
     'max_waiting': (32, (int,), 1, 100_000),
     'rendezvous_wait': (10, (int, float), 0, 3600),
     'drain': (5, (int, float), 0, 3600),

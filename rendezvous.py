@@ -1,9 +1,9 @@
 """One connection's life, top to bottom: handshake, head, who is it, wait or join, pipe, goodbye."""
 
 import logging
-import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -14,17 +14,17 @@ import auth
 import dialogue
 import takeover
 from entries import Entries, StoreDown
-from http_head import Refusal, response
+from http_head import Refusal
 from limits import Evicted, Probes, Room
 from live import Live
 from options import authority
-from pipe import CHUNK_BYTES, End, Ended, Pipe, goodbye, has_shut, join, keep_alive, wrap
+from pipe import End, How, Pipe, join
+from sockets import Ended, goodbye, keep_alive, receive
 from waiting import Moved, Registration, Waiting
 
 log = logging.getLogger('rendezvous')
 
 RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
-CHANGED = 'entry changed'  # how a pipe ended whose entry was deleted, disabled or re-keyed
 
 # Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
 _DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
@@ -47,7 +47,11 @@ class Rendezvous:
         self.options, self.entries, self.context = options, entries, context
         self.waiting = Waiting(options['max_waiting'])
         self.live = Live(entries, self.waiting)
-        self.room = Room(options['max_connections'], options['max_connections_per_address'])
+        self.room = Room(
+            options['max_connections'],
+            options['max_connections_per_address'],
+            options['max_pipes_per_address'],
+        )
         self.probes = Probes(options['unknown_per_minute'])
         self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
         self._changes = 0  # of entries that we were told of
@@ -58,19 +62,17 @@ class Rendezvous:
         With a UUID it is one of a mobile client that our predecessor has accepted.
         """
         peer = Peer(address[0].removeprefix('::ffff:'), address[1])
-        greenlet = gevent.getcurrent()
+        greenlet, close = gevent.getcurrent(), goodbye
         self.unjoined.add(greenlet)
         try:
             self.room.enter(greenlet, peer.host)
             if uuid:
-                self._mobile_client(sock, peer, uuid, octets)
+                close = self._mobile_client(sock, peer, uuid, octets)
             else:
                 keep_alive(sock)
                 if self.context:
-                    # ssl takes a reset for an end of file, unless it shall not suppress those
-                    sock = wrap(self.context, sock, server_side=True, suppress_ragged_eofs=False)
-                    dialogue.shake_hands(sock)
-                self._serve(sock, peer)
+                    sock = dialogue.shake_hands(sock, self.context)
+                close = self._serve(sock, peer)
         except Refusal as refusal:
             log.info('%s refused: %s %s', peer, refusal.status, refusal.diagnostic)
             with suppress(OSError):  # where it is gone, there is nobody to tell
@@ -85,7 +87,8 @@ class Rendezvous:
             log.exception('%s failed', peer)
         finally:
             self.unjoined.discard(greenlet)
-            goodbye(sock)
+            self.room.may_go(greenlet)
+            close(sock)
             self.room.leave(greenlet)
 
     def stop(self) -> None:
@@ -113,17 +116,18 @@ class Rendezvous:
         for registration in self.waiting.all(uuid):
             if registration.stamp != _stamp(entry):
                 log.info('the entry %s is changed: a registration is ended', uuid)
-                registration.greenlet.kill(Ended, block=False)
                 if registration.pipe:
-                    registration.pipe.how = CHANGED
-                    registration.pipe.mobile.greenlet.kill(Ended, block=False)
+                    registration.pipe.cut(How.CHANGED)
+                else:
+                    registration.greenlet.kill(Ended, block=False)
 
-    def _serve(self, sock, peer: Peer) -> None:
+    def _serve(self, sock, peer: Peer) -> Callable[..., None]:
+        """Gives what closes the connection, as the next two do."""
         octets = b''
         while octets is not None:
             head, octets = dialogue.read_head(sock, octets)
             if head is None:
-                return
+                break
             if head.method == 'CONNECT':
                 target, head = head.target, None  # it may wait for days: nothing is kept for that
                 return self._hidden_server(sock, peer, target, octets)
@@ -135,8 +139,9 @@ class Rendezvous:
             except Refusal as refusal:
                 refusal.without_body = head.method == 'HEAD'
                 raise
+        return goodbye
 
-    def _hidden_server(self, sock, peer: Peer, target: str, octets: bytes) -> None:
+    def _hidden_server(self, sock, peer: Peer, target: str, octets: bytes) -> Callable[..., None]:
         uuid, code = auth.registration(target)
         stamp = _stamp(self._authenticate(uuid, code, peer.host))
         if octets or dialogue.spoke(sock):
@@ -146,7 +151,7 @@ class Rendezvous:
         self.room.know(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, stamp, sock)
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
-        dialogue.say_at_once(sock, response(200))
+        dialogue.say_at_once(sock, dialogue.REGISTERED)
         evicted = self.waiting.add(registration)
         if evicted:
             evicted.greenlet.kill(Ended, block=False)
@@ -154,7 +159,7 @@ class Rendezvous:
         log.info('%s registered %s, %d wait', peer, uuid, self.waiting.count(uuid))
         self.live.seen(uuid, peer.host)
         try:
-            octets = sock.recv(CHUNK_BYTES)
+            octets = receive(sock)
         except OSError:
             octets = b''  # the connection broke
         finally:
@@ -162,9 +167,10 @@ class Rendezvous:
             self.live.seen(uuid, peer.host)
         if registration.pipe:
             registration.pipe.from_hidden(octets)
-        else:
-            why = 'it spoke out of turn' if octets else 'it hung up'
-            log.info('%s waits no more for %s: %s', peer, uuid, why)
+            return partial(goodbye, may_stop=True)
+        why = 'it spoke out of turn' if octets else 'it hung up'
+        log.info('%s waits no more for %s: %s', peer, uuid, why)
+        return goodbye
 
     def _authenticate(self, uuid: str, code: str, address: str) -> dict:
         """The entry, as it is now; raises Refusal."""
@@ -194,45 +200,61 @@ class Rendezvous:
             log.error('the entry %s can not be used: %s', uuid, error)
             return False
 
-    def _mobile_client(self, sock, peer: Peer, uuid: str, octets: bytes) -> None:
+    def _mobile_client(self, sock, peer: Peer, uuid: str, octets: bytes) -> Callable[..., None]:
         self.probes.admit(peer.host)
-        mobile, began = End(sock, 'mobile client'), time.monotonic()
+        mobile, began = End(sock), time.monotonic()
+        self.room.visit(mobile.greenlet, uuid)
         while True:
             try:
                 registration = self._take(mobile, uuid, peer.host)
             except Moved:
                 log.info('%s is passed on to the new server', peer)
                 near = takeover.pass_on(peer, uuid)
-                return join(mobile, near, 'new server', octets, self.options['drain'])
+                how = join(mobile, near, octets, self.options['drain'])
+                break
             # No yield from here until the pipe is known to both.
             mobile.octets = 0
-            pipe = registration.pipe = Pipe(mobile, registration, self.options['drain'])
+            draining = partial(self.room.may_go, mobile.greenlet)
+            pipe = registration.pipe = Pipe(mobile, registration, self.options['drain'], draining)
             self.unjoined -= {mobile.greenlet, registration.greenlet}
+            self.room.visited(registration.greenlet)
             self.waiting.pipe_began(registration)
             log.info('%s rendezvous with %s', peer, uuid)
-            try:
-                octets = pipe.from_mobile(octets)
-            finally:
-                self.waiting.pipe_ended(registration)
+            octets = self._pipe(pipe, octets, peer, began)
+            how = pipe.how
             if not octets:
                 break
             if time.monotonic() - began > RETRY_SECONDS:
                 raise Refusal(503, 'the hidden server does not answer', 'Retry-After: 5')
-        if pipe.how == 'hidden server reset' or not pipe.over:  # or we ended it, not one of the two
-            with suppress(OSError):  # no close_notify: what was cut off must not look whole
-                sock.shutdown(socket.SHUT_WR)
-        self._tell(uuid, peer, pipe, time.monotonic() - began)
+        return partial(goodbye, is_whole=how.is_whole)
 
-    def _tell(self, uuid: str, peer: Peer, pipe: Pipe, seconds: float) -> None:
+    def _pipe(self, pipe: Pipe, octets: bytes, peer: Peer, began: float) -> bytes:
+        """Pipes to the end; gives what is to be sent to another one, as from_mobile does."""
+        left = b''
+        try:
+            left = pipe.from_mobile(octets)
+        except Evicted:
+            pipe.cut(How.MOBILE_CLOSED)  # only one that drains is ever evicted
+            raise
+        except Ended:
+            pipe.cut(How.ENDED)
+        finally:
+            self.waiting.pipe_ended(pipe.hidden)
+            if not left:
+                self._tell(pipe.hidden.uuid, peer, pipe, began)
+        return left
+
+    def _tell(self, uuid: str, peer: Peer, pipe: Pipe, began: float) -> None:
         """The log, and the page, of a rendezvous that is over."""
-        how, sent, received = pipe.how or 'stopping', pipe.mobile.octets, pipe.hidden.octets
+        seconds = pipe.active_until - began
+        how, sent, received = pipe.how.value, pipe.mobile.octets, pipe.hidden.octets
         log.info(
             f'{peer} closed after {seconds:.1f} s: {how}; '
             f'{sent} octets from the mobile client, {received} from {uuid}'
         )
         self.live.ended(
             uuid,
-            at=time.time() - seconds,
+            at=time.time() - (time.monotonic() - began),
             address=peer.host,
             seconds=round(seconds, 1),
             sent=sent,
@@ -242,13 +264,12 @@ class Rendezvous:
 
     def _take(self, mobile: End, uuid: str, address: str) -> Registration:
         try:
-            wait, has_left = self.options['rendezvous_wait'], partial(has_shut, mobile.sock)
-            registration = self.waiting.take(uuid, wait, has_left)
+            registration = self.waiting.take(uuid, self.options['rendezvous_wait'], mobile.sock)
         except Refusal:
             gevent.sleep(self.probes.absent(address, uuid))
             raise
         try:
-            self.room.know(mobile.greenlet, mobile.name)
+            self.room.know(mobile.greenlet, 'mobile client')
         except (Refusal, Evicted):
             self.waiting.put_back(registration)
             raise

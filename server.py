@@ -26,12 +26,12 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 
 import options as local
-import pipe
 import takeover
 from entries import Entries, StoreDown
 from limits import Seldom
 from options import HERE, Mistake
 from rendezvous import Rendezvous
+from sockets import Ended, keep_watch
 
 log = logging.getLogger('server')
 
@@ -39,7 +39,8 @@ BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bou
 LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
 DESCRIPTORS = 64  # for what is no connection: the log, Redis, files
 AGAIN_SECONDS = 1
-TRIM_SECONDS = 60  # it takes some milliseconds
+TRIM_SECONDS = 2  # it takes half a millisecond, and five where there is much to give back
+ACCEPTS = 8  # in a turn: each may begin with a handshake, half a millisecond of work
 FINISH_SECONDS = 30  # what pipes may take to finish after SIGTERM
 GOODBYE_SECONDS = 2
 
@@ -74,7 +75,7 @@ class Server:
             if self._inherits:  # who runs goes on
                 raise
             log.error('%s; until it does, nobody can register', error)
-        runs = pipe.watch, self.rendezvous.follow, self.rendezvous.live.run, give_memory_back
+        runs = keep_watch, self.rendezvous.follow, self.rendezvous.live.run, give_memory_back
         for run in runs:
             self._greenlets.spawn(for_ever, run)
         self._server.start()
@@ -111,7 +112,7 @@ class Server:
             self.rendezvous.stop()
         self._connections.join(timeout=seconds)
         for greenlet in list(self._connections):
-            greenlet.kill(pipe.Ended, block=False)
+            greenlet.kill(Ended, block=False)
         self._connections.join(timeout=GOODBYE_SECONDS)
         self._greenlets.kill()
         with suppress(StoreDown):
@@ -152,6 +153,7 @@ class Listener(StreamServer):
     """Accepts connections; where descriptors are used up it makes room and tries again soon."""
 
     max_delay = 0.1  # seconds between two tries; the first are sooner
+    max_accept = ACCEPTS
 
     def __init__(self, sock, rendezvous: Rendezvous, connections: Pool):
         super().__init__(sock, rendezvous.handle, spawn=connections)

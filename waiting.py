@@ -1,22 +1,25 @@
 """Who waits for whom: hidden servers' registrations, and mobile clients for the next one.
 
 For one UUID either registrations wait or mobile clients do, never both, but for registrations that
-have ended and have not noticed it yet. No method but `take` yields, and that one only while it
-waits: between two yields nothing here is half done.
+have ended and have not noticed it yet. One that a mobile client has waited for is handed over: it
+waits no more and is in no pipe yet. No method but `take` yields, and that one only while it waits:
+between two yields nothing here is half done.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable
 
-from gevent import Timeout
+import gevent
 from gevent.event import AsyncResult
 
 from http_head import Refusal
-from pipe import End, Ended, Pipe, has_spoken
+from pipe import End, Pipe
+from sockets import Ended, hang_up_of, has_shut, has_spoken
 
 RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to come back
 MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connections at once
+# After a 200: an old hidden server loses a request that comes in the same read.
+HAND_OVER_SECONDS = 0.05
 
 
 class Moved(Exception):
@@ -27,7 +30,7 @@ class Registration(End):
     """One authenticated, waiting connection of a hidden server."""
 
     def __init__(self, uuid: str, stamp: int, sock):
-        super().__init__(sock, 'hidden server')
+        super().__init__(sock)
         self.uuid, self.stamp = uuid, stamp  # of the entry as it was when it authenticated
         self.pipe: Pipe | None = None  # set at the rendezvous
         self.over = False
@@ -45,6 +48,7 @@ class Waiting:
         self.moved = False
         self._registrations: dict[str, list[Registration]] = {}  # oldest first
         self._mobile_clients: dict[str, deque[AsyncResult]] = {}  # first come first
+        self._handed: dict[str, set[Registration]] = {}
         self._pipes: dict[str, set[Registration]] = {}
         self._seen: dict[str, float] = {}  # time.monotonic() of the last sign, oldest first
 
@@ -57,8 +61,9 @@ class Waiting:
         return {uuid: (self.count(uuid), len(self._pipes.get(uuid, ()))) for uuid in uuids}
 
     def all(self, uuid: str) -> list[Registration]:
-        """Those that wait and those in a pipe."""
-        return [*self._registrations.get(uuid, ()), *self._pipes.get(uuid, ())]
+        """Those that wait, those that are handed over and those in a pipe."""
+        kinds = self._registrations, self._handed, self._pipes
+        return [each for kind in kinds for each in kind.get(uuid, ())]
 
     def move(self) -> list[Registration]:
         """From now on nobody waits here any more; the registrations that did."""
@@ -76,9 +81,11 @@ class Waiting:
     def put_back(self, registration: Registration) -> None:
         """It was taken in vain: it waits on, or the next who waits for it has it."""
         uuid = registration.uuid
+        self._hand_back(registration)
         if registration.over:
             return
         if uuid in self._mobile_clients:
+            self._handed.setdefault(uuid, set()).add(registration)
             self._mobile_clients[uuid].popleft().set(registration)
             self._drop_empty(uuid)
         else:
@@ -87,17 +94,18 @@ class Waiting:
     def discard(self, registration: Registration) -> None:
         """Forgets it, and only it, for good."""
         registration.over = True
+        self._hand_back(registration)
         self._see(registration.uuid)
         if registration in self._registrations.get(registration.uuid, ()):
             self._registrations[registration.uuid].remove(registration)
             self._drop_empty(registration.uuid)
 
-    def take(self, uuid: str, seconds: float, has_left: Callable[[], bool]) -> Registration:
+    def take(self, uuid: str, seconds: float, sock) -> Registration:
         """The newest registration: an old one is likelier to be a dead NAT mapping.
 
         None waits but one did a moment ago: waits for the next one, up to `seconds`, first come
-        first served; who `has_left` by then, or may have, gets none. Raises Refusal where none is
-        to be had, Moved where none will come any more.
+        first served; a mobile client that hangs up, or shuts its sending side, gets none. Raises
+        Refusal where none is to be had, Moved where none will come any more.
         """
         deadline, first = time.monotonic() + seconds, False
         while True:
@@ -108,12 +116,13 @@ class Waiting:
             if registration:
                 registrations.remove(registration)
                 self._drop_empty(uuid)
-            else:
-                registration = self._wait(uuid, deadline - time.monotonic(), first)
-                if has_left():
-                    self.put_back(registration)
-                    raise _absent()
+                return registration
+            registration = self._wait(uuid, deadline - time.monotonic(), first, sock)
+            if has_shut(sock):
+                self.put_back(registration)
+                raise _absent()
             if registration.is_good():
+                self._hand_back(registration)
                 return registration
             self.put_back(registration)
             first = True  # it hung up before we woke: it is our turn still
@@ -139,29 +148,36 @@ class Waiting:
         while now - self._seen[oldest := next(iter(self._seen))] > RECENT_SECONDS:
             del self._seen[oldest]
 
-    def _wait(self, uuid: str, seconds: float, first: bool) -> Registration:
+    def _wait(self, uuid: str, seconds: float, first: bool, sock) -> Registration:
+        """One that is handed over. Raises Refusal or Moved."""
         waiting = len(self._mobile_clients.get(uuid, ()))
         if not self._recent(uuid) or waiting >= MAX_MOBILE_CLIENTS:
             raise _absent()
         mobile_clients, result = self._mobile_clients.setdefault(uuid, deque()), AsyncResult()
         mobile_clients.insert(0 if first else waiting, result)
         try:
-            return result.get(timeout=max(0, seconds))
-        except Timeout:
-            if not result.ready():  # it may have come in the very moment
-                raise _absent() from None
-            return result.get(block=False)  # or it raises Moved
-        except Ended:
+            with hang_up_of(sock, lambda: result.ready() or result.set_exception(_absent())):
+                result.wait(timeout=max(0, seconds))
+            if not result.ready():
+                raise _absent()
+            registration = result.get(block=False)  # or it raises
+            gevent.sleep(HAND_OVER_SECONDS)
+            return registration
+        except Ended:  # the server stops, or the place is needed
             if result.successful():
                 self.put_back(result.value)
-            raise
+            raise Refusal(503, 'the server is stopping or full', 'Retry-After: 5') from None
         finally:
             if result in mobile_clients:
                 mobile_clients.remove(result)
                 self._drop_empty(uuid)
 
+    def _hand_back(self, registration: Registration) -> None:
+        self._handed.get(registration.uuid, set()).discard(registration)
+        self._drop_empty(registration.uuid)
+
     def _drop_empty(self, uuid: str) -> None:
-        for waiting in (self._registrations, self._mobile_clients, self._pipes):
+        for waiting in (self._registrations, self._mobile_clients, self._handed, self._pipes):
             if uuid in waiting and not waiting[uuid]:
                 del waiting[uuid]
 

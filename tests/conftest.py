@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 import auth
 import make_cert
 import options as local
-import pipe
 import store
 from entries import Entries
 from server import Server
@@ -161,8 +160,7 @@ def connect(start, pair):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # sent is on loopback: is there
         if server._options['key_file']:
             context = client_context(pair['crt_file'])
-            sock = pipe.wrap(context, sock, server_hostname='127.0.0.1')
-            sock.do_handshake()
+            sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
         peers.append(Peer(sock))
         return peers[-1]
 
@@ -256,11 +254,13 @@ class Peer:
             self._octets += more
         return self._take(len(self._octets))
 
-    def answer(self) -> Answer:
-        """A response whose body has a Content-Length."""
+    def answer(self, to: str = 'GET') -> Answer:
+        """A response to a method, whose body has a Content-Length."""
         line, *lines = self.until(b'\r\n\r\n').decode().rstrip().split('\r\n')
-        fields = dict(line.split(': ', 1) for line in lines)
-        body = self.receive(int(fields.get('Content-Length', 0)))
+        fields: dict[str, str] = {}
+        for name, value in (line.split(': ', 1) for line in lines):
+            fields[name] = f'{fields[name]}, {value}' if name in fields else value
+        body = b'' if to == 'HEAD' else self.receive(int(fields.get('Content-Length', 0)))
         return Answer(int(line.split()[1]), fields, body)
 
     def shut_sending(self) -> None:

@@ -35,8 +35,8 @@ FILES = sorted(Path(__file__).with_name('hostile').rglob('*.http'))
 REQUEST_BEHIND = get(UUID, '/behind') + b'\0\n\xff'
 PROBE = b'X / HTTP/9.9\r\n\r\n'  # its answer can be no other's: 505
 BEHIND = {'401 and open': PROBE, 'closed': b'a'}  # which does not end what was cut short
-PERMANENT = {400, 403, 407, 414, 431, 505}  # the same again can never work
-FIELDS = {401: 'WWW-Authenticate', 407: 'Proxy-Authenticate', 503: 'Retry-After'}
+PERMANENT = {308, 400, 403, 407, 414, 431, 505}  # the same again can never work
+FIELDS = {308: 'Location', 401: 'WWW-Authenticate', 407: 'Proxy-Authenticate', 503: 'Retry-After'}
 
 
 def pieces(text: str, now: str) -> list[bytes]:
@@ -99,11 +99,15 @@ class Story:
         assert is_silent(self.client)
 
     def is_asked(self, stays: bool) -> None:
-        answer = self.client.answer()
+        method = b''.join(self.case.sent[:5]).decode('latin-1').split()[0]
+        answer = self.client.answer(to=method)
         assert answer.status == 401
-        assert answer.fields.pop('WWW-Authenticate').startswith('Digest realm="rendezvous", ')
-        closes = {} if stays else {'Connection': 'close'}
-        assert answer.fields == {'Content-Length': '0'} | closes
+        challenge = answer.fields.pop('WWW-Authenticate')
+        assert challenge.startswith('Digest realm="rendezvous", ')
+        assert challenge.endswith('", Basic realm="rendezvous"')
+        assert b'the user name is the UUID' in answer.body or method == 'HEAD'
+        closes = {'Connection'} if not stays else set()
+        assert set(answer.fields) == {'Date', 'Content-Type', 'Content-Length'} | closes
         if stays:
             self.client.send(b'' if self.behind else PROBE)
             assert self.client.answer().status == 505
@@ -117,7 +121,7 @@ class Story:
         assert error['diagnostic'].startswith(diagnostic)
         assert error['permanent'] is (status in PERMANENT)
         assert UUID not in str(answer)
-        fields = {'Content-Type', 'Content-Length', 'Connection', FIELDS.get(status)}
+        fields = {'Date', 'Content-Type', 'Content-Length', 'Connection', FIELDS.get(status)}
         assert set(answer.fields) == fields - {None}
         assert self.client.rest() == b''
         assert is_silent(self.hidden)

@@ -11,7 +11,8 @@ import pytest
 from conftest import Peer, get, until
 
 import dialogue
-from pipe import Ended
+from http_head import Refusal
+from sockets import Ended
 from waiting import Registration, Waiting
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi'
@@ -175,12 +176,14 @@ def test_mobile_client_that_left_while_it_waited_is_not_served(start, register, 
 
 def test_who_ends_in_the_moment_of_a_takeover_ends(uuid):
     waiting = Waiting(32)
-    greenlet = gevent.spawn(waiting.take, uuid, 5, lambda: False)
-    gevent.sleep(0)
-    greenlet.kill(Ended, block=False)
-    waiting.move()  # no yield since then
-    greenlet.join()
-    assert isinstance(greenlet.value, Ended)
+    sock, other = socket.socketpair()
+    with sock, other:
+        greenlet = gevent.spawn(waiting.take, uuid, 5, sock)
+        gevent.sleep(0)
+        greenlet.kill(Ended, block=False)
+        waiting.move()  # no yield since then
+        with pytest.raises(Refusal, match='stopping'):
+            greenlet.get()
 
 
 def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(
@@ -192,10 +195,10 @@ def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(
     until(lambda: not server.rendezvous.waiting.count(uuid), 'it is forgotten')
     mobile = connect(server)
     mobile.send(get(uuid))
-    mobile.shut_sending()
     until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
-    register(server, uuid)
+    mobile.shut_sending()
     assert mobile.answer().status == 503
+    assert not server.rendezvous.waiting._mobile_clients
 
 
 def vanish(peer: Peer) -> None:
@@ -236,7 +239,7 @@ def test_registration_that_has_ended_is_passed_over_before_anybody_noticed(
     (living,) = waiting.all(uuid)
     end(register(server, uuid))
     assert waiting.count(uuid) == 2  # no yield since then
-    assert waiting.take(uuid, 0, lambda: False) is living
+    assert waiting.take(uuid, 0, living.sock) is living
     waiting.put_back(living)
     until(lambda: waiting.count(uuid) == 1, 'the other one is forgotten')
 
@@ -244,11 +247,13 @@ def test_registration_that_has_ended_is_passed_over_before_anybody_noticed(
 def test_next_one_is_waited_for_where_the_only_one_has_just_ended(server, register, uuid):
     waiting = server.rendezvous.waiting
     register(server, uuid).shut_sending()
-    taking = gevent.spawn(waiting.take, uuid, 5, lambda: False)
-    gevent.sleep(0)
-    assert waiting.count(uuid) == 1  # nobody has noticed
-    register(server, uuid)
-    waiting.put_back(taking.get())
+    sock, other = socket.socketpair()
+    with sock, other:
+        taking = gevent.spawn(waiting.take, uuid, 5, sock)
+        gevent.sleep(0)
+        assert waiting.count(uuid) == 1  # nobody has noticed
+        register(server, uuid)
+        waiting.put_back(taking.get())
     assert waiting.count(uuid) == 1
 
 

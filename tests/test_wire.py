@@ -17,7 +17,7 @@ import dialogue
 import files
 import make_cert
 import options as local
-import pipe
+import sockets
 
 
 def hello(server, cafile, **attributes) -> ssl.SSLSocket:
@@ -220,7 +220,7 @@ def test_request_of_a_client_with_nagle_is_not_held_up_by_a_delayed_ack(server, 
     def seconds_to_ack() -> float:
         with hello(server, pair['crt_file']) as sock:
             began = time.monotonic()
-            until(lambda: not pipe._tcp_info(sock).segments_unacked, 'it is acknowledged')
+            until(lambda: not sockets.tcp_info(sock).segments_unacked, 'it is acknowledged')
             return time.monotonic() - began
 
     assert min(seconds_to_ack() for _ in range(5)) < 0.03

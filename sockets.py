@@ -1,0 +1,386 @@
+"""What is awkward about sockets: turns, TLS, dead peers, a proper end.
+
+The greenlet that owns a socket is the only one that reads it, says goodbye on it and closes it;
+another one may write to it meanwhile.
+"""
+
+import select
+import socket
+import struct
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ssl import MemoryBIO, SSLContext, SSLError, SSLWantReadError
+from typing import NamedTuple
+
+import gevent
+from gevent.lock import Semaphore
+from gevent.monkey import get_original
+from gevent.socket import wait_read
+
+CHUNK_BYTES = 64 * 1024
+# OpenSSL is given no more at a time than one record of full size, and no more records than these:
+# a KeyUpdate takes it 30 us, and it goes on for as long as it has any.
+FEED_BYTES, FEED_RECORDS = 16 * 1024, 32
+RECORD_TYPES = 20, 21, 22, 23  # change_cipher_spec, alert, handshake, application_data
+# A greenlet that always finds something to read lets the others run after so much, of its own and
+# of those that ran since the hub last looked who has come.
+TURN_SECONDS, TURN_READS = 0.004, 256
+NEXT_TURN_SECONDS = 1e-6  # sleep(0) may come back up to 50 times before the hub looks
+# A peer that still sends is read off until it has been silent for so long (nginx's
+# lingering_timeout), lest an RST destroy our last words.
+LINGER_SECONDS = 5
+MOMENT_SECONDS = 0.5  # for who cannot be told to stop, once it has all that we sent
+# The first probe comes early enough to keep NAT mappings open; three unanswered ones are the end.
+KEEPALIVE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
+USER_TIMEOUT_SECONDS = 60  # RFC 5482: an end that acknowledges nothing for so long is dead
+UNSENT_BYTES = 128 * 1024  # that wait in the kernel for a slow reader, for each connection
+WATCH_SECONDS = 15
+LOOK_SECONDS = 0.1  # between two looks whether who waits is still there
+
+
+class Ended(gevent.GreenletExit):
+    """Raised in the greenlet that owns a socket: say goodbye, it is over."""
+
+
+class _Turn:
+    """How long and how often greenlets have read since the hub last looked who has come."""
+
+    def __init__(self):
+        self._iteration: int | None = None
+        self._began, self._reads = 0.0, 0
+
+    def is_over(self) -> bool:
+        iteration = gevent.get_hub().loop.iteration
+        if iteration != self._iteration:
+            self._iteration, self._began, self._reads = iteration, time.monotonic(), 0
+        self._reads += 1
+        over = self._reads > TURN_READS or time.monotonic() - self._began > TURN_SECONDS
+        if over and iteration < 0:  # libuv does not count: each greenlet has a turn of its own
+            self._iteration = None
+        return over
+
+
+_turn = _Turn()
+
+
+def take_turn() -> None:
+    """Lets the others run where this turn is over: every loop that input drives goes through it."""
+    if _turn.is_over():
+        gevent.sleep(NEXT_TURN_SECONDS)
+
+
+def receive(sock, most: int = CHUNK_BYTES) -> bytes:
+    """What `sock.recv` gives, for loops: it lets the others run where this turn is over."""
+    take_turn()
+    return sock.recv(most)
+
+
+def send(sock, octets: bytes) -> None:
+    """All of `octets`, however long the reader takes; less work a call than sendall."""
+    sent = sock.send(octets)
+    while sent < len(octets):
+        take_turn()
+        sent += sock.send(memoryview(octets)[sent:])
+
+
+class TLSSocket:
+    """TLS over a connection, with what a pipe needs of a socket's methods.
+
+    OpenSSL does not see the connection, only octets in memory: so it can be given few records at a
+    time, nothing of one connection's errors stays for the next one
+    (https://github.com/python/cpython/issues/148594), and a reset is not taken for an end.
+    """
+
+    def __init__(self, context: SSLContext, sock, server_hostname: str | None = None):
+        """A server's side, or with a name to verify a client's. The handshake is to follow."""
+        self.raw = sock
+        self._in, self._out = MemoryBIO(), MemoryBIO()
+        server_side = server_hostname is None
+        self.tls = context.wrap_bio(self._in, self._out, server_side, server_hostname)
+        self._came = b''  # from the connection, not yet given to OpenSSL
+        self._plain = b''  # from OpenSSL, not yet asked for
+        self._has_ended = False
+        self._sending = Semaphore()  # one greenlet at a time, or records would be mixed up
+        self.is_whole = True  # no record was begun and not sent to its end
+
+    def do_handshake(self) -> None:
+        """Raises OSError, of which ssl.SSLError is one."""
+        while True:
+            try:
+                self.tls.do_handshake()
+                return self._flush()
+            except SSLWantReadError:
+                self._flush()
+            except SSLError:
+                with suppress(OSError):
+                    self._flush()  # the alert that says why
+                raise
+            self._next_records()
+            if self._has_ended:
+                raise ConnectionError('TLS: hung up during the handshake')
+
+    def recv(self, most: int) -> bytes:
+        """As a socket's: b'' where the peer has ended, with or without a close_notify.
+
+        Raises OSError where the connection is broken.
+        """
+        while not (self._plain or self._has_ended):
+            if not self._in.pending:
+                self._next_records()
+            self._decrypt()
+        octets, self._plain = self._plain[:most], self._plain[most:]
+        return octets
+
+    def has_octets(self) -> bool:
+        """Whether there is something that came and that nobody has asked for."""
+        return bool(self._plain or self._came or self._in.pending)
+
+    def send(self, octets: bytes) -> int:
+        """Sends all of it."""
+        for start in range(0, len(octets), FEED_BYTES):
+            self.tls.write(octets[start : start + FEED_BYTES])
+        with self._sending:
+            self._flush_out()
+        return len(octets)
+
+    sendall = send
+
+    def close_notify(self) -> None:
+        """Says that this was all (RFC 8446 section 6.1), unless a record has been cut off."""
+        with self._sending:
+            if self.is_whole:
+                with suppress(SSLError, ValueError):  # it wants to read the peer's; or it is broken
+                    self.tls.unwrap()
+                self._flush_out()
+
+    def _next_records(self) -> None:
+        """Gives OpenSSL the next few whole records, as soon as there is one."""
+        while not (size := _whole_records(self._came)):
+            more = receive(self.raw)
+            if not more:
+                self._has_ended = True
+                return
+            self._came += more
+        self._in.write(self._came[:size])
+        self._came = self._came[size:]
+
+    def _decrypt(self) -> None:
+        take_turn()
+        parts = []
+        try:
+            while self._in.pending:
+                part = self.tls.read(FEED_BYTES)
+                if not part:  # a close_notify
+                    self._has_ended = True
+                    break
+                parts.append(part)
+        except SSLWantReadError:
+            pass  # what it was given is for OpenSSL alone
+        self._plain = b''.join(parts)
+        if self._out.pending and not self._sending.locked():
+            self._flush()
+
+    def _flush(self) -> None:
+        """Sends what OpenSSL wants to say of its own; who is sending takes it along."""
+        with self._sending:
+            self._flush_out()
+
+    def _flush_out(self) -> None:
+        while octets := self._out.read():
+            self.is_whole = False
+            send(self.raw, octets)
+            self.is_whole = True
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.raw.settimeout(seconds)
+
+    def setsockopt(self, *option) -> None:
+        self.raw.setsockopt(*option)
+
+    def getsockopt(self, *option):
+        return self.raw.getsockopt(*option)
+
+    def getpeercert(self, binary_form: bool = False):
+        return self.tls.getpeercert(binary_form)
+
+    def shutdown(self, how: int) -> None:
+        self.raw.shutdown(how)
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+def _whole_records(octets: bytes) -> int:
+    """How many of `octets` the next few records take (RFC 8446 section 5.1), whole ones."""
+    size = 0
+    for _ in range(FEED_RECORDS):
+        if size >= FEED_BYTES or len(octets) < size + 5:
+            break
+        if octets[size] not in RECORD_TYPES:
+            return len(octets)  # OpenSSL says what is wrong with it
+        end = size + 5 + int.from_bytes(octets[size + 3 : size + 5], 'big')
+        if end > len(octets):
+            break
+        size = end
+    return size
+
+
+def wrap(context: SSLContext, sock, server_hostname: str | None = None) -> TLSSocket:
+    """Puts TLS on a connection, less the handshake."""
+    return TLSSocket(context, sock, server_hostname)
+
+
+def keep_alive(sock) -> None:
+    """Sets how soon a dead peer is noticed, and that no octet waits for company."""
+    for name, value in (
+        ('TCP_NODELAY', 1),
+        ('TCP_KEEPIDLE', KEEPALIVE_SECONDS),
+        ('TCP_KEEPALIVE', KEEPALIVE_SECONDS),  # the same, on macOS
+        ('TCP_KEEPINTVL', PROBE_SECONDS),
+        ('TCP_KEEPCNT', PROBES),
+        ('TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000),
+        ('TCP_NOTSENT_LOWAT', UNSENT_BYTES),
+    ):
+        set_tcp(sock, name, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def set_tcp(sock, name: str, value: int) -> None:
+    """Sets an option of TCP where the system has it: hidden.py runs on macOS and Windows, too."""
+    if hasattr(socket, name):
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def goodbye(sock, is_whole: bool = True, may_stop: bool = False) -> None:
+    """Closes: all that was sent arrives, and TLS says whether this was all.
+
+    Only for the greenlet that owns the socket. Nothing is raised, and Ended ends it at once.
+    `is_whole` is false where what was sent has been cut off: without TLS an RST says so. With
+    `may_stop` a peer that goes on sending is reset after a moment: nothing else tells it to stop.
+    """
+    if not (is_whole or isinstance(sock, TLSSocket)):
+        return reset(sock)
+    _watched.discard(sock)
+    try:
+        with suppress(OSError):  # it may be a Unix socket
+            set_tcp(sock, 'TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000)
+        if isinstance(sock, TLSSocket) and is_whole:
+            sock.close_notify()
+        raw = getattr(sock, 'raw', sock)
+        raw.shutdown(socket.SHUT_WR)
+        _read_off(raw, may_stop)
+    except (OSError, ValueError, Ended):
+        pass  # it is gone already, or its place is needed
+    finally:
+        sock.close()
+
+
+def _read_off(sock, may_stop: bool) -> None:
+    """Reads until the peer ends or is silent, lest an RST destroy our last words."""
+    began = time.monotonic()
+    sock.settimeout(LINGER_SECONDS)
+    while receive(sock):
+        if may_stop and time.monotonic() - began > MOMENT_SECONDS and is_acknowledged(sock):
+            return  # what it sends now gets it an RST
+
+
+def reset(sock) -> None:
+    """Closes with an RST, which says that what was sent has been cut off. Raises nothing.
+
+    What was sent before that is given a moment to arrive: an RST overtakes it.
+    """
+    _watched.discard(sock)
+    with suppress(OSError), gevent.Timeout(MOMENT_SECONDS, False):
+        while not is_acknowledged(sock):
+            gevent.sleep(0.01)
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    sock.close()
+
+
+class TcpInfo(NamedTuple):
+    """The few fields that are needed of Linux's struct tcp_info."""
+
+    probes: int = 0  # in a row, that were not answered
+    segments_unacked: int = 0
+    octets_acked: int = 0
+    octets_not_sent: int = 0
+
+
+def tcp_info(sock) -> TcpInfo:
+    if not hasattr(socket, 'TCP_INFO'):
+        return TcpInfo()
+    with suppress(OSError):  # it may be closed already
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+        return TcpInfo(*struct.unpack('=3xB20xI92xQ16xI', info))
+    return TcpInfo()
+
+
+def is_acknowledged(sock) -> bool:
+    """Whether the peer's system has all that was sent."""
+    info = tcp_info(sock)
+    return not (info.segments_unacked or info.octets_not_sent)
+
+
+def has_shut(sock) -> bool:
+    """Whether its peer sends no more: it has left, or has shut its sending side."""
+    return _polled(sock, select.POLLRDHUP)
+
+
+def has_spoken(sock) -> bool:
+    """Whether there is something to read, be it the end."""
+    return _polled(sock, select.POLLIN | select.POLLRDHUP)
+
+
+@contextmanager
+def hang_up_of(sock, call: Callable[[], object]) -> Iterator[None]:
+    """Calls once if the peer sends no more meanwhile, though nobody reads what it has sent."""
+
+    def look() -> None:
+        while not has_shut(sock):
+            wait_read(sock.fileno())
+            gevent.sleep(LOOK_SECONDS)  # who has sent something is to be read for ever
+        call()
+
+    looking = gevent.spawn(look)
+    try:
+        yield
+    finally:
+        looking.kill()
+
+
+def _polled(sock, events: int) -> bool:
+    """Whether one of these, an error or a hang-up is there, without a yield."""
+    poll = get_original('select', 'poll')()
+    poll.register(sock, events)
+    return bool(poll.poll(0))
+
+
+_watched: weakref.WeakSet = weakref.WeakSet()
+
+
+def watch(*socks) -> None:
+    """Has `keep_watch` look after these, until they are closed."""
+    _watched.update(socks)
+
+
+def keep_watch() -> None:
+    """For ever: lets a peer in a pipe stop reading for as long as it likes, a paused film, say.
+
+    Linux takes a window that stays closed for TCP_USER_TIMEOUT for a dead peer, though it answers
+    each probe; so it is off while what was sent is acknowledged and the probes are answered.
+    """
+    while True:
+        gevent.sleep(WATCH_SECONDS)
+        for sock in list(_watched):
+            take_turn()
+            info = tcp_info(sock)
+            paused = info.octets_not_sent and not info.segments_unacked and info.probes < PROBES
+            milliseconds = 0 if paused else USER_TIMEOUT_SECONDS * 1000
+            with suppress(OSError):  # it may be closed meanwhile
+                set_tcp(sock, 'TCP_USER_TIMEOUT', milliseconds)
