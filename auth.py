@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 from base64 import b64decode
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 import pyotp
 
@@ -173,4 +173,8 @@ def _queried(target: str) -> str | None:
 def _values(query: str, name: str) -> list[str]:
     """All that stands there as `name=`; there may be thousands of others."""
     pairs = (pair.partition('=') for pair in query.split('&') if pair)
-    return [unquote_plus(value) for key, _, value in pairs if unquote_plus(key) == name]
+    return [
+        unquote_plus(value)
+        for key, _, value in pairs
+        if key == name or ('%' in key and unquote(key) == name)
+    ]
