@@ -32,6 +32,7 @@ from gevent.pool import Pool
 
 import auth
 import dial
+import logs
 import options as local
 import pipe
 import sockets
@@ -211,7 +212,7 @@ def main() -> None:
     except Exception as error:  # whatever comes of a file that is none of ours
         why = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
+    logs.to(logs.screen())
     stopping = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stopping.set)

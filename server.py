@@ -11,7 +11,6 @@ monkey.patch_all()
 import argparse
 import ctypes
 import logging
-import logging.handlers
 import os
 import resource
 import signal
@@ -25,6 +24,7 @@ from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
+import logs
 import options as local
 import takeover
 from entries import Entries, StoreDown
@@ -36,7 +36,6 @@ from sockets import Ended, keep_watch
 log = logging.getLogger('server')
 
 BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bound is 4096
-LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
 DESCRIPTORS = 64  # for what is no connection: the log, Redis, files
 AGAIN_SECONDS = 1
 TRIM_SECONDS = 2  # it takes half a millisecond, and five where there is much to give back
@@ -252,28 +251,12 @@ def what_clients_say(context: ssl.SSLContext, pem: str, host: str) -> str | None
     return None
 
 
-def log_to(file, level=logging.INFO) -> None:
-    """The log goes to a file that is rotated, and to the screen, if any. Raises Mistake."""
-    logging.raiseExceptions = False  # a full disk is no reason to end anything
-    logging.logThreads = False  # it would make a thread object for each greenlet that logs
-    try:
-        handlers = [logging.handlers.RotatingFileHandler(file, 'a', LOG_BYTES, LOG_FILES)]
-    except OSError as error:
-        raise Mistake(
-            f'can not write {file}: {error.strerror}; change its owner or rights'
-        ) from None
-    if sys.stderr.isatty():
-        handlers.append(logging.StreamHandler())
-    form = '%(asctime)s %(levelname)s %(message)s'
-    logging.basicConfig(level=level, format=form, handlers=handlers)
-
-
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()  # there are none: any is a mistake
     os.umask(0o077)
     os.chdir(HERE)
     options = local.load()
-    log_to(HERE / 'server.log')
+    logs.to(logs.file(HERE / 'server.log'), *([logs.screen()] if sys.stderr.isatty() else []))
     sys.excepthook = lambda *error: log.critical('the server dies', exc_info=error)
     try:
         serve(options)

@@ -44,12 +44,10 @@ class Client:
 
     def key_updates(self, requested: int) -> bytes:
         """Python has no name for them; behind its object's head and one pointer is OpenSSL's."""
-        (path,) = {line.split()[-1] for line in open('/proc/self/maps') if 'libssl' in line}
-        library, pointer = (
-            ctypes.CDLL(path),
-            id(self._tls._sslobj) + 3 * ctypes.sizeof(ctypes.c_void_p),
-        )
-        tls = ctypes.c_void_p(ctypes.c_void_p.from_address(pointer).value)
+        with open('/proc/self/maps') as maps:
+            (path,) = {line.split()[-1] for line in maps if 'libssl' in line}
+        library, pointer = ctypes.CDLL(path), ctypes.sizeof(ctypes.c_void_p)
+        tls = ctypes.c_void_p.from_address(id(self._tls._sslobj) + 3 * pointer)
         for _ in range(KEY_UPDATES):
             library.SSL_key_update(tls, requested)
             library.SSL_do_handshake(tls)

@@ -345,12 +345,31 @@ def test_nothing_that_it_writes_is_for_others_to_read(ready, run):
 def test_log_is_rotated(tmp_path):
     """As much as six files of a small size hold, whatever is written."""
     script = (
-        'import server; server.LOG_BYTES = 1000\n'
-        f'server.log_to({str(tmp_path / "server.log")!r})\n'
-        'for number in range(1000): server.log.info("line %d", number)\n'
+        'import server, gevent, logs; from pathlib import Path; logs.LOG_BYTES = 1000\n'
+        f'logs.to(logs.file(Path({str(tmp_path / "server.log")!r})))\n'
+        'for number in range(1000):\n'
+        '    server.log.info("line %d", number)\n'
+        '    while server.logging.root.handlers[0]._writing: gevent.sleep(0)\n'
     )
-    subprocess.run([ROOT / '.venv/bin/python', '-c', script], cwd=ROOT, check=True, timeout=20)
+    subprocess.run([ROOT / '.venv/bin/python', '-c', script], cwd=ROOT, check=True, timeout=60)
     files = list(tmp_path.iterdir())
     assert len(files) == 6
     assert sum(file.stat().st_size for file in files) <= 6000
     assert 'line 999' in (tmp_path / 'server.log').read_text()
+
+
+def test_log_that_nobody_can_write_stops_nobody():
+    """A disk that hangs, a terminal after Ctrl-S: what could not be written is counted."""
+    script = (
+        'import hidden, gevent, logs; logs.BACKLOG = 5000; logs.to(logs.screen())\n'
+        'for number in range(10_000):\n'
+        '    hidden.log.info("line %d", number)\n'
+        '    gevent.sleep(0)\n'
+        'print("it goes on", flush=True)\n'
+    )
+    command = [ROOT / '.venv/bin/python', '-c', script]
+    ran = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert ran.stdout.readline() == b'it goes on\n'
+    _, said = ran.communicate(timeout=60)
+    lost = int(re.search(rb'(\d+) more lines could not be written in time', said)[1])
+    assert said.count(b' INFO line ') + lost == 10_000
