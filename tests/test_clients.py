@@ -164,6 +164,13 @@ def test_curl_gets_by_digest_and_by_basic(site):
 
 
 @installed('curl')
+def test_curl_follows_from_http_to_https(site):
+    """People and local servers leave out the s."""
+    *command, url = curl(site, '/a', '--location-trusted')
+    assert ran(*command, url.replace('https:', 'http:')) == b'/a'
+
+
+@installed('curl')
 def test_curl_posts(site):
     assert ran(*curl(site, '/', '--data', 'x=y')) == summed(b'x=y')
 
@@ -225,6 +232,14 @@ def test_requests(site, scheme):
             assert session.get(site.url('/a?b=c')).content == b'/a?b=c'
         assert session.post(site.url('/'), data=LARGE).content == summed(LARGE)
         assert summed(session.get(site.url('/large')).content) == summed(LARGE)
+
+
+def test_requests_uploads_more_than_it_reads_in_between(site):
+    """It sends all of a body before it looks whether there is a 401."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.auth, session.verify = HTTPDigestAuth(site.uuid, 'any'), site.crt_file
+        assert session.post(site.url('/'), data=LARGE * 5).content == summed(LARGE * 5)
 
 
 WEBSOCKET_SERVER = """

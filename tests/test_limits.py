@@ -47,8 +47,8 @@ def is_served(peer: Peer) -> bool:
         return False
 
 
-def registered(come, server, entries, uuid) -> Peer:
-    peer = come(server)
+def registered(come, server, entries, uuid, address: str = '127.0.0.1') -> Peer:
+    peer = come(server, address)
     peer.send(connect_request(uuid, code(entries, uuid)))
     assert peer.receive(len(OK)) == OK
     return peer
@@ -73,6 +73,59 @@ def test_address_that_has_its_connections_gets_no_more_and_others_do(plain, come
 def test_zero_is_any_number_from_one_address(plain, come):
     server = plain(max_connections_per_address=0, max_connections=1000)
     assert all(is_served(peer) for peer in [come(server) for _ in range(500)])
+
+
+def visited(come, server, entries, uuid, address: str, from_: str = '127.0.0.1'):
+    """A pipe: the hidden server's end and a mobile client's at `address`."""
+    hidden = registered(come, server, entries, uuid, from_)
+    mobile = come(server, address)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    return hidden, mobile
+
+
+def test_places_of_a_pipe_that_drains_are_anybodys(plain, come, entries, uuid, caplog):
+    caplog.set_level('INFO')
+    server = plain(max_connections_per_address=3, drain=300)
+    hidden, mobile = visited(come, server, entries, uuid, '127.0.0.1')
+    mobile.shut_sending()
+    until(lambda: server.rendezvous.room._leavers, 'it drains')
+    others = [come(server) for _ in range(3)]
+    assert all(is_served(peer) for peer in others)
+    assert mobile.rest() == hidden.rest() == b''
+    assert not is_served(come(server))  # these do not drain
+    assert 'mobile client closed' in caplog.text
+
+
+def test_place_of_who_is_read_off_is_anybodys(plain, come):
+    server = plain(max_connections=8)
+    uploads = [come(server) for _ in range(8)]
+    for each in uploads:
+        each.send(b'CONNECT x:443 HTTP/1.1\r\n\r\n')
+        assert each.answer().status == 403
+    others = [come(server) for _ in range(8)]
+    assert all(is_served(peer) for peer in others)
+
+
+def test_address_has_so_many_pipes_to_a_hidden_server(plain, come, entries, uuid):
+    server = plain(max_pipes_per_address=2)
+    pipes = [visited(come, server, entries, uuid, '127.0.0.1') for _ in range(2)]
+    third = come(server)
+    third.send(get(uuid))
+    answer = third.answer()
+    assert answer.status == 429
+    assert int(answer.fields['Retry-After']) > 0
+    visited(come, server, entries, uuid, '127.0.0.2')
+    pipes[0][0].close()
+    assert pipes[0][1].rest() == b''
+    visited(come, server, entries, uuid, '127.0.0.1')
+
+
+def test_hidden_server_does_not_pay_for_its_visitors(plain, come, entries, uuid):
+    server = plain(max_connections_per_address=2)
+    for number in range(5):
+        visited(come, server, entries, uuid, f'127.0.0.{10 + number}', '127.0.0.2')
+    registered(come, server, entries, uuid, '127.0.0.2')
 
 
 def test_ipv6_addresses_of_one_household_count_as_one():

@@ -8,7 +8,7 @@ import uuid as uuids
 
 import gevent
 import pytest
-from conftest import Peer, get, until
+from conftest import OK, Peer, code, connect_request, get, until
 
 import dialogue
 from http_head import Refusal
@@ -137,6 +137,100 @@ def test_only_so_many_mobile_clients_wait(start, register, connect, uuid, monkey
         mobile.close()
     for _ in mobiles:
         register(server, uuid)
+
+
+@pytest.mark.parametrize('end', [Peer.close, Peer.reset, Peer.close_notify, Peer.shut_sending])
+@pytest.mark.parametrize('body', [0, 10_000])
+def test_mobile_client_that_hangs_up_gives_its_turn_to_another(
+    start, register, connect, uuid, monkeypatch, end, body
+):
+    """At once, though nobody reads what it has sent."""
+    monkeypatch.setattr('waiting.MAX_MOBILE_CLIENTS', 1)
+    server = start(rendezvous_wait=60)
+    register(server, uuid).close()
+    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+    gone, waiting = connect(server), server.rendezvous.waiting
+    gone.send(get(uuid, '/gone', 'POST', f'Content-Length: {body}') + body * b'x')
+    until(lambda: waiting._mobile_clients, 'it waits')
+    end(gone)
+    if end is Peer.close_notify:  # what follows it, sooner or later
+        gone.shut_sending()
+    until(lambda: not waiting._mobile_clients, 'it waits no more')
+    other = connect(server)
+    other.send(get(uuid, '/other'))
+    until(lambda: waiting._mobile_clients, 'the other one waits')
+    assert register(server, uuid).until(b'\r\n').startswith(b'GET /other ')
+
+
+def test_request_of_one_that_waited_does_not_come_in_the_same_read_as_the_200(
+    start, connect, entries, register, uuid, monkeypatch
+):
+    """Old hidden servers lose it then."""
+    monkeypatch.setattr('waiting.HAND_OVER_SECONDS', 1)
+    server = start(rendezvous_wait=60)
+    register(server, uuid).close()
+    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+    mobile, hidden = connect(server), connect(server)
+    mobile.send(get(uuid))
+    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    hidden.send(connect_request(uuid, code(entries, uuid)))
+    assert hidden.sock.recv(65536) == OK
+    assert hidden.until(b'\r\n\r\n') == REQUEST
+
+
+def test_revocation_finds_a_registration_that_is_just_handed_over(
+    start, connect, entries, register, uuid, monkeypatch
+):
+    monkeypatch.setattr('waiting.HAND_OVER_SECONDS', 3)
+    server = start(rendezvous_wait=60)
+    register(server, uuid).close()
+    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+    mobile = connect(server)
+    mobile.send(get(uuid))
+    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    hidden = register(server, uuid)
+    entries.disable(uuid)
+    assert hidden.rest() == b''
+    mobile.close()
+
+
+def test_mobile_client_that_waits_when_the_server_stops_is_told_to_come_again(
+    start, register, connect, uuid
+):
+    server = start(rendezvous_wait=60)
+    register(server, uuid).close()
+    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+    mobile = connect(server)
+    mobile.send(get(uuid))
+    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    stopping = gevent.spawn(server.stop)
+    answer = mobile.answer()
+    assert (answer.status, answer.fields['Retry-After']) == (503, '5')
+    mobile.close()
+    stopping.get()
+
+
+@pytest.mark.parametrize(
+    ('accept', 'kind'), [('text/html,*/*;q=0.8', 'text/plain'), ('*/*', 'application/json')]
+)
+def test_challenge_says_what_the_user_name_is(server, connect, accept, kind):
+    mobile = connect(server)
+    mobile.send(REQUEST[:-2] + f'Accept: {accept}\r\n\r\n'.encode())
+    answer = mobile.answer()
+    assert answer.fields['Content-Type'].startswith(kind)
+    assert b'the user name is the UUID of a hidden server' in answer.body
+    assert 'Date' in answer.fields
+
+
+@pytest.mark.parametrize('method', ['GET', 'HEAD', 'POST'])
+def test_plain_http_on_the_tls_port_is_sent_to_https(server, method):
+    peer = Peer(socket.create_connection(('127.0.0.1', server.port)))
+    peer.send(f'{method} /a?b=c HTTP/1.1\r\nHost: example.com:8899\r\n\r\n'.encode())
+    answer = peer.answer(to=method)
+    assert answer.status == 308
+    assert answer.fields['Location'] == 'https://example.com:8899/a?b=c'
+    assert peer.rest() == b''
+    peer.close()
 
 
 def test_one_that_pipes_counts_as_here(start, register, connect, uuid, monkeypatch):
@@ -277,6 +371,15 @@ def test_registrations_that_died_in_silence_are_not_tried_one_after_the_other(
     mobile.send(get(uuid))
     assert mobile.answer().status == 503
     assert server.rendezvous.waiting.count(uuid) == 1
+
+
+def test_dead_registration_costs_nothing_where_nothing_drains(start, register, connect, uuid):
+    server = start(drain=0)
+    living = register(server, uuid)
+    vanish(register(server, uuid))
+    mobile = connect(server)
+    mobile.send(get(uuid))
+    assert living.until(b'\r\n\r\n') == REQUEST
 
 
 def test_request_that_was_taken_is_not_sent_twice(server, register, connect, uuid):

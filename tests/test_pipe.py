@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,9 +10,10 @@ from contextlib import suppress
 
 import gevent
 import pytest
-from conftest import code, connect_request, cut_off, get, until
+from conftest import DEADLINE_SECONDS, code, connect_request, cut_off, get, until
 
 import sockets
+from pipe import ANSWERED_SECONDS
 
 HEAD = b'HTTP/1.1 200 OK\r\n\r\n'
 MEGABYTE = os.urandom(1024 * 1024)
@@ -153,6 +155,52 @@ def test_answer_behind_a_shut_sending_side_may_pause_for_less_than_drain(joined)
     assert hidden.rest() == b''
 
 
+def test_answer_in_bursts_behind_a_shut_sending_side_arrives_whole(start, register, connect, uuid):
+    server = start(drain=5)
+    hidden, mobile = register(server, uuid), connect(server)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    mobile.shut_sending()
+    for start_ in range(0, len(MEGABYTE), 2**18):
+        hidden.send(MEGABYTE[start_ : start_ + 2**18])
+        gevent.sleep(0.8)
+    assert mobile.rest() == MEGABYTE
+
+
+def test_hidden_server_that_owes_an_answer_has_all_of_drain(start, register, connect, uuid):
+    server = start(drain=60)
+    hidden, mobile = register(server, uuid), connect(server)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    hidden.send(b'100 continue')
+    assert mobile.receive(12) == b'100 continue'
+    mobile.send(b'body')
+    mobile.shut_sending()
+    assert hidden.receive(4) == b'body'
+    gevent.sleep(1.5 * ANSWERED_SECONDS)
+    hidden.send(MEGABYTE)
+    assert mobile.receive(len(MEGABYTE)) == MEGABYTE
+    hidden.close()
+
+
+def test_visit_ends_soon_behind_its_answer_and_its_time_is_that_of_its_octets(
+    start, register, connect, uuid, monkeypatch, caplog
+):
+    """Nearly all clients that shut their sending side have left; a local server keeps it open."""
+    caplog.set_level('INFO')
+    monkeypatch.setattr('pipe.ANSWERED_SECONDS', 3)
+    server = start(drain=300)
+    hidden, mobile = register(server, uuid), connect(server)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    hidden.send(HEAD)
+    assert mobile.receive(len(HEAD)) == HEAD
+    mobile.close()
+    assert hidden.rest() == b''
+    until(lambda: 'closed after' in caplog.text, 'it is logged')
+    assert float(re.search(r'closed after ([0-9.]+) s: mobile client closed', caplog.text)[1]) < 3
+
+
 def test_slow_reader_behind_a_shut_sending_side_is_not_taken_for_silence(joined):
     hidden, mobile = joined
     mobile.shut_sending()
@@ -176,6 +224,46 @@ def test_mobile_client_that_is_gone_ends_an_endless_answer(joined):
     mobile.close()
     assert hidden.rest() == b''
     streaming.kill()
+
+
+def test_endless_answer_ends_with_its_viewer(joined, monkeypatch):
+    """Nothing but an RST tells who only sends to stop; it need not be silent for that."""
+    monkeypatch.setattr(sockets, 'LINGER_SECONDS', 300)
+    hidden, mobile = joined
+
+    def stream():
+        while True:
+            hidden.send(b'a frame')
+            gevent.sleep(0.01)
+
+    streaming = gevent.spawn(stream)
+    assert mobile.receive(7) == b'a frame'
+    mobile.close()
+    with pytest.raises(OSError, match=r'(?i)reset|broken pipe|eof'):
+        streaming.get(timeout=DEADLINE_SECONDS)
+
+
+@pytest.mark.parametrize('_', range(5))
+def test_reset_that_a_write_meets_first_cuts_the_answer_off(server, joined, _):
+    """The mobile client is still sending when the hidden server is reset."""
+    hidden, mobile = joined
+    if server._tls:
+        mobile.sock.suppress_ragged_eofs = False
+
+    def send() -> None:
+        while True:
+            mobile.send(b'x' * 1000)
+            gevent.sleep(0)
+
+    sending = gevent.spawn(send)
+    hidden.receive(1000)
+    hidden.send(HEAD + b'half of it')
+    mobile.receive(len(HEAD + b'half of it'))
+    hidden.reset()
+    with cut_off() if server._tls else pytest.raises(ConnectionResetError):
+        mobile.rest()
+        sending.get()  # without TLS, which of the two the system tells is a matter of luck
+    sending.kill()
 
 
 @pytest.mark.parametrize('which', ['hidden', 'mobile'])
