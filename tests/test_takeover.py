@@ -1,6 +1,7 @@
 """A new server takes over from the one that runs: nothing that its clients could notice."""
 
 import os
+import re
 import signal
 import socket
 import ssl
@@ -274,3 +275,32 @@ def test_folder_that_can_not_hold_the_socket_is_said_and_it_serves(folder):
     assert listens(port)
     assert 'no new server can take over: server.sock' in folder.log()
     os.rmdir(folder.path / takeover.PATH)
+
+
+def test_mobile_client_that_can_not_be_passed_on_ends_without_a_traceback(folder, client):
+    """The new server has taken over, and died since."""
+    old, _ = folder.serve()
+    entry, late = folder.add(), client()
+    new, _ = folder.serve()
+    until(lambda: 'stopping' in folder.log(), 'the new one has taken over')
+    new.end(signal.SIGKILL)
+    late.send(get(entry['uuid'][0]))
+    assert late.rest().split()[1:2] in ([], [b'503'])
+    late.close()
+    assert old.process.wait(timeout=20) == 0
+    assert re.search(
+        r' INFO 127\.0\.0\.1:\d+ (lost: .*Connection refused|refused: 503)', folder.log()
+    )
+    assert 'Traceback' not in folder.log() + old.said()
+
+
+@pytest.mark.deadline(60)
+def test_server_that_hangs_keeps_no_new_one_from_serving(folder):
+    hanging, _ = folder.serve()
+    os.kill(hanging.pid, signal.SIGSTOP)
+    folder.set(rendezvous_port=free_port())  # the other one is the hanging one's still
+    impatient = 'import server, takeover; takeover.ANSWER_SECONDS = 0.2; '
+    folder.start('-c', impatient + 'server.local.main(server.main)')
+    until(lambda: folder.log().count('listening on port') == 2, 'the new one serves')
+    assert listens(folder.options['rendezvous_port'])
+    assert folder.log().count('what runs here does not hand over: no answer') == takeover.TRIES
