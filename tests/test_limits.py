@@ -8,6 +8,7 @@ import sys
 import time
 import uuid as uuids
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -250,6 +251,25 @@ def test_asking_again_for_the_same_is_no_probing(plain, come, pauses):
     server, absent = plain(unknown_per_minute=3), str(uuids.uuid4())
     assert {asked(come, server, absent).status for _ in range(20)} == {503}
     assert not any(pauses)
+
+
+def test_absent_uuid_that_is_polled_for_ever_keeps_no_other_in_the_count(
+    plain, come, monkeypatch, pauses
+):
+    """A hidden server's own app asks on; what else its address asked for was long ago."""
+    now, names = 0.0, [str(uuids.uuid4()) for _ in range(6)]
+    monkeypatch.setattr(limits, 'time', SimpleNamespace(monotonic=lambda: now))
+    server = plain(unknown_per_minute=2)
+
+    def statuses(at: float, *names: str) -> set[int]:
+        nonlocal now
+        now = at
+        return {asked(come, server, name).status for name in names}
+
+    assert statuses(100, *names[:3]) == {503}
+    for seconds in range(10, 100, 10):
+        assert statuses(100 + seconds, names[0]) == {503}
+    assert statuses(200, *names[3:]) == {503}
 
 
 def test_prober_is_served_again_after_a_minute(plain, come, monkeypatch, pauses):

@@ -1,10 +1,12 @@
 """A mobile client asks: section 2, on real connections."""
 
+import gc
 import json
 import re
 import socket
 import time
 import uuid as uuids
+import weakref
 
 import gevent
 import pytest
@@ -119,6 +121,21 @@ def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
     waiting.discard(gone)
     waiting.add(living)
     assert hidden.until(b'\r\n\r\n') == REQUEST
+
+
+class Name(str):
+    """A UUID of which it can be told whether anybody has it still."""
+
+
+def test_those_who_were_here_long_ago_are_forgotten(monkeypatch):
+    monkeypatch.setattr('waiting.RECENT_SECONDS', 0)
+    waiting, kept = Waiting(32), weakref.WeakSet()
+    for number in range(1000):
+        name = Name(number)
+        kept.add(name)
+        waiting.discard(Registration(name, 0, None))
+    gc.collect()
+    assert len(kept) < 10
 
 
 def test_only_so_many_mobile_clients_wait(start, register, connect, uuid, monkeypatch):
