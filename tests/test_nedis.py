@@ -61,6 +61,7 @@ def test_anything_is_read_or_is_unreadable_from_a_line_on(octets):
         (rb'set a "\x41\"\\\n\q"', [b'set', b'a', b'A"\\\nq']),
         (rb"set a 'b \'\n'", [b'set', b'a', rb"b '\n"]),
         (b'set a ""', [b'set', b'a', b'']),
+        (b"set '' b", [b'set', b'', b'b']),
     ],
 )
 def test_line_has_the_words_that_redis_finds_in_it(line, words, entries):

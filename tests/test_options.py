@@ -313,6 +313,7 @@ def test_both_ends_of_the_range_are_in_it(tmp_path, name):
     [
         *('', ' ', '*', '127.0.0.1 ', 'a.b:8899', '[::1]', 'http://a.b', 'a..b', 'a.b.', '-a.b'),
         *('1.2.3', '1.2.3.256', 'a_b-.c', 'bücher.example', 'a' * 64, 'a\nb', 'a\0b', '::1%\n'),
+        *('\u212aitchen.example', '\u017ferver.example'),  # k and s to a regex that ignores case
     ],
 )
 def test_host_that_is_none_is_refused(tmp_path, name, host):
@@ -321,7 +322,17 @@ def test_host_that_is_none_is_refused(tmp_path, name, host):
 
 @pytest.mark.parametrize(
     'host',
-    ['192.0.2.1', '::', 'fd00::2', 'localhost', 'rendezvous.example', 'my_redis', '3com.com'],
+    [
+        *('192.0.2.1', '::', 'fd00::2', 'FD00::2'),
+        *(
+            'localhost',
+            'rendezvous.example',
+            'RENDEZVOUS.Example',
+            'my_redis',
+            '3com.com',
+            'a' * 63,
+        ),
+    ],
 )
 def test_addresses_and_names_are_hosts(tmp_path, host):
     (tmp_path / 'local.py').write_text(f'options = {{"redis_host": {host!r}}}')
@@ -398,8 +409,9 @@ def reaches(sock: socket.socket, address: str) -> bool:
         return False
 
 
-def test_localhost_is_this_machine_alone():
-    given = {'rendezvous_host': 'localhost', 'rendezvous_port': 0}
+@pytest.mark.parametrize('name', ['localhost', 'LocalHost'])
+def test_localhost_is_this_machine_alone(name):
+    given = {'rendezvous_host': name, 'rendezvous_port': 0}
     with listener(DEFAULTS | given) as sock:
         assert local.is_loopback(sock.getsockname()[0])
 

@@ -82,8 +82,12 @@ def test_no_ticket_is_sent(server, pair, version):
         assert not sock.session.has_ticket
 
 
+OP_ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # without it OpenSSL 3 refuses by itself
+
+
 @pytest.mark.skipif(not shutil.which('openssl'), reason='openssl is not installed')
 def test_renegotiation_is_refused(server, pair):
+    server.rendezvous.context.options |= OP_ALLOW_CLIENT_RENEGOTIATION
     command = ['openssl', 's_client', '-tls1_2', '-connect', f'127.0.0.1:{server.port}']
     ran = subprocess.run(command, input=b'R\n', capture_output=True, timeout=10)
     assert b'RENEGOTIATING' in ran.stdout + ran.stderr
