@@ -19,7 +19,7 @@ from visitor import LINK, link
 
 CLIPBOARD = ['clipboardReadWrite', 'clipboardSanitizedWrite']
 
-pytestmark = pytest.mark.deadline(60)
+pytestmark = pytest.mark.deadline(120)
 
 
 class Story:

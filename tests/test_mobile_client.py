@@ -66,7 +66,7 @@ def test_unknown_and_offline_get_the_same_answer_at_once(server, connect, uuid):
 
 
 def test_mobile_client_waits_for_a_hidden_server_that_was_here(start, register, connect, uuid):
-    server = start(rendezvous_wait=10)
+    server = start(rendezvous_wait=60)
     register(server, uuid).close()
     until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
     mobile = connect(server)
@@ -89,7 +89,7 @@ def test_wait_ends_with_503(start, register, connect, uuid):
 
 
 def test_mobile_clients_that_wait_are_served_in_turn(start, register, connect, uuid):
-    server = start(rendezvous_wait=10)
+    server = start(rendezvous_wait=60)
     register(server, uuid).close()
     mobiles = []
     for number in range(5):
@@ -107,7 +107,7 @@ def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
     start, register, connect, uuid
 ):
     """One is handed over and gone before the mobile client wakes; another one comes in between."""
-    server = start(rendezvous_wait=10)
+    server = start(rendezvous_wait=60)
     waiting = server.rendezvous.waiting
     register(server, uuid).close()
     hidden = register(server, uuid)
@@ -140,7 +140,7 @@ def test_those_who_were_here_long_ago_are_forgotten(monkeypatch):
 
 def test_only_so_many_mobile_clients_wait(start, register, connect, uuid, monkeypatch):
     monkeypatch.setattr('waiting.MAX_MOBILE_CLIENTS', 2)
-    server = start(rendezvous_wait=10)
+    server = start(rendezvous_wait=60)
     register(server, uuid).close()
     until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
     mobiles = [connect(server) for _ in range(2)]
@@ -252,7 +252,7 @@ def test_plain_http_on_the_tls_port_is_sent_to_https(server, method):
 
 def test_one_that_pipes_counts_as_here(start, register, connect, uuid, monkeypatch):
     monkeypatch.setattr('waiting.RECENT_SECONDS', 0)
-    server = start(rendezvous_wait=10)
+    server = start(rendezvous_wait=60)
     hidden, mobile, waiter = register(server, uuid), connect(server), connect(server)
     joined(hidden, mobile, get(uuid))
     waiter.send(get(uuid))
@@ -262,7 +262,7 @@ def test_one_that_pipes_counts_as_here(start, register, connect, uuid, monkeypat
 
 def test_one_that_was_here_long_ago_is_not_waited_for(start, register, connect, uuid, monkeypatch):
     monkeypatch.setattr('waiting.RECENT_SECONDS', 0)
-    server = start(rendezvous_wait=20)
+    server = start(rendezvous_wait=60)
     register(server, uuid).close()
     until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
     mobile = connect(server)
@@ -272,7 +272,7 @@ def test_one_that_was_here_long_ago_is_not_waited_for(start, register, connect, 
 
 @pytest.mark.parametrize('how', ['close', 'reset'])
 def test_mobile_client_that_left_while_it_waited_is_not_served(start, register, connect, uuid, how):
-    server = start(rendezvous_wait=10)
+    server = start(rendezvous_wait=60)
     waiting = server.rendezvous.waiting
     register(server, uuid).close()
     until(lambda: not waiting.count(uuid), 'it is forgotten')
@@ -301,7 +301,7 @@ def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(
     start, register, connect, uuid
 ):
     """Nobody can tell it from one that has left."""
-    server = start(rendezvous_wait=10)
+    server = start(rendezvous_wait=60)
     register(server, uuid).close()
     until(lambda: not server.rendezvous.waiting.count(uuid), 'it is forgotten')
     mobile = connect(server)

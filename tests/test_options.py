@@ -427,7 +427,7 @@ def bare(tmp_path_factory):
 @pytest.mark.parametrize('program', ['server.py', 'hidden.py', 'users_app.py', 'make_cert.py'])
 def test_python_without_the_packages_goes_on_in_venv_or_says_how_to_make_one(folder, bare, program):
     def helped() -> subprocess.CompletedProcess:
-        run = {'cwd': folder.path, 'capture_output': True, 'text': True, 'timeout': 10}
+        run = {'cwd': folder.path, 'capture_output': True, 'text': True, 'timeout': 30}
         return subprocess.run([bare, program, '--help'], **run)
 
     without = helped()

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import gevent
 import pytest
-from conftest import OK, Peer, connect_request, free_port, get, until
+from conftest import DEADLINE_SECONDS, OK, Peer, connect_request, free_port, get, until
 from programs import Folder, listens
 
 import auth
@@ -243,7 +243,7 @@ def test_successor_that_dies_changes_nothing(folder, client, octets, monkeypatch
         sock.connect(takeover.PATH)
         sock.sendall(octets)
         sock.shutdown(socket.SHUT_WR)
-        gevent.socket.wait_read(sock.fileno(), timeout=5)
+        gevent.socket.wait_read(sock.fileno(), timeout=DEADLINE_SECONDS)
     mobile = client()
     mobile.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
     assert mobile.answer().status == 401
@@ -251,7 +251,7 @@ def test_successor_that_dies_changes_nothing(folder, client, octets, monkeypatch
     assert 'Traceback' not in folder.log() + program.said()
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(90)
 def test_of_several_that_start_at_once_one_is_left(folder):
     old, port = folder.serve()
     new = [folder.start('server.py') for _ in range(3)]
@@ -294,7 +294,7 @@ def test_mobile_client_that_can_not_be_passed_on_ends_without_a_traceback(folder
     assert 'Traceback' not in folder.log() + old.said()
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(90)
 def test_server_that_hangs_keeps_no_new_one_from_serving(folder):
     hanging, _ = folder.serve()
     os.kill(hanging.pid, signal.SIGSTOP)

@@ -5,6 +5,7 @@ from html import unescape
 
 import pytest
 import requests
+from conftest import DEADLINE_SECONDS
 from programs import Folder, Program
 
 ROW = re.compile('href="/entries/(.*)">(?:<bdi>(.*)</bdi>|<i>without a label</i>)</a>')
@@ -56,7 +57,7 @@ class Visitor:
         with requests.Session() as session:
             session.trust_env = False  # no proxy
             session.cookies = self.cookies
-            return session.request(method, self.url + path, timeout=10, **more)
+            return session.request(method, self.url + path, timeout=DEADLINE_SECONDS, **more)
 
     def send(self, path: str, headers: dict | None = None, **fields) -> requests.Response:
         """Sends a form."""
