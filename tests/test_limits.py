@@ -67,8 +67,10 @@ def test_address_that_has_its_connections_gets_no_more_and_others_do(plain, come
     assert all(is_served(peer) for peer in peers)
     assert not is_served(come(server))
     assert is_served(come(server, '127.0.0.2'))
-    peers[0].close()
-    until(lambda: is_served(come(server)), 'there is a place again')
+    for peer in peers[:2]:
+        peer.close()
+    until(lambda: len(server._connections) == 2, 'they have left')  # the one from elsewhere stays
+    assert [is_served(come(server)) for _ in range(3)] == [True, True, False]
 
 
 def test_zero_is_any_number_from_one_address(plain, come):
@@ -137,6 +139,18 @@ def test_ipv6_addresses_of_one_household_count_as_one():
     with pytest.raises(limits.Evicted):
         room.enter(third, '2001:db8::3')
     room.enter(third, '2001:db8:0:1::3')
+
+
+def test_those_who_have_left_leave_nothing_behind():
+    room = Room(100, 2)
+    before = repr(vars(room))
+    for number in range(1000):
+        greenlet = gevent.Greenlet()
+        room.enter(greenlet, f'10.0.{number // 256}.{number % 256}')
+        if number % 2:
+            room.know(greenlet, 'mobile client')
+        room.leave(greenlet)
+    assert repr(vars(room)) == before
 
 
 def test_the_oldest_stranger_makes_room_for_a_new_one(plain, come):
