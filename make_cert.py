@@ -30,6 +30,7 @@ def certificate_for(host: str) -> tuple[bytes, x509.Certificate]:
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
+    names: list[x509.GeneralName]
     try:
         names = [x509.IPAddress(ipaddress.ip_address(host))]
     except ValueError:

@@ -54,7 +54,8 @@ def read(file: Path) -> Found:
 
 def find(octets: bytes) -> Found:
     values: dict[bytes, tuple[int, bytes]] = {}
-    left, unreadable = [], None
+    left: list[tuple[int, str]] = []
+    unreadable = None
     try:
         for line, words in commands(octets):
             left += _replay(values, line, words)
@@ -109,8 +110,10 @@ def _array(octets: bytes, at: int) -> tuple[list[bytes], int | None]:
     at = head.end()
     for _ in range(int(head[1])):
         bulk = _BULK.match(octets, at)
-        end = bulk and bulk.end() + int(bulk[1])
-        if not bulk or octets[end : end + 2] != b'\r\n':
+        if not bulk:
+            return [], None
+        end = bulk.end() + int(bulk[1])
+        if octets[end : end + 2] != b'\r\n':
             return [], None
         words.append(octets[bulk.end() : end])
         at = end + 2

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 MAKE_CERT = '.venv/bin/python make_cert.py'  # what makes key and certificate, in sentences
 
 # name: (default, the types it may have, the least it may be, the most it may be)
-_OPTIONS = {
+_OPTIONS: dict[str, tuple] = {
     'rendezvous_host': ('127.0.0.1', (str,), None, None),
     'rendezvous_port': (8899, (int,), 0, 65535),
     'listen_host': (None, (str, type(None)), None, None),
