@@ -108,6 +108,7 @@ def test_what_the_file_says_in_the_end_counts():
     assert find(octets).left == [(1, 'line 15 sets it anew'), (15, 'line 22 deletes it')]
     assert labels(octets + array('set', FIRST, entry('again'))).keys() == {FIRST, SECOND}
     assert labels(octets + array('set', SECOND, 'no entry')) == {}
+    assert labels(octets + array('set', FIRST, SECOND)) == {SECOND: 'second'}  # a value is no key
 
 
 @pytest.mark.parametrize(
