@@ -123,6 +123,29 @@ def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
     assert hidden.until(b'\r\n\r\n') == REQUEST
 
 
+def test_turn_of_a_mobile_client_whose_registration_hung_up_is_not_lost(
+    start, register, connect, uuid
+):
+    """It stays before one that came later."""
+    server = start(rendezvous_wait=60)
+    waiting = server.rendezvous.waiting
+    register(server, uuid).close()
+    until(lambda: not waiting.count(uuid), 'it is forgotten')
+
+    def wait(count: int) -> None:
+        until(lambda: len(waiting._mobile_clients.get(uuid, ())) == count, f'{count} wait')
+
+    for number, target in enumerate(('/first', '/second'), 1):
+        connect(server).send(get(uuid, target))
+        wait(number)
+    gone = Registration(uuid, 0, None)
+    waiting.add(gone)
+    waiting.discard(gone)
+    wait(2)
+    for target in (b'/first', b'/second'):
+        assert register(server, uuid).until(b'\r\n').split()[1] == target
+
+
 class Name(str):
     """A UUID of which it can be told whether anybody has it still."""
 
