@@ -142,7 +142,7 @@ def test_ipv6_addresses_of_one_household_count_as_one():
 
 
 def test_those_who_have_left_leave_nothing_behind():
-    room = Room(100, 2)
+    room = Room(100, 2, 0)
     before = repr(vars(room))
     for number in range(1000):
         greenlet = gevent.Greenlet()
