@@ -4,9 +4,11 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 
+import gevent
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -22,6 +24,8 @@ CONNECTIONS = 16  # as many questions to Redis at a time, however many register
 ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond; more is no answer
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
 SILENT_SECONDS = 5  # then it is asked whether it is still there
+SLICE = 200  # entries that are looked at without a pause, some 5 ms
+ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
 
 
 class StoreDown(Mistake):
@@ -96,15 +100,20 @@ class Entries:
         `created` is in seconds since 1970, or None: nobody knows.
         """
         # A set: SCAN may return a key more than once.
-        keys = self._ask(lambda: set(self._redis.scan_iter(match='*-*-*-*-*', count=1000)))
-        uuids = [key for key in keys if UUID.fullmatch(key) and key == key.lower()]
-        values = self._ask(self._redis.mget, uuids) if uuids else []
-        entries = [
-            {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
-            for uuid, value in zip(uuids, values, strict=True)
-            if value is not None  # it was deleted just now
-        ]
+        keys = self._ask(lambda: set(self._redis.scan_iter(ANY_UUID, count=1000)))
+        entries = []
+        for some in slices(keys):
+            uuids = [key for key in some if UUID.fullmatch(key) and key == key.lower()]
+            values = self._ask(self._redis.mget, uuids) if uuids else []
+            pairs = zip(uuids, values, strict=True)
+            # None: it was deleted just now
+            entries += [_shown(uuid, value) for uuid, value in pairs if value is not None]
         return sorted(entries, key=lambda entry: (entry['labels'], entry['uuid']))
+
+    def shown(self, uuid: str) -> dict | None:
+        """What `all` gives of one entry, or None: there is none. Raises StoreDown."""
+        (value,) = self._ask(self._redis.mget, uuid)
+        return None if value is None else _shown(uuid, value)
 
     def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> dict | None:
         """Makes and keeps a new entry, or None: that UUID has one. Raises StoreDown."""
@@ -155,9 +164,11 @@ class Entries:
         return self._change(uuid, with_secret)
 
     def delete(self, uuid: str) -> bool:
+        keys = [f'{name}:{uuid}' for name in ('seen', 'rendezvous', 'refused')]
+
         def forget(client: redis.Redis) -> bool:
             with client.pipeline() as transaction:
-                transaction.delete(uuid).delete(f'seen:{uuid}', f'rendezvous:{uuid}')
+                transaction.delete(uuid).delete(*keys)
                 return bool(transaction.publish(CHANGES, uuid).execute()[0])
 
         return self.ask(forget)
@@ -231,6 +242,18 @@ class Entries:
         pool.connection_kwargs['password'] = store.password()
         pool.reset()  # those that there are go on without
         return True
+
+
+def slices(items: Iterable, size: int = SLICE) -> Iterator[list]:
+    """The items, some at a time; before each some others have their turn."""
+    items = iter(items)
+    while some := list(islice(items, size)):
+        gevent.sleep(0)
+        yield some
+
+
+def _shown(uuid: str, value: str) -> dict:
+    return {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
 
 
 def _printable(error: Exception) -> str:

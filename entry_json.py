@@ -11,16 +11,29 @@ import auth
 DIGITS = 8  # of a code; programs for node-rendezvous know only 6
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
 JOINERS = '\u200c\u200d'  # of letters, in Persian, and of pictures
+CHARACTERS = 64 * 1024  # of an entry: hundreds of times what we write
+LEVELS = 20  # of lists and objects in each other; ours has two
 LATEST = 253402300800  # the year 10000, in seconds since 1970: no calendar goes on
 
 
 def read(value: str | bytes | None) -> dict | None:
-    """The entry; what is no JSON object is none."""
+    """The entry; what is no JSON object is none, nor what is too large or too deep for one."""
+    if not value or len(value) > CHARACTERS:
+        return None
     try:
-        entry = json.loads(value or 'null')
+        entry = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) else None
+    return entry if isinstance(entry, dict) and not _is_deep(entry) else None
+
+
+def _is_deep(entry: dict) -> bool:
+    """Whether there is more in it than JSON or `repr` go down to, when it is written again."""
+    layer = [entry]
+    for _ in range(LEVELS):
+        inner = [each.values() if isinstance(each, dict) else each for each in layer]
+        layer = [each for some in inner for each in some if isinstance(each, dict | list)]
+    return bool(layer)
 
 
 def secret(uuid: str, digits: int, issuer: str) -> dict:
@@ -46,7 +59,7 @@ def digits(entry: dict) -> int:
     """Of its codes: 6 where it does not say it, as node-rendezvous did not."""
     parameters = entry.get('authParams')
     found = parameters.get('digits', 6) if isinstance(parameters, dict) else DIGITS
-    return found if found in (6, 7, 8) else DIGITS
+    return found if type(found) is int and found in (6, 7, 8) else DIGITS
 
 
 def is_sound(entry: dict) -> bool:

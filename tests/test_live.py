@@ -258,6 +258,54 @@ def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
     assert live.history(entries, uuid) == []
 
 
+def test_one_is_told_as_all_are(server, connect, register, entries, uuid):
+    told, other = server.rendezvous.live, str(uuids.uuid4())
+    assert entries.shown(other) is None
+    assert live.now_of(entries, other) == Now()
+    entries.ask(lambda redis: redis.set('live:0123456789abcdef', 'no hash', ex=60))
+    peers = [register(server, uuid), *piped(connect, register, server, uuid)]
+    told.write(server.rendezvous.waiting.counts())
+    assert [entries.shown(uuid)] == [each for each in entries.all() if each['uuid'] == uuid]
+    one, of_all = live.now_of(entries, uuid), live.now(entries)[uuid]
+    assert one[:2] == (1, 1) == of_all[:2]
+    assert (one.address, one.seen > 0) == ('127.0.0.1', True)
+    entries.ask(lambda redis: redis.delete('live:0123456789abcdef'))
+    for peer in peers:
+        peer.close()
+
+
+def test_last_twenty_refusals_are_kept_the_newest_first_until_the_entry_is_deleted(
+    server, entries, uuid
+):
+    told, other = server.rendezvous.live, str(uuids.uuid4())
+    for number in range(50):
+        told.refused(uuid, '192.0.2.1', f'wrong code {number}')
+        told.refused(other, '192.0.2.1', 'unknown')
+    told.write({})
+    told.refused(uuid, '192.0.2.2', 'old secret')
+    told.write({})
+    kept = live.refusals(entries, uuid)
+    whys = ['old secret', *(f'wrong code {number}' for number in range(49, 30, -1))]
+    assert [each['why'] for each in kept] == whys
+    assert kept[0]['address'] == '192.0.2.2'
+    assert abs(kept[0]['at'] - time.time()) < DEADLINE_SECONDS
+    assert live.refusals(entries, other) == []
+    entries.delete(uuid)
+    assert live.refusals(entries, uuid) == []
+
+
+def test_refusals_of_made_up_uuids_are_bounded_while_redis_is_away(server, entries, uuid):
+    told = Live(entries, server.rendezvous.waiting)
+    for _ in range(live.REFUSED + 100):
+        made_up = str(uuids.uuid4())
+        for _ in range(live.REFUSALS + 1):
+            told.refused(made_up, '192.0.2.1', 'unknown')
+    assert sum(map(len, told._refused.values())) == live.REFUSED * live.REFUSALS
+    told.refused(uuid, '192.0.2.1', 'wrong code')
+    told.write({})
+    assert len(live.refusals(entries, uuid)) == 1
+
+
 ODD = ['x', '[]', '{"at": "x", "address": 1}', '{}', '1', '{"at": 1e999, "address": ""}']
 
 
