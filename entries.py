@@ -1,15 +1,19 @@
 """The entries in Redis: the only file that knows its keys and the JSON in them."""
 
 import json
+import logging
+import math
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 
 import gevent
 import redis
+from gevent.lock import Semaphore
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -20,16 +24,25 @@ from auth import UUID
 from entry_json import DIGITS
 from options import Mistake
 
+log = logging.getLogger('entries')
+
 CONNECTIONS = 16  # as many questions to Redis at a time, however many register
+PLACE_SECONDS = 10  # that a question may wait for those before it: a slow disk is no dead Redis
+ANEW_SECONDS = 1  # between two times that all connections are made anew
 ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond; more is no answer
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
 SILENT_SECONDS = 5  # then it is asked whether it is still there
 SLICE = 200  # entries that are looked at without a pause, some 5 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
+EVICTS = 'Redis may delete entries where its memory is full: set maxmemory-policy %s to noeviction'
 
 
 class StoreDown(Mistake):
     """Redis does not answer, or not as it should."""
+
+
+class StoreRefuses(StoreDown):
+    """Redis answers and does not do what it is asked: it is read-only, full, or we may not."""
 
 
 class WrongPassword(StoreDown):
@@ -41,9 +54,9 @@ class Entries:
 
     def __init__(self, options: dict):
         self._options, self._issuer = options, options['rendezvous_host']
-        pool = redis.BlockingConnectionPool(
-            max_connections=CONNECTIONS,
-            timeout=ANSWER_SECONDS,
+        self._places = Semaphore(CONNECTIONS)
+        self._anew_at = -math.inf
+        pool = redis.ConnectionPool(
             host=options['redis_host'],
             port=options['redis_port'],
             password=options['redis_auth'] or None,
@@ -67,6 +80,10 @@ class Entries:
         except WrongPassword as error:
             raise Mistake(str(error)) from None  # unlike a Redis that is down, it stays so
         self._store.look()
+        with suppress(StoreDown):  # it does not say
+            policy = self._ask(self._redis.info, 'memory').get('maxmemory_policy', '')
+            if policy.startswith('allkeys'):
+                log.warning(EVICTS, policy)
 
     def close(self) -> None:
         """Ends the embedded store if this process started it."""
@@ -214,25 +231,48 @@ class Entries:
         return self._ask(question, self._redis)
 
     def _ask(self, command, *args, **kwargs):
+        if not self._places.acquire(timeout=PLACE_SECONDS):
+            raise StoreDown(
+                f'Redis is busy: no turn for this question within {PLACE_SECONDS} seconds'
+            )
         try:
             return self._try(command, *args, **kwargs)
         except redis.AuthenticationError as error:
             sentence = 'set redis_auth in local.py to its password, or redis_port to another one'
-            raise WrongPassword(f'Redis refuses us ({_printable(error)}): {sentence}') from None
+            raise WrongPassword(f'Redis refuses us ({_said(error)}): {sentence}') from None
+        except redis.ResponseError as error:
+            sentence = 'mend that there, or set redis_host and redis_port in local.py'
+            raise StoreRefuses(f'Redis refuses ({_said(error)}): {sentence}') from None
         except (redis.RedisError, OSError, ValueError) as error:  # it may be no Redis at all
             sentence = 'start it, or set redis_host and redis_port in local.py'
-            raise StoreDown(f'Redis does not answer ({_printable(error)}): {sentence}') from None
+            raise StoreDown(f'Redis does not answer ({_said(error)}): {sentence}') from None
+        finally:
+            self._places.release()
 
     def _try(self, command, *args, **kwargs):
         """What it answers; where that is ours to mend, at the second try or the third."""
+        began = time.monotonic()
         for tries_left in (2, 1, 0):
             try:
                 return command(*args, **kwargs)
-            except redis.ConnectionError as error:
-                refused = isinstance(error, redis.AuthenticationError)
-                mend = self._learn_password if refused else self._store.start
-                if not tries_left or not mend():
+            except (redis.ConnectionError, redis.ResponseError) as error:
+                if not tries_left or not self._mend(error, began):
                     raise
+
+    def _mend(self, error: redis.RedisError, began: float) -> bool:
+        """Whether a question that began then is worth another try."""
+        if isinstance(error, redis.AuthenticationError):
+            return self._learn_password()
+        if isinstance(error, redis.ConnectionError):
+            return self._store.start()
+        return 'READONLY' in _said(error) and self._connect_anew(began)
+
+    def _connect_anew(self, began: float) -> bool:
+        """After a fail-over: the connections that there are lead to the primary of before."""
+        if time.monotonic() > self._anew_at + ANEW_SECONDS:
+            self._anew_at = time.monotonic()
+            self._redis.connection_pool.reset()
+        return began <= self._anew_at
 
     def _learn_password(self) -> bool:
         """Whether what we lacked is the embedded server's own password."""
@@ -256,6 +296,8 @@ def _shown(uuid: str, value: str) -> dict:
     return {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
 
 
-def _printable(error: Exception) -> str:
-    """Its text, which Redis may have written, for a line of the log."""
-    return re.sub('[^ -~]', '?', str(error))[:200]
+def _said(error: Exception) -> str:
+    """What Redis or the system says, for a line of the log; nothing of what was asked: a secret."""
+    text = str(error).rpartition(' of pipeline caused error: ')[2].partition(', with args')[0]
+    code = getattr(error, 'status_code', None) or ''
+    return re.sub('[^ -~]', '?', f'{code} {text}'.strip())[:200]

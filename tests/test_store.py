@@ -14,16 +14,20 @@ import uuid as uuids
 from contextlib import closing, contextmanager, suppress
 
 import gevent
-import gevent.server
+import gevent.event
 import pytest
 import redis
 from conftest import OK, Peer, connect_request, free_port, until
+from faults import Relay
+from gevent.server import StreamServer
 from programs import Folder, Outside, command_line
 from visitor import Visitor
 
 import auth
+import entries as entries_module
+import live
 import store
-from entries import Entries, StoreDown
+from entries import CONNECTIONS, Entries, StoreDown, StoreRefuses
 from options import DEFAULTS, Mistake
 
 NOBODY = 65534
@@ -340,7 +344,7 @@ def test_answer_that_gets_lost_makes_no_entry_look_taken(redis_options):
                     return
                 sock.sendall(answer)
 
-    proxy = gevent.server.StreamServer(('127.0.0.1', 0), handle)
+    proxy = StreamServer(('127.0.0.1', 0), handle)
     proxy.start()
     entries = Entries(DEFAULTS | redis_options | {'redis_port': proxy.server_port})
     uuid = str(uuids.uuid4())
@@ -395,7 +399,7 @@ def squatter(folder, request):
             told.append(octets)
             sock.sendall(noauth * octets.count(b'*'))
 
-    class Server(gevent.server.StreamServer):
+    class Server(StreamServer):
         def do_read(self):
             with as_nobody():
                 return super().do_read()
@@ -442,3 +446,148 @@ def test_password_that_was_lost_on_a_full_disk_is_made_anew(folder, entries):
         pytest.raises(redis.AuthenticationError),
     ):
         stranger.ping()
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A Redis that is not ours, and our part of it."""
+    port = free_port()
+    with Outside(tmp_path, port) as outside:
+        outside.entries = Entries(DEFAULTS | {'redis_port': port})
+        outside.entries.open()
+        yield outside
+        outside.entries.close()
+
+
+def tell(entries: Entries, *command):
+    return entries.ask(lambda redis: redis.execute_command(*command))
+
+
+def make_it_fail_to_save(entries: Entries) -> None:
+    (folder,) = tell(entries, 'CONFIG GET', 'dir').values()
+    os.mkdir(os.path.join(folder, 'dump.rdb'))
+    tell(entries, 'CONFIG SET', 'save', '3600 1')
+    tell(entries, 'BGSAVE')
+    failed = 'rdb_last_bgsave_status', 'err'
+    until(lambda: failed in tell(entries, 'INFO', 'persistence').items(), 'it can not save')
+
+
+REFUSES = {
+    'READONLY': ('REPLICAOF', '127.0.0.1', '1'),
+    'OOM': ('CONFIG SET', 'maxmemory', '1'),
+    'NOPERM': ('ACL SETUSER', 'default', '-set', '-evalsha'),
+    'MISCONF': (),
+}
+
+
+@pytest.mark.parametrize('code', REFUSES)
+def test_redis_that_refuses_is_told_as_what_it_says_and_read_all_the_same(outside, code):
+    entries, uuid = outside.entries, str(uuids.uuid4())
+    secret = entries.add(uuid, ['kitchen'])['authParams']['base32']
+    tell(entries, *REFUSES[code]) if REFUSES[code] else make_it_fail_to_save(entries)
+    writes = [
+        lambda: entries.add(str(uuids.uuid4()), []),
+        lambda: entries.rename(uuid, ['x']),
+        lambda: entries.count_try(uuid, '192.0.2.1', True, False, 1.0),
+    ]
+    for write in writes:
+        with pytest.raises(StoreRefuses, match=rf'Redis refuses \(.*{code} .*\): mend') as caught:
+            write()
+        assert 'authParams' not in str(caught.value)
+    assert entries.get(uuid)['authParams']['base32'] == secret
+    assert [each['labels'] for each in entries.all()] == [['kitchen']]
+    assert live.now(entries) == {}
+
+
+def test_after_a_fail_over_the_new_primary_is_asked(outside, tmp_path):
+    """The old one goes on as a replica, and our connections to it are as good as ever."""
+    (tmp_path / 'new').mkdir()
+    new_port = free_port()
+    relay = Relay(('127.0.0.1', outside.entries._options['redis_port']))
+    entries = Entries(DEFAULTS | {'redis_port': relay.port})
+    with Outside(tmp_path / 'new', new_port):
+        questions = [gevent.spawn(entries.add, str(uuids.uuid4()), []) for _ in range(8)]
+        gevent.joinall(questions, raise_error=True)
+        tell(outside.entries, 'REPLICAOF', '127.0.0.1', '1')
+        relay._address = '127.0.0.1', new_port
+        questions = [gevent.spawn(entries.add, str(uuids.uuid4()), []) for _ in range(8)]
+        gevent.joinall(questions, raise_error=True)
+        assert len(entries.all()) == 8
+        entries.close()
+    relay.stop()
+
+
+def test_redis_that_may_evict_entries_gets_a_warning(outside, caplog):
+    entries = outside.entries
+    for policy in ('noeviction', 'volatile-lru'):
+        tell(entries, 'CONFIG SET', 'maxmemory-policy', policy)
+        entries.open()
+    assert not caplog.records
+    tell(entries, 'CONFIG SET', 'maxmemory-policy', 'allkeys-lfu')
+    tell(entries, 'ACL SETUSER', 'default', '-config')
+    entries.open()
+    (record,) = caplog.records
+    assert 'set maxmemory-policy allkeys-lfu to noeviction' in record.getMessage()
+    tell(entries, 'ACL SETUSER', 'default', '-info')
+    entries.open()
+    assert len(caplog.records) == 1
+
+
+def test_questions_that_wait_for_others_are_answered_and_start_no_store(outside, monkeypatch):
+    """Many more at a time than there are connections, and each takes its time."""
+    monkeypatch.setattr(store.Store, 'start', lambda _: pytest.fail('it is not dead'))
+
+    def handle(sock, _) -> None:
+        with socket.create_connection(('127.0.0.1', port)) as far:
+            while question := sock.recv(65536):
+                gevent.sleep(0.25)  # a disk that is slow
+                far.sendall(question)
+                sock.sendall(far.recv(65536))
+
+    port, proxy = outside.entries._options['redis_port'], StreamServer(('127.0.0.1', 0), handle)
+    with closing(proxy):
+        proxy.start()
+        entries = Entries(DEFAULTS | {'redis_port': proxy.server_port})
+        asking = [gevent.spawn(entries.get, str(uuids.uuid4())) for _ in range(11 * CONNECTIONS)]
+        gevent.joinall(asking, raise_error=True)
+        entries.close()
+
+
+def test_question_that_gets_no_turn_is_told_that_redis_is_busy(outside, monkeypatch):
+    monkeypatch.setattr(entries_module, 'PLACE_SECONDS', 0.1)
+    monkeypatch.setattr(store.Store, 'start', lambda _: pytest.fail('it is not dead'))
+    entries, go_on = outside.entries, gevent.event.Event()
+    asking = [gevent.spawn(entries.ask, lambda _: go_on.wait()) for _ in range(CONNECTIONS)]
+    gevent.sleep(0)
+    with pytest.raises(StoreDown, match='Redis is busy'):
+        entries.all()
+    go_on.set()
+    gevent.joinall(asking, raise_error=True)
+    assert entries.all() == []
+
+
+def test_connections_to_an_outside_redis_that_drop_cost_nobody_a_503(folder, tmp_path):
+    """An idle one, and one that drops when it is asked: Redis was restarted, a NAT forgot it."""
+    to_drop = []
+
+    def handle(sock, _) -> None:
+        with socket.create_connection(('127.0.0.1', port)) as far:
+            while question := sock.recv(65536):
+                if b'\r\nMGET\r\n' in question and to_drop:
+                    to_drop.pop()
+                    return
+                far.sendall(question)
+                sock.sendall(far.recv(65536))
+
+    port, proxy = free_port(), StreamServer(('127.0.0.1', 0), handle)
+    proxy.start()
+    folder.set(redis_host='localhost', redis_port=proxy.server_port, redis_auth='secret')
+    with closing(proxy), Outside(tmp_path, port, 'secret'):
+        _, serves_at = folder.serve()
+        for _ in range(2):
+            to_drop.append(True)
+            assert ask(folder, serves_at, str(uuids.uuid4())).startswith(b'HTTP/1.1 401')
+            assert not to_drop
+        with redis.Redis(port=port, password='secret') as client:
+            client.client_kill_filter(_type='normal', skipme=True)
+        assert ask(folder, serves_at, str(uuids.uuid4())).startswith(b'HTTP/1.1 401')
