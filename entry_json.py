@@ -24,7 +24,10 @@ def read(value: str | bytes | None) -> dict | None:
         entry = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) and not _is_deep(entry) else None
+    may_be_deep = sum(map(str(value).count, '[{')) > LEVELS
+    if not isinstance(entry, dict) or (may_be_deep and _is_deep(entry)):
+        return None
+    return entry
 
 
 def _is_deep(entry: dict) -> bool:
@@ -88,4 +91,4 @@ def printable(value) -> str:
         return c.isprintable() or c in JOINERS or category(c) == 'Zs'  # all kinds of spaces
 
     text = '' if isinstance(value, list | dict) else str(value)
-    return ''.join(c if is_harmless(c) else '\ufffd' for c in text)
+    return text if text.isprintable() else ''.join(c if is_harmless(c) else '\ufffd' for c in text)

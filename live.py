@@ -10,14 +10,13 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
 import gevent
 
 import entry_json
-from entries import ANY_UUID, SLICE, Entries, StoreDown, slices
+from entries import ANY_UUID, SLICE, Entries, StoreDown, scan, slices
 from entry_json import LATEST, printable
 from waiting import Waiting
 
@@ -32,10 +31,10 @@ BACKLOG = 10_000  # rendezvous that are remembered while Redis is down, some 3 M
 REFUSED = 1000  # UUIDs whose refusals are remembered until they are written, some 3 MB
 BATCH = 500  # of each kind in a batch: neither we nor Redis are held up for long
 DAY_SECONDS = 86_400
+SERVERS = 'live:' + '?' * 16, 10_000  # as Redis matches keys; few of so many do
 OCTETS = 2**53  # that a rendezvous may have had: JavaScript's numbers end there
 TEXT = 200  # characters of an address, or of how something ended, that are shown
 
-_SERVER = 'live:' + '?' * 16  # as Redis matches keys
 _COUNTS = re.compile('([0-9]{1,9}) ([0-9]{1,9})', re.A)
 
 # Nothing is written of an entry that is not there (any more), or it would stay for ever. Answers 0,
@@ -185,14 +184,13 @@ class Live:
 def now(entries: Entries) -> dict[str, Now]:
     """By UUID, whatever is known of now; raises StoreDown."""
     found = {}
-    signs = entries.ask(lambda redis: set(redis.scan_iter(f'seen:{ANY_UUID}', count=1000)))
+    signs = entries.ask(lambda redis: scan(redis, f'seen:{ANY_UUID}'))
     for keys in slices(signs):
         values = entries.ask(lambda redis, keys=keys: redis.mget(keys))
         pairs = zip(keys, values, strict=True)
         found |= {key.removeprefix('seen:'): _seen(value) for key, value in pairs}
-    for key in entries.ask(_servers):
-        fields = entries.ask(lambda redis, key=key: dict(_fields(redis, key)))
-        for some in slices(fields.items()):
+    for key in entries.ask(lambda redis: scan(redis, *SERVERS)):
+        for some in slices(entries.ask(lambda redis, key=key: _fields(redis, key)).items()):
             found |= {uuid: _with(found.get(uuid, Now()), counts) for uuid, counts in some}
     return found
 
@@ -201,7 +199,7 @@ def now_of(entries: Entries, uuid: str) -> Now:
     """What is known of one; raises StoreDown."""
 
     def read(redis) -> list:
-        servers = _servers(redis)
+        servers = scan(redis, *SERVERS)
         with redis.pipeline(transaction=False) as questions:
             questions.mget(f'seen:{uuid}')
             for key in servers:
@@ -215,14 +213,12 @@ def now_of(entries: Entries, uuid: str) -> Now:
     return found
 
 
-def _servers(redis) -> set[str]:
-    return set(redis.scan_iter(_SERVER, count=1000))
-
-
-def _fields(redis, key: str) -> Iterator[tuple[str, str]]:
-    """Those of a hash, some at a time: a large one holds nobody up."""
-    if redis.type(key) == 'hash':
-        yield from redis.hscan_iter(key, count=SLICE)
+def _fields(redis, key: str) -> dict[str, str]:
+    """What a hash holds; somebody else's key is none."""
+    if redis.type(key) != 'hash':
+        return {}
+    found = redis.hscan_iter(key, count=SLICE)
+    return {uuid: counts for some in slices(found) for uuid, counts in some}
 
 
 def _with(known: Now, counts) -> Now:

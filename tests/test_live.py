@@ -1,9 +1,10 @@
 """What the server tells of who is here, and what it ends when an entry is changed."""
 
+import gc
 import json
 import time
 import uuid as uuids
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import gevent
 import pytest
@@ -14,8 +15,9 @@ from gevent.server import StreamServer
 import entries as entries_module
 import live
 import store
-from entries import CHANGES
+from entries import CHANGES, StoreDown, slices
 from live import Live, Now
+from options import DEFAULTS
 
 
 def change(entries, uuid: str, **values) -> None:
@@ -361,6 +363,160 @@ def test_server_that_was_held_up_for_long_is_seen_again(
     entries.ask(lambda redis: redis.delete(server.rendezvous.live._key))
     until(lambda: live.now(entries)[uuid].waiting, 'it is online again')
     peer.close()
+
+
+@pytest.mark.parametrize('how', ['flushed', 'aged out'])
+def test_what_waits_unchanged_is_written_anew_where_redis_has_lost_it(
+    quick, start, connect, register, entries, uuid, how
+):
+    server, other = start(), str(uuids.uuid4())
+    entries.add(other, [])
+    waits, changes = register(server, uuid), register(server, other)
+    until(lambda: live.now(entries).get(other, Now()).waiting, 'it is written')
+    key = server.rendezvous.live._key
+    entries.ask(lambda redis: redis.delete(key) if how == 'flushed' else redis.pexpire(key, 1))
+    changes.close()  # what changes is in the next batch
+    until(lambda: live.now(entries)[uuid].waiting, 'what has not changed is there again')
+    assert not live.now(entries)[other].waiting
+    waits.close()
+    entries.delete(other)
+
+
+def test_batch_whose_answer_gets_lost_is_written_once(redis_options, server, entries, uuid):
+    """Again and again, also where the server's hash has aged out meanwhile."""
+    lose = []
+
+    def handle(sock, _) -> None:
+        with socket.create_connection(('127.0.0.1', redis_options['redis_port'])) as redis:
+            while question := sock.recv(65536):
+                redis.sendall(question)
+                answer = redis.recv(65536)
+                if b'\r\nEVAL\r\n' in question and lose:
+                    lose.pop()
+                    return
+                sock.sendall(answer)
+
+    proxy = StreamServer(('127.0.0.1', 0), handle)
+    proxy.start()
+    between = entries_module.Entries(DEFAULTS | redis_options | {'redis_port': proxy.server_port})
+    told = Live(between, server.rendezvous.waiting)
+    row = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
+    for number, losses in enumerate([0, 1, 2, 4]):
+        lose += [True] * losses
+        told.ended(uuid, at=2 * number + 1, **row)
+        told.refused(uuid, '192.0.2.1', str(number))
+        with suppress(StoreDown):
+            told.write({uuid: (number, 0)})
+        told.ended(uuid, at=2 * number + 2, **row)  # that came later, and is in no batch yet
+        entries.ask(lambda redis: redis.delete(told._key))
+        while lose:
+            with suppress(StoreDown):
+                told.write({uuid: (number, 0)})
+    told.write({uuid: (3, 0)})
+    assert [each['at'] for each in live.history(entries, uuid)] == list(range(8, 0, -1))
+    assert [each['why'] for each in live.refusals(entries, uuid)] == ['3', '2', '1', '0']
+    assert live.now_of(entries, uuid).waiting == 3
+    told.write({})
+    between.close()
+    proxy.stop()
+
+
+def test_rendezvous_that_end_while_a_batch_is_written_are_not_dropped(
+    server, entries, uuid, monkeypatch
+):
+    """So many that the oldest fall out."""
+    monkeypatch.setattr(live, 'BACKLOG', 10)
+    told = Live(entries, server.rendezvous.waiting)
+    row = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
+    ask = entries.ask
+
+    def end_some_meanwhile(question):
+        monkeypatch.undo()
+        for number in range(11, 26):
+            told.ended(uuid, at=number, **row)
+        return ask(question)
+
+    for number in range(1, 11):
+        told.ended(uuid, at=number, **row)
+    monkeypatch.setattr(entries, 'ask', end_some_meanwhile)
+    told.write({})
+    kept = [*range(25, 15, -1), *range(10, 0, -1)]
+    assert [each['at'] for each in live.history(entries, uuid)] == kept
+
+
+def test_redis_that_goes_down_is_told_each_time_once(quick, cable, start, entries, uuid, caplog):
+    server = start(redis_port=cable.port)
+    told = server.rendezvous.live
+
+    def errors() -> int:
+        return sum(record.name == 'live' for record in caplog.records)
+
+    for count in (1, 2):
+        cable.cut()
+        for number in range(5):
+            told.ended(uuid, at=float(number), seconds=1, sent=1, received=1, address='', how='')
+            gevent.sleep(0.02)
+        until(lambda c=count: errors() == c, 'it is told')
+        cable.open(cable.port)
+        until(lambda c=count: len(live.history(entries, uuid)) == 5 * c, 'it is written')
+        assert errors() == count
+
+
+MANY = 10_000
+
+
+@contextmanager
+def turns():
+    """The longest that others had to wait for their turn, in seconds of this thread's time."""
+    longest, over = [0.0], []
+
+    def look() -> None:
+        while not over:
+            began = time.thread_time()
+            gevent.sleep(0)
+            longest[0] = max(longest[0], time.thread_time() - began)
+
+    looking = gevent.spawn(look)
+    gevent.sleep(0)
+    try:
+        yield longest
+    finally:
+        over.append(True)
+        looking.join()
+
+
+@pytest.mark.deadline(90)
+def test_many_entries_keep_nobody_waiting(server, entries):
+    entry = {'labels': ['kitchen'], 'created': 1.0, 'authParams': {'base32': 'A' * 64}}
+    made = [str(uuids.uuid4()) for _ in range(MANY)]
+    for some in slices(made, 500):
+        entries.ask(lambda redis, some=some: redis.mset(dict.fromkeys(some, json.dumps(entry))))
+    told = Live(entries, server.rendezvous.waiting)
+    for uuid in made:
+        told.seen(uuid, '192.0.2.1')
+        told.ended(uuid, at=1.0, seconds=1, sent=1, received=1, address='192.0.2.1', how='')
+    text, began, took = json.dumps(entry), time.thread_time(), {}
+    for _ in made:
+        json.loads(text)
+    all_at_once = time.thread_time() - began  # some 50 ms, of which 20 were wanted
+    for name, do in {
+        'writes': lambda: told.write(dict.fromkeys(made, (1, 1))),
+        'entries': entries.all,
+        'now': lambda: live.now(entries),
+        'changes': lambda: told.write(dict.fromkeys(made, (2, 1))),
+    }.items():
+        gc.collect()
+        gc.freeze()
+        with turns() as longest:
+            do()
+        took[name] = longest[0]
+    known = live.now(entries)
+    assert {known[uuid][:2] for uuid in made} == {(2, 1)}
+    assert len(live.history(entries, made[-1])) == 1
+    told.write({})
+    entries.ask(lambda redis: redis.flushall())
+    gc.unfreeze()
+    assert max(took.values()) < all_at_once / 2, took
 
 
 def test_what_happens_while_redis_is_away_is_written_later(
