@@ -24,6 +24,8 @@ from waiting import Moved, Registration, Waiting
 
 log = logging.getLogger('rendezvous')
 
+ENDS_A_SECOND = 150  # registrations, after a takeover: each costs the new server some 3 ms
+ENDS_SECONDS = 25  # but all of them within that, and so more at a time where they are many
 RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
 
 # Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
@@ -54,6 +56,7 @@ class Rendezvous:
         )
         self.probes = Probes(options['unknown_per_minute'])
         self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
+        self.missing = lambda uuid: None  # told of each that a mobile client wants and is not here
         self._changes = 0  # of entries that we were told of
 
     def handle(self, sock, address, uuid: str = '', octets: bytes = b'') -> None:
@@ -97,9 +100,26 @@ class Rendezvous:
             greenlet.kill(Ended, block=False)
 
     def move(self) -> None:
-        """Our successor serves: ends the registrations that wait, they come back to it."""
-        for registration in self.waiting.move():
+        """Our successor serves: ends the registrations that wait, and they come back to it.
+
+        One after the other: all at once would keep it busy for seconds, and everybody waiting.
+        """
+        waiting = self.waiting.move()
+        pause = min(1 / ENDS_A_SECOND, ENDS_SECONDS / max(1, len(waiting)))
+        for registration in waiting:
             registration.greenlet.kill(Ended, block=False)
+            gevent.sleep(pause)
+
+    def move_now(self, uuid: str) -> None:
+        """Ends these first: a mobile client of our successor's waits for one.
+
+        '' means all: the successor has ended, and nobody can ask for them any more.
+        """
+        self.missing(uuid)  # our predecessor may have them still
+        for each in [uuid] if uuid else self.waiting.counts():
+            for registration in self.waiting.all(each):
+                if not registration.pipe:
+                    registration.greenlet.kill(Ended, block=False)
 
     def follow(self) -> None:
         """Ends registrations and pipes whose entry is changed, for as long as Redis answers."""
@@ -263,6 +283,8 @@ class Rendezvous:
         )
 
     def _take(self, mobile: End, uuid: str, address: str) -> Registration:
+        if not self.waiting.count(uuid):
+            self.missing(uuid)
         try:
             registration = self.waiting.take(uuid, self.options['rendezvous_wait'], mobile.sock)
         except Refusal:

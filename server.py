@@ -82,7 +82,7 @@ class Server:
     def open_door(self) -> Event:
         """Lets a successor take over; what is set when it has."""
         try:
-            self.door = takeover.Door(self._server.socket, self._brought)
+            self.door = takeover.Door(self._server.socket, self._brought, self.rendezvous.move_now)
             return self.door.taken_over
         except OSError as error:
             log.warning('no new server can take over: %s: %s', takeover.PATH, error.strerror)
@@ -106,7 +106,7 @@ class Server:
             self.door.close()
         self._server.close()
         if self.door and self.door.taken_over.is_set():
-            self.rendezvous.move()
+            gevent.spawn(self.rendezvous.move)
         else:
             self.rendezvous.stop()
         self._connections.join(timeout=seconds)
@@ -279,6 +279,8 @@ def serve(options: dict) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop, number)
     gevent.signal_handler(signal.SIGHUP, server.reload)
+    if predecessor:
+        server.rendezvous.missing = predecessor.want
     server.start()
     # bin/run.sh waits for that. It can fail, so it comes before the predecessor's door is replaced.
     (HERE / 'server.pid').write_text(f'{os.getpid()}\n')

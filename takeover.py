@@ -3,8 +3,9 @@
 The running one answers on `server.sock`, a Unix socket that only its own user can open. The new one
 asks it for the listening socket: whoever waits in its queue stays there. As soon as the new one
 serves it says so, and has a `server.sock` of its own. From then on the old one accepts nobody, ends
-its waiting registrations, which come back to the new one, and passes mobile clients on that it has
-accepted already. Where the new one dies before that, nothing has changed.
+its waiting registrations one after the other, which come back to the new one, and passes mobile
+clients on that it has accepted already. The new one asks it for those that a mobile client wants:
+they are ended first. Where the new one dies before it serves, nothing has changed.
 """
 
 import json
@@ -31,13 +32,24 @@ class Predecessor:
     """The server that runs already, and its listening socket."""
 
     def __init__(self, control: socket.socket, descriptor: int):
-        self._control = control
+        self._control, self._serving, self._early = control, False, b''
         self.listener = socket.socket(fileno=descriptor)
 
     def let_go(self) -> None:
         """Tells it that its successor serves."""
-        with suppress(OSError), self._control:
-            self._control.sendall(READY + b'\n')
+        self._serving = True
+        with suppress(OSError):
+            self._control.sendall(READY + b'\n' + self._early)
+        self._control.setblocking(False)
+
+    def want(self, uuid: str) -> None:
+        """Has it end the registrations of a UUID next, if it has some: they are wanted here."""
+        line = uuid.encode() + b'\n'
+        if not self._serving:
+            self._early += line
+            return
+        with suppress(OSError):  # it has ended, or is busy
+            self._control.send(line)
 
 
 def predecessor() -> Predecessor | None:
@@ -75,11 +87,15 @@ def pass_on(address: tuple[str, int], uuid: str) -> socket.socket:
 class Door:
     """`server.sock`: a successor gets the listening socket, and brings mobile clients later.
 
+    `handle` serves these; `wanted` is told of each UUID whose registrations the successor wants,
+    and '' when it has ended.
+
     `taken_over` is set when a successor serves.
     """
 
-    def __init__(self, listener: socket.socket, handle):
-        self._listener, self._handle, self.taken_over = listener, handle, Event()
+    def __init__(self, listener: socket.socket, handle, wanted):
+        self._listener, self._handle, self._wanted = listener, handle, wanted
+        self.taken_over = Event()
         self._asked = Semaphore()  # by one successor at a time
         new = f'{PATH}.{os.getpid()}'
         with suppress(FileNotFoundError):
@@ -106,23 +122,32 @@ class Door:
                 self._handle(sock, (host, port), uuid, octets)
                 return
             with self._asked:
-                if not self.taken_over.is_set():
-                    self._hand_over(sock)
+                if self.taken_over.is_set():
+                    return
+                line, octets = self._hand_over(sock)
+            while line and self.taken_over.is_set():
+                line, octets = _line(sock, octets)
+                self._wanted(line.decode())
         except (OSError, ValueError, TypeError) as error:
             log.warning('server.sock: %s', error)
         finally:
             sock.close()
 
-    def _hand_over(self, sock) -> None:
-        """Waits until it serves or ends: given up and serving after all, there would be two."""
+    def _hand_over(self, sock) -> tuple[bytes, bytes]:
+        """Waits until it serves or ends: given up and serving after all, there would be two.
+
+        What it said, and the octets behind that.
+        """
         socket.send_fds(sock, [b'.'], [self._listener.fileno()])
-        if _line(sock)[0] == READY:
+        line, octets = _line(sock)
+        if line == READY:
             self.taken_over.set()
+        return line, octets
 
 
-def _line(sock) -> tuple[bytes, bytes]:
+def _line(sock, octets: bytes = b'') -> tuple[bytes, bytes]:
     """A line less its end, and the octets behind it; ends where the other side does."""
-    octets, more = b'', b'any'
+    more = b'any'
     while more and b'\n' not in octets and len(octets) < LINE_BYTES:
         octets += (more := sock.recv(LINE_BYTES))
     line, _, rest = octets.partition(b'\n')
