@@ -24,8 +24,9 @@ from waiting import Moved, Registration, Waiting
 
 log = logging.getLogger('rendezvous')
 
-ENDS_A_SECOND = 150  # registrations, after a takeover: each costs the new server some 3 ms
-ENDS_SECONDS = 25  # but all of them within that, and so more at a time where they are many
+AWAY = 16  # registrations that are ended after a takeover and not back yet: a moment's work
+BACK_SECONDS = 1  # one that is not back by then may not come at all
+AGAIN_SECONDS = 0.005  # between two looks who is back
 RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
 
 # Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
@@ -56,7 +57,10 @@ class Rendezvous:
         )
         self.probes = Probes(options['unknown_per_minute'])
         self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
-        self.missing = lambda uuid: None  # told of each that a mobile client wants and is not here
+        self.predecessor: takeover.Predecessor | None = None
+        self._away: list[
+            tuple[str, float]
+        ] = []  # UUIDs; when one of it was ended, the oldest first
         self._changes = 0  # of entries that we were told of
 
     def handle(self, sock, address, uuid: str = '', octets: bytes = b'') -> None:
@@ -102,24 +106,35 @@ class Rendezvous:
     def move(self) -> None:
         """Our successor serves: ends the registrations that wait, and they come back to it.
 
-        One after the other: all at once would keep it busy for seconds, and everybody waiting.
+        A few at a time: all at once would keep it busy for seconds, and everybody waiting.
         """
-        waiting = self.waiting.move()
-        pause = min(1 / ENDS_A_SECOND, ENDS_SECONDS / max(1, len(waiting)))
-        for registration in waiting:
-            registration.greenlet.kill(Ended, block=False)
-            gevent.sleep(pause)
+        for registration in self.waiting.move():
+            while len(self._away) >= AWAY and time.monotonic() < self._away[0][1] + BACK_SECONDS:
+                gevent.sleep(AGAIN_SECONDS)
+            del self._away[: max(0, len(self._away) - AWAY + 1)]
+            if not registration.over:
+                registration.greenlet.kill(Ended, block=False)
+                self._away.append((registration.uuid, time.monotonic()))
 
-    def move_now(self, uuid: str) -> None:
-        """Ends these first: a mobile client of our successor's waits for one.
+    def move_next(self, uuid: str) -> None:
+        """A mobile client of our successor's waits for one of these: they are ended now.
 
         '' means all: the successor has ended, and nobody can ask for them any more.
         """
-        self.missing(uuid)  # our predecessor may have them still
+        if self.predecessor:
+            self.predecessor.want(uuid)  # they may be with that still
         for each in [uuid] if uuid else self.waiting.counts():
             for registration in self.waiting.all(each):
                 if not registration.pipe:
                     registration.greenlet.kill(Ended, block=False)
+
+    def moved(self, uuid: str) -> None:
+        """One of these is registered with our successor."""
+        away = [number for number, each in enumerate(self._away) if each[0] == uuid]
+        if away:
+            del self._away[away[0]]
+        elif self.predecessor:
+            self.predecessor.has_back(uuid)
 
     def follow(self) -> None:
         """Ends registrations and pipes whose entry is changed, for as long as Redis answers."""
@@ -178,6 +193,8 @@ class Rendezvous:
             log.info('%s has max_waiting registrations: the oldest is ended', uuid)
         log.info('%s registered %s, %d wait', peer, uuid, self.waiting.count(uuid))
         self.live.seen(uuid, peer.host)
+        if self.predecessor:
+            self.predecessor.has_back(uuid)
         try:
             octets = receive(sock)
         except OSError:
@@ -283,8 +300,8 @@ class Rendezvous:
         )
 
     def _take(self, mobile: End, uuid: str, address: str) -> Registration:
-        if not self.waiting.count(uuid):
-            self.missing(uuid)
+        if self.predecessor and not self.waiting.count(uuid):
+            self.predecessor.want(uuid)
         try:
             registration = self.waiting.take(uuid, self.options['rendezvous_wait'], mobile.sock)
         except Refusal:

@@ -41,6 +41,7 @@ AGAIN_SECONDS = 1
 TRIM_SECONDS = 2  # it takes half a millisecond, and five where there is much to give back
 ACCEPTS = 8  # in a turn: each may begin with a handshake, half a millisecond of work
 FINISH_SECONDS = 30  # what pipes may take to finish after SIGTERM
+MOVE_SECONDS = 60  # more for registrations that are not with a successor yet
 GOODBYE_SECONDS = 2
 
 # What Mozilla calls intermediate: TLS 1.2 with forward secrecy and authenticated encryption, 1.3.
@@ -82,7 +83,8 @@ class Server:
     def open_door(self) -> Event:
         """Lets a successor take over; what is set when it has."""
         try:
-            self.door = takeover.Door(self._server.socket, self._brought, self.rendezvous.move_now)
+            told = self.rendezvous.move_next, self.rendezvous.moved
+            self.door = takeover.Door(self._server.socket, self._brought, *told)
             return self.door.taken_over
         except OSError as error:
             log.warning('no new server can take over: %s: %s', takeover.PATH, error.strerror)
@@ -106,10 +108,13 @@ class Server:
             self.door.close()
         self._server.close()
         if self.door and self.door.taken_over.is_set():
-            gevent.spawn(self.rendezvous.move)
+            moving = gevent.spawn(self.rendezvous.move)
         else:
+            moving = None
             self.rendezvous.stop()
         self._connections.join(timeout=seconds)
+        if moving:
+            moving.join(timeout=MOVE_SECONDS)
         for greenlet in list(self._connections):
             greenlet.kill(Ended, block=False)
         self._connections.join(timeout=GOODBYE_SECONDS)
@@ -279,8 +284,7 @@ def serve(options: dict) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop, number)
     gevent.signal_handler(signal.SIGHUP, server.reload)
-    if predecessor:
-        server.rendezvous.missing = predecessor.want
+    server.rendezvous.predecessor = predecessor
     server.start()
     # bin/run.sh waits for that. It can fail, so it comes before the predecessor's door is replaced.
     (HERE / 'server.pid').write_text(f'{os.getpid()}\n')

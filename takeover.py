@@ -3,9 +3,9 @@
 The running one answers on `server.sock`, a Unix socket that only its own user can open. The new one
 asks it for the listening socket: whoever waits in its queue stays there. As soon as the new one
 serves it says so, and has a `server.sock` of its own. From then on the old one accepts nobody, ends
-its waiting registrations one after the other, which come back to the new one, and passes mobile
-clients on that it has accepted already. The new one asks it for those that a mobile client wants:
-they are ended first. Where the new one dies before it serves, nothing has changed.
+its waiting registrations a few at a time, which come back to the new one, and passes mobile clients
+on that it has accepted already. The new one tells it which are back, and which a mobile client
+wants: they are ended first. Where the new one dies before it serves, nothing has changed.
 """
 
 import json
@@ -23,6 +23,7 @@ log = logging.getLogger('takeover')
 
 PATH = 'server.sock'  # in the working directory: a path from the root may be too long for a socket
 LISTENER, READY = b'listener', b'ready'
+BACK = '+'  # before a UUID: a registration is back; without it, one is wanted
 ANSWER_SECONDS = 20  # until the running one answers, which gives its socket to one at a time
 TRIES = 3  # where another one that is started at the same time was faster
 LINE_BYTES = 1000
@@ -43,13 +44,24 @@ class Predecessor:
         self._control.setblocking(False)
 
     def want(self, uuid: str) -> None:
-        """Has it end the registrations of a UUID next, if it has some: they are wanted here."""
-        line = uuid.encode() + b'\n'
+        """Has it end the registrations of a UUID now, if it has some: they are wanted here."""
+        self._tell(uuid)
+
+    def has_back(self, uuid: str) -> None:
+        """One of these is registered here: the next one may come."""
+        self._tell(BACK + uuid)
+
+    def _tell(self, line: str) -> None:
+        octets = f'{line}\n'.encode()
         if not self._serving:
-            self._early += line
+            self._early += octets
             return
-        with suppress(OSError):  # it has ended, or is busy
-            self._control.send(line)
+        try:
+            self._control.send(octets)
+        except BlockingIOError:
+            pass  # it is busy, and ends all of them in time anyhow
+        except OSError:
+            self._control.close()  # it has ended
 
 
 def predecessor() -> Predecessor | None:
@@ -88,14 +100,14 @@ class Door:
     """`server.sock`: a successor gets the listening socket, and brings mobile clients later.
 
     `handle` serves these; `wanted` is told of each UUID whose registrations the successor wants,
-    and '' when it has ended.
+    and '' when it has ended; `back` of each that is registered there.
 
     `taken_over` is set when a successor serves.
     """
 
-    def __init__(self, listener: socket.socket, handle, wanted):
-        self._listener, self._handle, self._wanted = listener, handle, wanted
-        self.taken_over = Event()
+    def __init__(self, listener: socket.socket, handle, wanted, back):
+        self._listener, self._handle = listener, handle
+        self._wanted, self._back, self.taken_over = wanted, back, Event()
         self._asked = Semaphore()  # by one successor at a time
         new = f'{PATH}.{os.getpid()}'
         with suppress(FileNotFoundError):
@@ -127,7 +139,9 @@ class Door:
                 line, octets = self._hand_over(sock)
             while line and self.taken_over.is_set():
                 line, octets = _line(sock, octets)
-                self._wanted(line.decode())
+                uuid = line.decode()
+                tell = self._back if uuid.startswith(BACK) else self._wanted
+                tell(uuid.removeprefix(BACK))
         except (OSError, ValueError, TypeError) as error:
             log.warning('server.sock: %s', error)
         finally:

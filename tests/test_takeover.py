@@ -190,18 +190,16 @@ def test_registrations_come_back_to_the_new_server(folder, client):
     assert hidden.until(b'\r\n\r\n').startswith(b'GET / ')
 
 
-def test_registrations_are_ended_one_after_the_other_and_first_those_that_are_wanted(
-    folder, client
-):
+def test_registrations_are_ended_a_few_at_a_time_and_first_those_that_are_wanted(folder, client):
     code = folder.path / 'rendezvous.py'
-    slow = re.sub('ENDS_A_SECOND = .*', 'ENDS_A_SECOND = 0.001', code.read_text())
-    code.write_text(re.sub('ENDS_SECONDS = .*', 'ENDS_SECONDS = 10_000', slow))
+    slow = re.sub('AWAY = 16', 'AWAY = 1', code.read_text())
+    code.write_text(re.sub('BACK_SECONDS = 1 ', 'BACK_SECONDS = 1000 ', slow))
     folder.serve()
-    made = [folder.add() for _ in range(4)]
+    made = [folder.add() for _ in range(5)]
     waits = [registered(client, entry) for entry in made]
     folder.serve()
-    assert waits[0].rest() == b''  # the first is ended at once, and then it takes its time
-    for number in (3, 2):
+    assert waits[0].rest() == b''  # the next one is ended when that is back
+    for number in (4, 3):
         mobile = client()
         mobile.send(get(made[number]['uuid'][0]))
         assert waits[number].rest() == b''
@@ -212,8 +210,14 @@ def test_registrations_are_ended_one_after_the_other_and_first_those_that_are_wa
     with pytest.raises(ssl.SSLWantReadError):
         waits[1].sock.recv(1)
     waits[1].sock.settimeout(None)
+    registered(client, made[0]).close()
+    assert waits[1].rest() == b''
+    waits[2].sock.settimeout(0)
+    with pytest.raises(ssl.SSLWantReadError):
+        waits[2].sock.recv(1)
+    waits[2].sock.settimeout(None)
     folder.serve()
-    assert waits[1].rest() == b''  # who could ask for it has ended
+    assert waits[2].rest() == b''  # who could ask for it has ended
 
 
 def test_server_that_can_not_start_leaves_the_old_one_be(folder, client):
