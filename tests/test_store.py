@@ -19,6 +19,7 @@ import pytest
 import redis
 from conftest import OK, Peer, connect_request, free_port, until
 from faults import Relay
+from gevent import monkey
 from gevent.server import StreamServer
 from programs import Folder, Outside, command_line
 from visitor import Visitor
@@ -425,6 +426,25 @@ def test_store_that_ends_in_that_moment_is_not_taken_for_one(folder, entries, mo
     monkeypatch.setattr(store, 'users_at', lambda port: monkeypatch.undo() or set())
     entries._redis.connection_pool.reset()
     assert entries.all() == []
+
+
+def test_looking_who_listens_keeps_nobody_waiting(folder, entries, monkeypatch):
+    """The kernel lists all connections of the machine for that: there may be thousands."""
+    entries.open()
+    lock, found, users_at = monkey.get_original('_thread', 'allocate_lock')(), [], store.users_at
+    lock.acquire()
+
+    def slow(port: int) -> set[int]:
+        found.append(lock.acquire(timeout=10))
+        return users_at(port)
+
+    monkeypatch.setattr(store, 'users_at', slow)
+    entries._redis.connection_pool.reset()
+    asking = gevent.spawn(entries.all)
+    gevent.sleep(0.01)
+    lock.release()  # which we would not come to
+    assert asking.get() == []
+    assert found == [True]
 
 
 @pytest.mark.parametrize('squatter', ['listens'], indirect=True)
