@@ -7,8 +7,12 @@ browser says and as the token in each form proves, and no other page may frame o
 Every user of this machine can connect here: a code, which is printed on the terminal, opens a
 session. A cookie is all that a browser offers to tell one from another, and browsers send it to
 other ports of the same host, too: don't visit other users' servers by the name of this page.
+
+Whoever can connect may also open connections and say nothing, or speak very slowly: each request
+has a deadline, and where there are too many connections the oldest stranger's is ended.
 """
 
+import errno
 import hmac
 import math
 import secrets
@@ -17,15 +21,23 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPException as HTTPClientError
+from http.client import LineTooLong
+from io import BytesIO
 from urllib.parse import SplitResult, urlsplit
 
+import gevent
 from flask import Flask, Response, abort, redirect, render_template, request
-from gevent.pywsgi import WSGIHandler
+from gevent.pywsgi import Input, WSGIHandler, WSGIServer, headers_factory
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
 import options as local
+import sockets
 
+CONNECTIONS = 200  # a browser has six; where descriptors are few there are 256 (macOS)
+SILENT_SECONDS = 60  # in which no request begins, or an answer is not taken whole
+REQUEST_SECONDS = 15  # from its first octet to the last of its body, however slowly they drip
+HEAD_BYTES = 64 * 1024  # of the fields; cookies of other ports of this host are among them
 BODY_BYTES = 64 * 1024  # of a request; the largest form of ours has some hundred
 SESSION_SECONDS = 12 * 60 * 60  # a working day
 WRONG_CODES, WRONG_SECONDS = 10, 60  # so many in so long; nobody guesses 256 bits anyway
@@ -46,16 +58,114 @@ SENTENCES = {  # instead of Werkzeug's
     NotFound.description: 'There is no such page.',
     RequestEntityTooLarge.description: 'That is more than any form here holds.',
 }
+TOO_SLOW = b'HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n'
+HANDLER = 'rendezvous.handler'  # of the connection, in what Flask calls the environment
 NO_REFERRER = {'Referrer-Policy': 'no-referrer'}
 
 
+class Server(WSGIServer):
+    """Accepts as many connections as there are places."""
+
+    backlog = 1024  # of those to be accepted; a crowd takes no one's place there
+    max_accept = 10  # at a time: an accepted one has a descriptor before it has a place
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self._greenlets: dict[Handler, gevent.Greenlet] = {}  # the oldest first
+
+    def handle(self, sock, address) -> None:
+        if len(self._greenlets) >= CONNECTIONS and not self._evict():
+            return
+        sock.settimeout(SILENT_SECONDS)
+        handler = Handler(sock, address, self)
+        self._greenlets[handler] = gevent.getcurrent()
+        try:
+            handler.handle()
+        finally:
+            self._greenlets.pop(handler, None)
+
+    def _evict(self) -> bool:
+        """Ends the oldest connection of a stranger, or one without a request; False: none is."""
+        idle = [each for each in self._greenlets if not each.let_in]
+        if idle:
+            greenlet = self._greenlets.pop(min(idle, key=lambda each: each.known))
+            greenlet.kill(_gone('another one needs the place'), block=False)
+        return bool(idle)
+
+
+def fields(file, *_):
+    """Those of a head, for pywsgi. Raises LineTooLong: http.client alone would read 6 MB."""
+    head, line = bytearray(), b'...'
+    while line.strip(b'\r\n'):
+        line = file.readline(HEAD_BYTES)
+        head += line
+        if len(head) > HEAD_BYTES:
+            raise LineTooLong('head')
+    return headers_factory(BytesIO(head))
+
+
 class Handler(WSGIHandler):
-    """Answers a head that http.client gives up on as any other bad one: with a 400, and no more."""
+    """One connection: each of its requests is here as a whole before it is looked at."""
+
+    MessageClass = staticmethod(fields)
+    let_in = False  # the guard has let in the request that is being answered
+    known = False  # it has let in one before
+    _is_whole = True  # the body has been read
+
+    def handle(self) -> None:
+        with suppress(OSError):  # its client has gone
+            super().handle()
+
+    def handle_one_request(self):
+        """What pywsgi's handler answers; nothing to one that says nothing, 408 to a slow one."""
+        sockets.take_turn()  # requests that come one behind the other stop nobody
+        if not self.rfile.peek(1):
+            return None
+        self._deadline = gevent.Timeout.start_new(REQUEST_SECONDS)
+        try:
+            return super().handle_one_request()
+        except gevent.Timeout as timeout:
+            if timeout is not self._deadline:
+                raise
+            return '408', TOO_SLOW
+        finally:
+            self._deadline.close()
 
     def read_request(self, raw_requestline: str) -> bool:
-        with suppress(HTTPClientError):
+        """Reads the head; one that http.client gives up on gets a 400 as any other bad one."""
+        with suppress(HTTPClientError, OSError, IndexError):  # the last is for HTTP/1
             return super().read_request(raw_requestline)
         return False
+
+    def get_environ(self) -> dict:
+        """With the body, where it is one that is taken."""
+        environ, length = super().get_environ(), self.content_length or 0
+        self._is_whole = length <= BODY_BYTES and 'transfer-encoding' not in self.headers
+        body = self.wsgi_input.read() if self._is_whole else b''
+        environ['wsgi.input'] = self.wsgi_input = Input(BytesIO(body), len(body))
+        environ[HANDLER] = self
+        return environ
+
+    def handle_one_response(self) -> None:
+        self._deadline.close()
+        try:
+            super().handle_one_response()
+        finally:
+            self.known, self.let_in = self.known or self.let_in, False
+        if not self._is_whole:
+            self.close_connection = True
+            sockets.goodbye(self.socket)  # reads the rest off, or the answer might be lost
+
+    def _sendall(self, data) -> None:
+        try:
+            super()._sendall(data)
+        except TimeoutError:
+            raise _gone('it does not read') from None
+
+
+def _gone(why: str) -> ConnectionResetError:
+    """What pywsgi takes for a client that has gone: it ends the connection and says nothing."""
+    return ConnectionResetError(errno.ECONNRESET, why)
 
 
 class Guard:
@@ -95,6 +205,7 @@ class Guard:
             return render_template('login.html', code=''), 403
         if not reads and not _same(request.form.get('token', ''), self._token()):
             abort(403, 'This form is out of date: go back, reload the page and send it again.')
+        request.environ[HANDLER].let_in = True
         return None
 
     def login_page(self):

@@ -16,7 +16,6 @@ import click
 import gevent
 import segno
 from flask import Flask, Response, abort, redirect, render_template, request
-from gevent.pywsgi import WSGIServer
 from markupsafe import Markup
 
 import actions
@@ -28,7 +27,7 @@ import options as local
 import words
 from actions import LABEL_CHARACTERS, Refused
 from entries import DIGITS, Entries, StoreDown
-from guard import NO_REFERRER, Guard, Handler
+from guard import NO_REFERRER, Guard, Server
 from options import Mistake
 
 log = logging.getLogger('page')
@@ -191,9 +190,7 @@ def app(entries: Entries, options: dict, announce: Callable[[str], None] | None 
 def serve(options: dict, host: str, port: int, login: bool) -> None:
     """Shows the page until a signal ends it. Raises Refused or Mistake."""
     entries, loopback = Entries(options), local.is_loopback(host)
-    server = WSGIServer(
-        (host, port), handler_class=Handler, log=None, error_log=None
-    )  # they might quote a login code
+    server = Server((host, port), log=None, error_log=None)  # they might quote a login code
     try:
         server.init_socket()
     except (OSError, UnicodeError) as error:
