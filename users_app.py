@@ -27,7 +27,6 @@ import nedis
 import options as local
 from actions import Refused
 from entries import DIGITS, Entries
-from live import Now
 
 HOST, PORT = '127.0.0.1', 8893
 LEFT_LINES = 20  # of an import that are told one by one
@@ -102,7 +101,7 @@ def list_entries(entries: Entries, options: dict, as_json: bool) -> None:
     """Lists the entries, and what is known of their hidden servers."""
     listed, now = entries.all(), live.now(entries)
     if as_json:
-        known = [listing.known(entry, now.get(entry['uuid'], Now())) for entry in listed]
+        known = [listing.known(entry, now.get(entry['uuid'], live.Now())) for entry in listed]
         click.echo(json.dumps(known, indent=2))
     elif listed:
         columns = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else None
@@ -117,7 +116,7 @@ def list_entries(entries: Entries, options: dict, as_json: bool) -> None:
 def show(entries: Entries, options: dict, uuid: str, secret: bool) -> None:
     """Shows all about an entry, and what to run."""
     entry = actions.found(entries, uuid)
-    now = live.now(entries).get(entry['uuid'], Now())
+    now = live.now_of(entries, entry['uuid'])
     lines = listing.about(entry, now, options, secret)
     lines += listing.history(live.history(entries, entry['uuid']))
     click.echo('\n'.join(lines))
@@ -197,7 +196,7 @@ def _confirm(entries: Entries, uuid: str, question: str, yes: bool) -> None:
         # As for what can not be undone elsewhere: a script has to say that it means it.
         raise click.UsageError('there is no terminal to ask on: --yes says that it is meant')
     entry = actions.found(entries, uuid)
-    now = live.now(entries).get(entry['uuid'], Now())
+    now = live.now_of(entries, entry['uuid'])
     click.echo(listing.ending(entry, now), err=True)
     if not yes:
         click.confirm(question, abort=True, err=True)

@@ -287,8 +287,8 @@ def test_large_body_is_refused(page, path):
 def test_no_variable_of_the_environment_turns_on_debugging(folder, monkeypatch):
     for name in ('FLASK_DEBUG', 'FLASK_ENV', 'FLASK_TESTING', 'WERKZEUG_RUN_MAIN', 'DEBUG'):
         monkeypatch.setenv(name, '1')
-    page = Visitor(folder)
     (folder.path / 'templates' / 'secret.html').write_text('{{ 1 / 0 }}')
+    page = Visitor(folder)
     response = page.change(page.made(), 'secret')
     assert response.status_code == 500
     assert 'That did not work' in response.text  # our own page, and fenced

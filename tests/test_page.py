@@ -1,6 +1,7 @@
 """The page of users_app.py over plain HTTP, and what it leaves in files and in Redis."""
 
 import datetime
+import gc
 import json
 import re
 import shutil
@@ -13,7 +14,9 @@ from html import unescape
 from itertools import chain
 from urllib.parse import parse_qs, urlsplit
 
+import gevent
 import pytest
+import requests
 import segno
 from conftest import until
 from programs import Outside, listens
@@ -21,7 +24,10 @@ from visitor import ALERT, Visitor
 
 import auth
 import make_cert
+import options as local
+import page as our_page
 import words
+from guard import Server
 
 
 @pytest.fixture
@@ -368,8 +374,8 @@ def test_table_shows_who_is_online_whatever_server_says_so(page):
     never, offline, online, piping = sorted(page.made(label=label) for label in 'abcd')
     for uuid in (offline, online):
         seen(page, uuid, 3700)
-    page.folder.redis('HSET', 'live:one', online, '3 0', piping, '0 1')
-    page.folder.redis('HSET', 'live:other', online, '1 2')
+    page.folder.redis('HSET', 'live:0123456789abcdef', online, '3 0', piping, '0 1')
+    page.folder.redis('HSET', 'live:fedcba9876543210', online, '1 2')
     found = re.findall('<tr>.*?(?=<tr>|</table>)', page.ask('GET').text, re.S)[1:]
     rows = {re.search('/entries/(.{36})', row)[1]: row for row in found}
     for uuid, shown in {
@@ -410,6 +416,118 @@ def test_search_and_pages_cope_with_a_thousand_entries(page):
     assert 'Nothing is found' in text(page.ask('GET', '/?q=nothing'))
     after = page.ask('GET', '/?q=Machine+0&page=1').text
     assert '<a rel="next" href="/?q=Machine+0&amp;page=2">' in after.replace('%20', '+')
+
+
+def many(client, count: int) -> list[str]:
+    """Makes so many entries, of which half were here, and half of these are."""
+    found = [str(uuids.uuid4()) for _ in range(count)]
+    parameters = {'base32': 'GEZDGNBVGY3TQOJQ' * 4, 'algorithm': 'sha1', 'digits': 8}
+    for start in range(0, count, 1000):
+        with client.pipeline(transaction=False) as pipeline:
+            for number, each in enumerate(found[start : start + 1000], start):
+                entry = {'uuid': each, 'authParams': parameters, 'labels': [f'Machine {number}']}
+                pipeline.set(each, json.dumps(entry))
+                if number % 2:
+                    sign = {'at': time.time(), 'address': '192.0.2.1'}
+                    pipeline.set(f'seen:{each}', json.dumps(sign))
+                if number % 4 == 1:
+                    pipeline.hset('live:0123456789abcdef', each, '4 1')
+            pipeline.execute()
+    return found
+
+
+@pytest.fixture(scope='module')
+def crowd(redis_options):
+    """The page of 10,000 entries, served in this process."""
+    entries = our_page.Entries(local.DEFAULTS | redis_options)
+    found = entries.ask(lambda client: many(client, 10_000))
+    server = Server(('127.0.0.1', 0), log=None, error_log=None)
+    server.application = our_page.app(entries, local.DEFAULTS | {'key_file': None})
+    server.start()
+    gc.freeze()  # as a page does that is started
+    yield Crowd(entries, f'http://127.0.0.1:{server.server_port}', found)
+    gc.unfreeze()
+    server.stop()
+    entries.ask(lambda client: client.flushall())
+    entries.close()
+
+
+class Crowd:
+    def __init__(self, entries, url: str, uuids: list[str]):
+        self._entries, self._url, self.uuids = entries, url, uuids
+
+    def ask(self, path: str) -> str:
+        with requests.Session() as session:
+            session.trust_env = False
+            response = session.get(self._url + path, timeout=25)
+        assert response.status_code == 200
+        return response.text
+
+    def told(self) -> int:
+        """The octets that Redis has sent."""
+        return self._entries.ask(lambda client: client.info('stats')['total_net_output_bytes'])
+
+
+def longest_turn(run) -> float:
+    """The seconds of CPU for which nobody else had a turn at a time while `run` ran."""
+    turns = []
+
+    def watch() -> None:
+        before = time.thread_time()
+        while True:
+            gevent.sleep(0.001)
+            turns.append(time.thread_time() - before)
+            before = time.thread_time()
+
+    watching = gevent.spawn(watch)
+    try:
+        run()
+    finally:
+        watching.kill()
+    return max(turns)
+
+
+# 7 ms on a machine that does nothing else; it was 560.
+@pytest.mark.parametrize('path', ['/', '/?q=machine+99', '/?page=99', '/entries/{}'])
+def test_ten_thousand_entries_hold_nobody_up(crowd, path):
+    path = path.format(crowd.uuids[0])
+    assert longest_turn(lambda: crowd.ask(path)) < 0.1
+
+
+def test_tabs_that_ask_at_the_same_time_share_a_reading(crowd):
+    before = crowd.told()
+    assert '10000 entries, 2500 online' in crowd.ask('/')
+    once = crowd.told() - before
+    tabs = [gevent.spawn(crowd.ask, '/') for _ in range(8)]
+    gevent.joinall(tabs, raise_error=True)
+    assert crowd.told() - before < 3.5 * once  # the first tab's own, and one for all others
+
+
+def test_page_of_an_entry_reads_no_other(crowd):
+    before = crowd.told()
+    assert 'Machine 5<' in crowd.ask(url(crowd.uuids[5]))
+    assert crowd.told() - before < 50_000
+
+
+FOREIGN = """for number = ARGV[1], ARGV[1] + 9999 do
+  local hex = string.format('%08x00004000800000000000%04x', number, number % 65536)
+  local uuid = string.gsub(hex, '(%x%x%x%x%x%x%x%x)(%x%x%x%x)(%x%x%x%x)(%x%x%x%x)', '%1-%2-%3-%4-')
+  redis.call('SET', string.gsub(KEYS[number % #KEYS + 1], '{}', number % 2 == 1 and hex or uuid), 1)
+end"""
+SHAPES = 'guesses:{}', 'wrong:{}', 'wrong:{}:192.0.2.1', 'right:{}:2001:db8:0:1::/64', 'seen:{}:x'
+
+
+@pytest.mark.deadline(60)
+def test_keys_that_are_nobody_s_entries_are_not_fetched(page):
+    uuid = page.made(label='kitchen')
+    for start in range(0, 200_000, 10_000):
+        page.folder.redis('EVAL', FOREIGN, len(SHAPES), *SHAPES, start)
+    assert page.folder.redis('DBSIZE') == 200_001
+    for path in ('/', url(uuid)):
+        before = page.folder.redis('INFO', 'stats')['total_net_output_bytes']
+        assert 'kitchen' in page.ask('GET', path).text
+        told = page.folder.redis('INFO', 'stats')['total_net_output_bytes'] - before
+        assert told < 100_000  # each key has some 60 octets
 
 
 def url(uuid: str) -> str:

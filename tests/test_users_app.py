@@ -247,7 +247,7 @@ def test_wrong_usage_is_status_2_and_needs_neither_store_nor_local_py(tmp_path):
 
 def test_what_ends_connections_says_so_and_asks_on_a_terminal(folder, shell, uuid):
     shell.says('add', '--uuid', uuid, 'kitchen')
-    folder.redis('HSET', 'live:x', uuid, '4 1')
+    folder.redis('HSET', 'live:0123456789abcdef', uuid, '4 1')
     before = folder.redis('GET', uuid), files(folder, uuid)
     ends = 'registrations that wait: 4, open pipes: 1; they end within two seconds: '
     for command, typed in [
@@ -286,8 +286,8 @@ def four(folder, shell) -> dict[str, str]:
     for state, uuid in found.items():
         shell.says('add', '--uuid', uuid, f'the {state} one')
     shell.says('disable', '--yes', found['disabled'])
-    folder.redis('HSET', 'live:one', found['online'], '4 0')
-    folder.redis('HSET', 'live:other', found['online'], '2 1')
+    folder.redis('HSET', 'live:0123456789abcdef', found['online'], '4 0')
+    folder.redis('HSET', 'live:fedcba9876543210', found['online'], '2 1')
     seen = {'offline': (3 * 86400 + 60, '2001:db8::1'), 'online': (0, '192.0.2.1')}
     for state, (ago, address) in seen.items():
         sign = json.dumps({'at': time.time() - ago, 'address': address})
