@@ -3,6 +3,10 @@
 Exit status: 0; 1 where it can not be done, 2 where the command is wrong, 78 where local.py is.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, at any moment, without a traceback
+
 import in_venv
 
 in_venv.go_on()

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -536,6 +537,18 @@ def test_wrong_codes_are_forgiven(folder, shell, uuid, command):
         folder.redis('LPUSH', key, 1)
     shell.says(command, *(['--yes'] if command != 'enable' else []), uuid)
     assert folder.redis('KEYS', 'wrong:*') == [f'wrong:{other}']
+
+
+@pytest.mark.parametrize('module', ['gevent', 'click', 'redis', 'flask'])
+def test_ctrl_c_is_no_traceback_however_early(tmp_path, module):
+    with Folder(tmp_path) as folder:
+        # What is imported from beside the program tells where it is, and stays there.
+        stays = f"print('now', flush=True)\nimport time\ntime.sleep({ENDS_SECONDS})\n"
+        (folder.path / f'{module}.py').write_text(stays)
+        program = folder.start('users_app.py', '--port', '0')
+        program.until_it_says('now')
+        assert program.end(signal.SIGINT) == -signal.SIGINT
+        assert program.said() == 'now\n'
 
 
 @pytest.mark.parametrize('command', [['list'], ['--help'], ['show', '{uuid}']])
