@@ -11,7 +11,6 @@ from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 
-import gevent
 import redis
 from gevent.lock import Semaphore
 from redis.backoff import NoBackoff
@@ -19,6 +18,7 @@ from redis.retry import Retry
 
 import entry_json
 import guesses
+import sockets
 import store
 from auth import UUID
 from entry_json import DIGITS
@@ -288,7 +288,7 @@ def slices(items: Iterable, size: int = SLICE) -> Iterator[list]:
     """The items, some at a time; before each some others have their turn."""
     items = iter(items)
     while some := list(islice(items, size)):
-        gevent.sleep(0)
+        sockets.take_turn()
         yield some
 
 
