@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import connect_request
 from programs import Folder
-from visitor import Visitor
+from visitor import ALERT, Visitor
 
 import files
 import live
@@ -119,6 +119,8 @@ def looks(page, shell, uuids: list[str]) -> None:
     shell('list')
     for number, uuid in enumerate(uuids):
         assert page.ask('GET', f'/entries/{uuid}').status_code == 200
+        for response in (page.change(uuid, 'secret'), page.ask('GET', f'/entries/{uuid}.json')):
+            assert response.ok or ALERT.search(response.text)
         if number == 4:  # with an odd authURL
             assert uuid in shell('show', '--secret', uuid)
             shell('disable', '--yes', uuid)
