@@ -27,6 +27,7 @@ import files
 import listing
 import live
 import options as local
+import sockets
 import words
 from actions import LABEL_CHARACTERS, Refused
 from entries import DIGITS, Entries, StoreDown, slices
@@ -140,6 +141,7 @@ class Page:
                     reading.set(self._read())
                 except StoreDown as error:
                     reading.set_exception(error)
+            sockets.take_turn()  # each of those who share it makes its page in a turn of its own
             return reading.get()
 
     def _read(self) -> list[dict]:
