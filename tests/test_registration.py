@@ -1,7 +1,9 @@
 """A hidden server registers: section 1, row by row, on real connections."""
 
 import json
+import re
 import socket
+import time
 import uuid as uuids
 from contextlib import suppress
 
@@ -84,6 +86,11 @@ def test_no_response_gets_407(server, connect, uuid, query):
         'uuid:{uuid}?response=12345x',
         'uuid:{uuid}?response=%D9%A1%D9%A2%D9%A3%D9%A4%D9%A5%D9%A6',
         'uuid:{uuid}?response=123456&response=123456',
+        'uuid:{uuid}?response=' + 39 * '0',
+        'uuid:{uuid}?response=' + 41 * '0',
+        'uuid:{uuid}?response=' + 40 * 'A',
+        'uuid:{uuid}?response=' + 63 * 'a' + 'g',
+        'uuid:{uuid}?response=' + 129 * 'a',
     ],
 )
 def test_malformed_gets_400(server, connect, uuid, target):
@@ -133,6 +140,42 @@ def test_entry_says_digits_algorithm_and_step(digits, algorithm):
     assert len(right) == digits
     assert auth.code_is_right(parameters, right, 659)
     assert not auth.code_is_right(parameters, right, 720)
+
+
+def test_long_code_registers(server, connect, entries, uuid):
+    peer = connect(server)
+    long = auth.long_code(entries.get(uuid)['authParams'], time.time())
+    peer.send(connect_request(uuid, long))
+    assert peer.receive(len(OK)) == OK
+
+
+@pytest.mark.parametrize(('algorithm', 'count'), [('sha1', 40), ('SHA256', 64), ('sha512', 128)])
+def test_long_code_is_the_whole_hmac_of_a_step_beside_this_one(algorithm, count):
+    parameters = {'base32': 'A' * 32, 'digits': 8, 'algorithm': algorithm, 'step': 30}
+    now = 1_800_000_015.0
+    codes = {step: auth.long_code(parameters, now + 30 * step) for step in range(-4, 5)}
+    assert {len(long) for long in codes.values()} == {count}
+    right = [step for step, long in codes.items() if auth.code_is_right(parameters, long, now)]
+    assert right == [-1, 0, 1]
+    assert auth.long_code(auth.totp(parameters), now) == codes[0]
+    other = parameters | {'algorithm': 'sha1' if count != 40 else 'sha256'}
+    assert not auth.code_is_right(other, codes[0], now)
+
+
+def test_rfc_4226_vectors():
+    """Appendix D: the HMAC of each count, before it is truncated."""
+    parameters = {'base32': 'GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ'}
+    wholes = [
+        'cc93cf18508d94934c64b65d8ba7667fb7cde4b0',
+        '75a48a19d4cbe100644e8ac1397eea747a2d33ab',
+        '0bacb7fa082fef30782211938bc1c5e70416ff44',
+    ]
+    assert [auth.long_code(parameters, 30 * count) for count in range(3)] == wholes
+    assert [auth.code_is_right(parameters, whole, 30) for whole in wholes] == [True] * 3
+
+
+def test_long_code_of_decimal_digits_alone_is_no_malformed_one(server, connect, uuid):
+    refused(ask(connect, server, connect_request(uuid, '1' * 40)), 401, permanent=False)
 
 
 def test_rfc_6238_vectors():
@@ -269,7 +312,8 @@ def test_no_log_line_and_no_answer_holds_a_code(server, connect, entries, uuid, 
     caplog.set_level('DEBUG')
     right = code(entries, uuid)
     wrong = f'{(int(right) + 500_000) % 1_000_000:06}'
-    for tried in (right, wrong):
+    long = auth.long_code(entries.get(uuid)['authParams'], time.time())
+    for tried in (right, wrong, long, long[::-1]):
         peer = connect(server)
         peer.send(connect_request(uuid, tried))
         peer.until(b'\r\n\r\n')
@@ -277,6 +321,7 @@ def test_no_log_line_and_no_answer_holds_a_code(server, connect, entries, uuid, 
     until(lambda: 'waits no more' in caplog.text, 'the log tells of the end')
     assert right not in caplog.text
     assert wrong not in caplog.text
+    assert not {long, long[::-1]} & set(re.findall('[0-9a-f]{40}', caplog.text))
     assert entries.get(uuid)['authParams']['base32'] not in caplog.text
 
 
