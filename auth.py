@@ -21,7 +21,7 @@ UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}', re.I | re.A)
 _CODE = re.compile('[0-9]{6,8}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{128}', re.A)
 SHORT_DIGITS = 8  # a longer code is a long one
 _ALGORITHMS = {'sha1': hashlib.sha1, 'sha256': hashlib.sha256, 'sha512': hashlib.sha512}
-CODE_WINDOW = 1  # steps before and behind the current one whose codes are right, too
+WINDOW = -1, 0, 1  # the steps, counted from the current one, whose codes are right
 
 # RFC 9110 section 11.2: auth-param = token BWS "=" BWS ( token / quoted-string ), in a list whose
 # empty elements are ignored. Values without quotes may hold more than a token: some clients do.
@@ -86,8 +86,7 @@ def code_is_right(parameters: dict, code: str, now: float) -> bool:
     """Whether `code`, a short or a long one, is the one at `now`, in seconds since 1970, or next
     to it. Raises as totp does.
     """
-    window = range(-CODE_WINDOW, CODE_WINDOW + 1)
-    return steps_off(parameters, code, now, window) is not None
+    return steps_off(parameters, code, now, WINDOW) is not None
 
 
 def steps_off(parameters: dict, code: str, now: float, steps: Iterable[int]) -> int | None:

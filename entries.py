@@ -4,11 +4,9 @@ import json
 import logging
 import math
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import cached_property
 from itertools import islice
 
 import redis
@@ -96,20 +94,32 @@ class Entries:
         entry = entry_json.read(value)
         return entry and entry | {'uuid': uuid}
 
-    def count_try(self, uuid: str, address: str, known: bool, right: bool, now: float) -> int:
-        """Counts a try of `address` to register `uuid` at `now`, in seconds since 1970.
+    def count_try(
+        self, uuid: str, place: str, code: str, known: bool, now: float
+    ) -> guesses.Verdict:
+        """Counts a try to register `uuid` at `now`, in seconds since 1970, and what comes of it.
 
-        The seconds to wait where there were too many wrong ones, else 0; raises StoreDown.
+        `place` is what guesses.network gives, or '' where addresses say nothing. `code` is what it
+        is: 'wrong', 'right', or 'long', which is a right one, too. Raises StoreDown.
         """
-        limits = self._options['wrong_codes_per_address'], self._options['wrong_codes_per_day']
-        lot = uuid if known else guesses.lot(uuid, self._salt)
-        keys = guesses.keys(uuid, address, lot)
-        return self._ask(self._count_try, keys, [*limits, int(right), now])
+        most = self._options['wrong_codes_per_address'], self._options['wrong_codes_per_day']
+        record = guesses.record(uuid) if known else guesses.NOBODY
+        keys = guesses.ADDRESSES, guesses.LATEST, record
+        more = *most, now, guesses.MOST, guesses.MAX_SHARED
+        ration, seconds, used_up, refused = self._ask(
+            self._count_try, keys, [uuid, place, code, *more]
+        )
+        if 'READONLY' in refused:
+            self._connect_anew(time.monotonic())
+        return guesses.Verdict(ration, seconds, bool(used_up), _said(refused))
 
-    @cached_property
-    def _salt(self) -> str:
-        self._ask(self._redis.set, 'wrong:salt', secrets.token_hex(), nx=True)
-        return self._ask(self._redis.get, 'wrong:salt')
+    def used_up(self, uuid: str) -> float | None:
+        """When strangers used up their wrong codes for it, in seconds since 1970, if that is not
+        over or forgiven. Raises StoreDown.
+        """
+        with suppress(StoreRefuses, ValueError):  # somebody else made another thing of it
+            at = float(self.ask(lambda redis: redis.hget(guesses.record(uuid), 'used_up')) or 0)
+            return at if abs(time.time() - at) < guesses.DAY else None
 
     def all(self) -> list[dict]:
         """UUID, labels and state of each entry, sorted by label; raises StoreDown.
@@ -165,17 +175,16 @@ class Entries:
 
     def forgive(self, uuid: str) -> None:
         """Forgets the wrong codes that were tried for it; raises StoreDown."""
-
-        def forget(client: redis.Redis) -> None:
-            client.delete(*client.scan_iter(f'wrong:{uuid}*', count=1000), f'wrong:{uuid}')
-
-        self.ask(forget)
+        keys = uuid, guesses.record(uuid)
+        self.ask(lambda redis: redis.eval(guesses.FORGIVE, len(keys), *keys, time.time()))
 
     def rekey(self, uuid: str, digits: int | None = None) -> dict | None:
         """The entry with a new secret; `digits` of its codes: None means as many as before."""
 
         def with_secret(entry: dict) -> dict:
             entry.pop('qrcodeURL', None)  # node-rendezvous put the old secret there
+            # It registers nobody; the log says of who tries it that it is the old one.
+            entry['formerly'] = entry.get('authParams')
             return entry | entry_json.secret(uuid, digits or entry_json.digits(entry), self._issuer)
 
         return self._change(uuid, with_secret)
@@ -305,7 +314,7 @@ def _shown(uuid: str, value: str) -> dict:
     return {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception | str) -> str:
     """What Redis or the system says, for a line of the log; nothing of what was asked: a secret."""
     text = str(error).rpartition(' of pipeline caused error: ')[2].partition(', with args')[0]
     code = getattr(error, 'status_code', None) or ''

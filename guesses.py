@@ -1,69 +1,212 @@
-"""Wrong codes are rationed, in Redis: all servers that share it share the count, over restarts.
+"""Wrong codes are rationed: by four rations, the first in memory, the others in Redis.
 
 Of the codes of six digits three are right at a time: 3 in 1,000,000 a try, and a server can be
-asked hundreds of times a second. So an address has a few wrong tries for a UUID in 15 minutes, and
-all addresses together a few more a day, but for those that have registered that UUID of late: they
-are never shut out by the others.
+asked hundreds of times a second. No answer tells whether a UUID has an entry: the rations of
+addresses count alike for all UUIDs, and above those of a UUID the answer is that to a wrong code.
 """
 
-import hashlib
 import ipaddress
+import math
+from array import array
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
-# Atomic, and called with a code that has been looked at: of a thousand tries at once, the first ten
-# count. The lists hold when the last wrong tries were, the latest first: if the tenth is not old
-# enough, there were ten. `friend` holds when the address last knew a right code.
+from gevent.lock import Semaphore
+
+QUARTER, DAY = 15 * 60, 24 * 60 * 60  # seconds
+MOST = 100  # ration 1: wrong codes of an address in a quarter of an hour
+AT_ONCE = 8  # codes of an address that are looked at; half of the connections to Redis
+MAX_ADDRESSES = 10_000  # that are remembered here, 10 MB at most; a botnet has more
+MAX_SHARED = 100_000  # that are remembered in Redis, some 300 octets each
+
+ADDRESSES, LATEST = 'guesses:addresses', 'guesses:latest'
+NOBODY = 'guesses:nobody'  # is counted for as an entry, when a UUID has none
+
+# Atomic: of a thousand tries at once, the first ten count. No key has a UUID with its hyphens, and
+# there are no more of them than entries: whoever looks for those need not look at these.
+#
+# `addresses` is a hash: of an address, the times of its wrong tries by UUID. `latest` has when the
+# last of them was. `record` is a hash, too, of one entry: the times of the wrong tries of strangers
+# and when those were used up, of each friend when it was last right and its wrong ones, and since
+# when tries count. It is written even where nothing changes: how long that takes tells nothing.
 SCRIPT = """
-local friend, tries, others = unpack(KEYS)
-local per_address, per_day, right, now = unpack(ARGV)
-local QUARTER, DAY, MONTH = 15 * 60, 24 * 60 * 60, 30 * 24 * 60 * 60
+local addresses, latest, record = unpack(KEYS)
+local uuid, place, code = unpack(ARGV)
+local per_address, per_day, now = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local most, max_addresses = tonumber(ARGV[7]), tonumber(ARGV[8])
+local QUARTER, DAY, MONTH, MAX_FRIENDS = 15 * 60, 24 * 60 * 60, 30 * 24 * 60 * 60, 200
+local refused = ''
 
-local function to_wait(key, most, seconds)
-  local oldest = tonumber(most) > 0 and redis.call('LINDEX', key, most - 1)
-  return oldest and math.max(0, math.ceil(oldest + seconds - now)) or 0
-end
-
-local function note(key, most, seconds)
-  redis.call('LPUSH', key, now)
-  redis.call('LTRIM', key, 0, most)
-  redis.call('EXPIRE', key, seconds)
+local function write(...) -- a Redis that takes no writes is no reason not to answer
+  local answer = redis.pcall(...)
+  refused = type(answer) == 'table' and answer.err or refused
 end
 
-local known_at = redis.call('GET', friend) or 0
-local stranger = known_at + MONTH < tonumber(now)
-local wait = to_wait(tries, per_address, QUARTER)
-if stranger then
-  wait = math.max(wait, to_wait(others, per_day, DAY))
+local function read(text)
+  return text and cmsgpack.unpack(text) or {}
 end
-if wait > 0 then
-  return wait
-end
-if right == '1' then
-  if known_at + DAY < tonumber(now) then -- each write waits for the disk
-    redis.call('SET', friend, now, 'EX', MONTH)
+
+local function after(times, start)
+  local found = {}
+  for _, at in ipairs(times or {}) do
+    if at > start then
+      table.insert(found, at)
+    end
   end
+  return found
+end
+
+local function to_wait(times, most)
+  return math.max(1, math.ceil(times[#times - most + 1] + QUARTER - now))
+end
+
+local function befriend()
+  local field, friends = nil, {}
+  for i, text in ipairs(redis.call('HGETALL', record)) do
+    if i % 2 == 1 then
+      field = text
+    elseif string.find(field, '[.:]') and field ~= place then -- of an address
+      table.insert(friends, {address = field, at = read(text).at})
+    end
+  end
+  table.sort(friends, function(a, b) return a.at > b.at end)
+  for i, friend in ipairs(friends) do
+    if i >= MAX_FRIENDS or friend.at + MONTH < now then
+      write('HDEL', record, friend.address)
+    end
+  end
+end
+
+local strangers, since, used_up, of_place =
+  unpack(redis.call('HMGET', record, 'strangers', 'since', 'used_up', place))
+since = tonumber(since or 0)
+
+local tried, all = {}, {}
+if place ~= '' and code ~= 'long' then
+  for id, times in pairs(read(redis.call('HGET', addresses, place))) do
+    times = after(times, now - QUARTER)
+    tried[id] = times[1] and times
+    for _, at in ipairs(times) do
+      table.insert(all, at)
+    end
+  end
+  if #all >= most then
+    table.sort(all)
+    return {1, to_wait(all, most), 0, refused}
+  end
+  local mine = after(tried[uuid], since)
+  if #mine >= per_address then
+    return {2, to_wait(mine, per_address), 0, refused}
+  end
+end
+
+local friend = of_place and read(of_place)
+if friend and friend.at + MONTH < now then
+  friend = nil
+end
+local wrong = friend and friend.wrong or not friend and read(strangers)
+wrong = after(wrong, math.max(now - DAY, since))
+local ration, just_now = 0, 0
+if code ~= 'long' and per_day > 0 and #wrong >= per_day then
+  ration = friend and 4 or 3
+elseif code == 'wrong' then
+  table.insert(wrong, now)
+  if #wrong == per_day and not friend and tonumber(used_up or 0) + DAY < now then
+    write('HSET', record, 'used_up', now)
+    just_now = 1
+  end
+end
+if code ~= 'wrong' and ration == 0 then
+  if place ~= '' and (not friend or friend.at + DAY < now) then -- each write waits for the disk
+    befriend()
+    write('HSET', record, place, cmsgpack.pack({at = now, wrong = friend and wrong or {}}))
+    write('EXPIRE', record, MONTH)
+  end
+  return {0, 0, 0, refused}
+end
+
+if friend then
+  write('HSET', record, place, cmsgpack.pack({at = friend.at, wrong = wrong}))
 else
-  note(tries, per_address, QUARTER)
-  if stranger then
-    note(others, per_day, DAY)
+  write('HSET', record, 'strangers', cmsgpack.pack(wrong))
+end
+write('EXPIRE', record, MONTH)
+if place ~= '' then
+  tried[uuid] = tried[uuid] or {}
+  table.insert(tried[uuid], now)
+  write('HSET', addresses, place, cmsgpack.pack(tried))
+  write('ZADD', latest, now, place)
+  local old = redis.call('ZRANGEBYSCORE', latest, '-inf', now - QUARTER, 'LIMIT', 0, 10)
+  if redis.call('ZCARD', latest) - #old > max_addresses then
+    table.insert(old, redis.call('ZRANGE', latest, #old, #old)[1])
+  end
+  if old[1] then
+    write('HDEL', addresses, unpack(old))
+    write('ZREM', latest, unpack(old))
   end
 end
-return 0
+return {ration, 0, just_now, refused}
+"""
+
+# Tries count from now on only. Of an entry that is gone nothing else is kept, and not for long.
+FORGIVE = """
+local entry, record, now = KEYS[1], KEYS[2], ARGV[1]
+local there = redis.call('EXISTS', entry) == 1
+redis.call(unpack(there and {'HDEL', record, 'used_up', 'strangers'} or {'DEL', record}))
+redis.call('HSET', record, 'since', now)
+redis.call('EXPIRE', record, there and 30 * 24 * 60 * 60 or 15 * 60)
 """
 
 
-def keys(uuid: str, address: str, lot: str) -> list[str]:
-    """Where Redis keeps what is known of the tries of an IP address for a UUID."""
-    place = network(address)
-    return [f'right:{uuid}:{place}', f'wrong:{uuid}:{place}', f'wrong:{lot}']
+class Verdict(NamedTuple):
+    """What the rations say of a try.
 
-
-def lot(uuid: str, salt: str) -> str:
-    """One of 4,096 in which the tries of all others for UUIDs without an entry are counted.
-
-    Each its own, and whoever makes up UUIDs could fill the memory. The salt is a secret: who knew
-    which UUIDs share a lot could use it up, and see that this one is in none, so has an entry.
+    With ration 1 or 2 it is refused for some seconds. With 3 or 4 its code counts as a wrong one.
     """
-    return hashlib.sha256((salt + uuid).encode()).hexdigest()[:3]
+
+    ration: int = 0
+    seconds: int = 0
+    used_up: bool = False  # the ration of strangers, with this try and not within the day before it
+    refused: str = ''  # what Redis says that did not write this down
+
+
+class Tries:
+    """Ration 1, in memory: the codes of each address that were refused of late.
+
+    It is asked before Redis, so that a flood costs nothing there. Redis counts, too, for all
+    servers together. `now` is in seconds of a clock that is never set.
+    """
+
+    def __init__(self):
+        self._refused: dict[str, array] = {}  # when, the oldest first; the last heard address last
+        self._turns: WeakValueDictionary[str, Semaphore] = WeakValueDictionary()
+
+    def turn(self, place: str) -> AbstractContextManager:
+        """For a look at a code of that address: it waits while enough others are looked at."""
+        return self._turns.setdefault(place, Semaphore(AT_ONCE)) if place else nullcontext()
+
+    def to_wait(self, place: str, now: float) -> int:
+        """The seconds for which the address is refused; 0: it is not."""
+        times = self._refused.pop(place, None)
+        while times and times[0] + QUARTER <= now:
+            del times[0]
+        if times:
+            self._refused[place] = times
+        full = bool(times) and len(times) >= MOST
+        return max(1, math.ceil(times[-MOST] + QUARTER - now)) if full else 0
+
+    def note(self, place: str, now: float) -> None:
+        """One more was refused."""
+        if place:
+            self._refused.setdefault(place, array('d')).append(now)
+            if len(self._refused) > MAX_ADDRESSES:
+                del self._refused[next(iter(self._refused))]
+
+
+def record(uuid: str) -> str:
+    """The key of what is known of the tries for an entry."""
+    return f'guesses:{uuid.replace("-", "")}'
 
 
 def network(address: str) -> str:

@@ -39,6 +39,7 @@ class Refusal(Exception):
     def __init__(self, status: int, diagnostic: str, *fields: str):
         super().__init__(status, diagnostic)
         self.status, self.diagnostic, self.fields = status, diagnostic, fields
+        self.why = diagnostic  # for the log alone
         self.without_body = False  # for a HEAD (RFC 9110 section 9.3.2) that we have read ourselves
 
     def octets(self) -> bytes:

@@ -13,6 +13,7 @@ import gevent
 import auth
 import dialogue
 import takeover
+from admission import Admission
 from entries import Entries, StoreDown
 from http_head import Refusal
 from limits import Evicted, Probes, Room
@@ -28,9 +29,6 @@ AWAY = 16  # registrations that are ended after a takeover and not back yet: a m
 BACK_SECONDS = 1  # one that is not back by then may not come at all
 AGAIN_SECONDS = 0.005  # between two looks who is back
 RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
-
-# Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
-_DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
 
 
 class Peer(NamedTuple):
@@ -50,6 +48,7 @@ class Rendezvous:
         self.options, self.entries, self.context = options, entries, context
         self.waiting = Waiting(options['max_waiting'])
         self.live = Live(entries, self.waiting)
+        self.admission = Admission(options, entries, self.live)
         self.room = Room(
             options['max_connections'],
             options['max_connections_per_address'],
@@ -81,7 +80,7 @@ class Rendezvous:
                     sock = dialogue.shake_hands(sock, self.context)
                 close = self._serve(sock, peer)
         except Refusal as refusal:
-            log.info('%s refused: %s %s', peer, refusal.status, refusal.diagnostic)
+            log.info('%s refused: %s %s', peer, refusal.status, refusal.why)
             with suppress(OSError):  # where it is gone, there is nobody to tell
                 sock.sendall(refusal.octets())
         except OSError as error:
@@ -211,31 +210,10 @@ class Rendezvous:
 
     def _authenticate(self, uuid: str, code: str, address: str) -> dict:
         """The entry, as it is now; raises Refusal."""
-        before, now = self._changes, time.time()
-        try:
-            entry = self.entries.get(uuid)
-            known = entry is not None
-            right = self._is_right(uuid, entry or _DECOY, code, now) and known
-            seconds = self.entries.count_try(uuid, address, known, right, now)
-        except StoreDown as error:
-            log.error('%s', error)
-            raise Refusal(503, 'the store does not answer', 'Retry-After: 5') from None
-        if seconds:
-            raise Refusal(429, 'too many wrong codes', f'Retry-After: {seconds}')
-        if not right:
-            field = 'WWW-Authenticate: TOTP realm="rendezvous"'
-            raise Refusal(401, 'no such UUID, or not its code of this moment', field)
-        if entry.get('disabled'):
-            raise Refusal(503, 'the entry is disabled', 'Retry-After: 30')
+        before = self._changes
+        entry = self.admission.admit(uuid, code, address)
         # A change that we were told of in between may have been one of this entry.
         return entry if before == self._changes else self._authenticate(uuid, code, address)
-
-    def _is_right(self, uuid: str, entry: dict, code: str, now: float) -> bool:
-        try:
-            return auth.code_is_right(entry['authParams'], code, now)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.error('the entry %s can not be used: %s', uuid, error)
-            return False
 
     def _mobile_client(self, sock, peer: Peer, uuid: str, octets: bytes) -> Callable[..., None]:
         self.probes.admit(peer.host)

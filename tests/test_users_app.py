@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from programs import ENDS_SECONDS, Folder, Ran
 
 import files as hidden_files
+import guesses
 import make_cert
 import options as local
 import store
@@ -533,10 +534,11 @@ def test_entry_that_is_no_json_can_be_deleted(folder, shell, uuid):
 def test_wrong_codes_are_forgiven(folder, shell, uuid, command):
     other = str(uuids.uuid4())
     shell.says('add', '--uuid', uuid)
-    for key in (f'wrong:{uuid}', f'wrong:{uuid}:192.0.2.1', f'wrong:{other}'):
-        folder.redis('LPUSH', key, 1)
+    for each in (uuid, other):
+        folder.redis('HSET', guesses.record(each), 'used_up', 1)
     shell.says(command, *(['--yes'] if command != 'enable' else []), uuid)
-    assert folder.redis('KEYS', 'wrong:*') == [f'wrong:{other}']
+    assert folder.redis('HKEYS', guesses.record(uuid)) == ['since']
+    assert folder.redis('HKEYS', guesses.record(other)) == ['used_up']
 
 
 @pytest.mark.parametrize('module', ['gevent', 'click', 'redis', 'flask'])
