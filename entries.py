@@ -280,6 +280,7 @@ class Entries:
         """After a fail-over: the connections that there are lead to the primary of before."""
         if time.monotonic() > self._anew_at + ANEW_SECONDS:
             self._anew_at = time.monotonic()
+            self._redis.connection_pool.disconnect(inuse_connections=False)
             self._redis.connection_pool.reset()
         return began <= self._anew_at
 

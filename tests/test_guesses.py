@@ -9,7 +9,8 @@ from collections import Counter
 import gevent
 import pytest
 import redis
-from conftest import OK, Peer, code, connect_request, until
+from conftest import OK, Peer, code, connect_request, free_port, until
+from programs import Outside
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -17,7 +18,7 @@ import auth
 import guesses
 import live
 import pipe
-from entries import StoreDown
+from entries import Entries, StoreDown
 from options import DEFAULTS
 
 MONTH = 30 * guesses.DAY
@@ -581,3 +582,39 @@ def test_store_that_is_down_is_logged_once_and_once_that_it_is_back(
 
 def down(_):
     raise StoreDown('Redis does not answer (x): start it')
+
+
+REFUSALS = {
+    'READONLY': 'REPLICAOF 127.0.0.1 1',
+    'OOM': 'CONFIG SET maxmemory 1',
+    'NOREPLICAS': 'CONFIG SET min-replicas-to-write 1',
+    'NOPERM': 'ACL SETUSER default -@scripting',
+}
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """The options of a Redis that is not ours; it ends after the servers."""
+    port = free_port()
+    with Outside(tmp_path, port, 'secret'):
+        yield {'redis_port': port, 'redis_auth': 'secret'}
+
+
+@pytest.mark.parametrize('why', REFUSALS)
+def test_redis_that_refuses_to_write_lets_right_codes_in(outside, start, guess, caplog, why):
+    """And wrong ones are counted no less: a server does so in memory then."""
+    server, entries, uuid = start(**outside), Entries(DEFAULTS | outside), str(uuids.uuid4())
+    entries.add(uuid, [])
+    right, tried = code(entries, uuid), wrong(entries, uuid)
+    assert guess(server, uuid, right, '127.0.0.9').status == 200
+    entries.ask(lambda redis: redis.execute_command(*REFUSALS[why].split()))
+    assert guess(server, uuid, right).status == 200
+    statuses = {guess(server, uuid, tried, f'127.0.1.{number}').status for number in range(50)}
+    assert statuses == {401}
+    assert guess(server, uuid, right).status == 401
+    assert guess(server, uuid, long_code(entries, uuid)).status == 200
+    assert guess(server, str(uuids.uuid4()), tried).status == 401
+    errors = [each for each in caplog.records if each.name == 'admission']
+    assert [each.levelname for each in errors] == ['ERROR']
+    assert why in errors[0].getMessage()
+    entries.close()
