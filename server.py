@@ -75,6 +75,8 @@ class Server:
             if self._inherits:  # who runs goes on
                 raise
             log.error('%s; until it does, nobody can register', error)
+        if not self._tls:
+            log.warning('plain HTTP: all seem to have one address, so none has a ration of codes')
         runs = keep_watch, self.rendezvous.follow, self.rendezvous.live.run, give_memory_back
         for run in runs:
             self._greenlets.spawn(for_ever, run)
