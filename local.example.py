@@ -23,12 +23,14 @@ options = {
     'redis_port': 6379,
     # Its password, '' for none.
     'redis_auth': '',
-    # Wrong codes that an address may try for one hidden server in 15 minutes; 0: any number. More
-    # get it a 429 until some are older than that.
+    # Wrong codes that an address may try for one hidden server in 15 minutes; 0: any number, also
+    # of the 100 for all together, as behind something that passes TLS on. More get it a 429 until
+    # some are older than that.
     'wrong_codes_per_address': 10,
     # Wrong codes a day for one hidden server, of all addresses together that did not register it
-    # within the last 30 days; 0: any number. With codes of 8 digits, 50 a day have less than 1
-    # chance in 1,000 a year.
+    # within the last 30 days, and of each that did; 0: any number. Above that no short code is
+    # right: hidden.py sends long ones. With codes of 8 digits, 50 a day have less than 1 chance in
+    # 900 a year.
     'wrong_codes_per_day': 50,
     # UUIDs that are not here for which an address may ask within a minute; 0: any number. More get
     # their answers a second late, and twice as many none but a 429.
