@@ -16,6 +16,8 @@ monkey.patch_all()
 import argparse
 import json
 import logging
+import math
+import os
 import random
 import re
 import signal
@@ -23,6 +25,7 @@ import socket
 import ssl
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import gevent
@@ -39,19 +42,68 @@ import sockets
 from dial import Refused
 from http_head import Refusal
 from options import Mistake
+from surroundings import Surroundings, clock
+
+try:
+    import resource
+except ImportError:
+    resource = None  # Windows
 
 log = logging.getLogger('hidden')
 
 LIFETIME_SECONDS = 15 * 60
+LOOK_SECONDS = 1  # between two looks whether what waits is still good
 SETTLED_SECONDS = 10  # a registration that lasted so long was no failure
+FINISH_SECONDS = 30  # what pipes may take to finish after SIGTERM, as the server's may
 GOODBYE_SECONDS = 1  # for all connections together, at the end
-# The shortest pause before the next try, and the longest; in between, a share of the time that the
+# The shortest pause before the next try, the longest, and in between a share of the time that the
 # server was gone: one that is restarted is found again in an instant. Trying faster makes no wrong
-# code right, and no bad certificate good.
+# code right; but a certificate is wrong for a while behind the login page of a hotel.
 LOST_PAUSES_SECONDS, LOST_SHARE = (0.1, 1.5), 0.02  # no connection, no answer, a 5xx
-REFUSED_PAUSES_SECONDS, REFUSED_SHARE = (15, 300), 1
+CERTIFICATE_PAUSES_SECONDS, CERTIFICATE_SHARE = (2, 4), 0.02
+REFUSED_PAUSES_SECONDS, REFUSED_SHARE = (15, 60), 1
+LONG_SECONDS = 5  # a longer pause is worth a word
+LONGEST_PAUSE_SECONDS = 60  # whatever the server says: `enable` works within a minute
 HANG_UP_PAUSES_SECONDS = 0.1, 15  # a 200, and the end soon after it: each time twice as long
 HANG_UPS = 4  # so many in a row are worth a line in the log
+AGAIN_SECONDS = 1  # after a mistake of ours
+DESCRIPTORS = 10_240  # a pipe needs two; macOS gives no more, and so many pipes need some 400 MB
+OWN_DESCRIPTORS = 64  # for what is no registration and no pipe
+# What nginx, Apache and Go answer to plain HTTP on a port for TLS; others send an alert of TLS.
+WANTS_TLS = re.compile(rb'\x15\x03|HTTP/1\.[01] 400 .*(HTTPS port|SSL-enabled|HTTPS server)', re.S)
+
+
+class Line:
+    """Registrations one after the other, each made when the one before is over."""
+
+    def __init__(self, *, is_scout: bool):
+        self.is_scout = is_scout  # is probed often, for all
+        self.last: Registration | None = None
+        self.hang_ups = 0  # in a row
+
+
+class Registration:
+    """A connection that got its 200, and what came behind it."""
+
+    def __init__(self, sock, octets: bytes):
+        self.sock, self.octets, self.began = sock, octets, clock()
+        self.ends = self.began + LIFETIME_SECONDS * random.uniform(0.9, 1)
+        self.over = Event()  # it is time for the next one
+        self.replaced = Event()  # the next one waits: this one may go
+        self.settled = False  # it was no failure
+
+
+class LocalSocket(socket.socket):
+    """A connection to the local server; `look` is shown the first octets of the answer."""
+
+    look = None
+
+    def recv(self, *how) -> bytes:
+        octets = super().recv(*how)
+        if self.look:
+            self.look(octets)
+            self.look = None
+        return octets
 
 
 class HiddenServer:
@@ -60,111 +112,180 @@ class HiddenServer:
     def __init__(self, entry: dict, local_address: tuple[str, int], count: int):
         """Raises anything where `entry` makes no sense."""
         self._uuid, server = entry['uuid'][0], entry['server']
-        self._address = address(server['hostname'] + f':{server["port"]}')
-        self._where = local.authority(*self._address)
-        self._context = ssl.create_default_context(cadata=server.get('ca'))
-        self._context.set_alpn_protocols(['http/1.1'])
+        host, port = address(server['hostname'] + f':{server["port"]}')
+        self._server = dial.Server(host, port, server.get('ca'))
+        self._surroundings = Surroundings(self._server.addresses)
         self._totp = auth.totp(entry['authParams'])
         if not auth.UUID.fullmatch(self._uuid):
             raise ValueError('uuid holds no UUID')
-        self._local_address, self._count = local_address, count
-        self._greenlets = Pool(None)
+        self._local = dial.Addresses(*local_address)
+        self._local_name = local.authority(*local_address)
+        self._lines = [Line(is_scout=number == 0) for number in range(count)]
+        # A greenlet for each registration, and one more for each pipe: as many as descriptors.
+        self._connections, self._connecting = Pool(None), 0
+        self._most = descriptors() - OWN_DESCRIPTORS - count
+        self._waiting: set[gevent.Greenlet] = set()  # of them, those in no pipe yet
+        self._trying = Pool(None)
+        self._doubtful_until = -math.inf  # clock(): registrations of before may be dead
         self._gone = Event()  # set while the server does not give a 200: one tries, for all
         self._gone.set()
         self._gone_at, self._turn = time.monotonic(), Semaphore()
-        self._said, self._warned = '', False
+        self._said, self._said_once = '', set()
 
     def start(self) -> None:
-        self._greenlets.spawn(sockets.keep_watch)
-        for _ in range(self._count):
-            self._greenlets.spawn(self._live, Event())
+        turns = [partial(self._register, line) for line in self._lines]
+        for run in (sockets.keep_watch, self._look, *turns):
+            self._trying.spawn(for_ever, run)
 
-    def stop(self) -> None:
-        self._greenlets.kill(sockets.Ended, timeout=GOODBYE_SECONDS)
+    def stop(self, seconds: float) -> None:
+        """Registers no more and ends what waits; pipes may finish for so many seconds."""
+        self._trying.kill()
+        gevent.sleep(0)  # one that has just been made begins: before that it can say no goodbye
+        pipes = len(self._connections) - len(self._waiting)
+        for greenlet in list(self._waiting):
+            greenlet.kill(sockets.Ended, block=False)
+        if pipes:
+            log.info('stopping: pipes may take %d seconds to finish', seconds)
+        self._connections.join(timeout=seconds)
+        self._connections.kill(sockets.Ended, timeout=GOODBYE_SECONDS)
 
-    def _live(self, replaced: Event, hang_ups: int = 0) -> None:
-        """A registration's life: registers, waits, has the next one made, pipes, says goodbye.
+    def _look(self) -> None:
+        gevent.sleep(LOOK_SECONDS)
+        if change := self._surroundings.change():
+            log.info('%s: all registrations are made anew', change)
+            self._doubtful_until = clock()
 
-        `replaced` is set when it waits: the one that it replaces may go.
-        """
-        if hang_ups:  # unless another one finds that the server is gone and will be back
+    def _register(self, line: Line) -> None:
+        """Makes a registration, and comes back when it is time for the next one."""
+        if line.hang_ups:  # unless another one finds that the server is gone and will be back
             first, longest = HANG_UP_PAUSES_SECONDS
-            self._gone.wait(_vary(min(longest, first * 2 ** min(hang_ups - 1, 16))))
+            self._gone.wait(_vary(min(longest, first * 2 ** min(line.hang_ups - 1, 16))))
         if self._gone.is_set():
-            hang_ups = 0
-        sock, octets = self._dial()
-        try:
-            replaced.set()
-            octets = self._wait(sock, octets, hang_ups)
-            if octets:
-                self._pipe(sock, octets)
-        except (sockets.Ended, OSError):
-            pass
-        finally:
-            sockets.goodbye(sock)
+            line.hang_ups = 0
+        registration = Registration(*self._dial())
+        if line.last:
+            line.last.replaced.set()
+        line.last = registration
+        if line.is_scout:
+            dial.probe_often(registration.sock)
+        life = self._connections.spawn(self._live, registration)
+        gevent.wait([registration.over, life], count=1)
+        line.hang_ups = 0 if registration.settled else line.hang_ups + 1
+        if line.hang_ups == HANG_UPS:
+            self._say_once('the server keeps hanging up: do more register than its max_waiting?')
 
     def _dial(self) -> tuple[sockets.TLSSocket, bytes]:
         """A connection that got its 200, and what came behind it, however long that takes."""
         while True:
             with self._turn if self._gone.is_set() else nullcontext():
                 try:
-                    found = dial.register(self._address, self._context, self._uuid, self._totp)
+                    found = self._server.register(self._uuid, self._totp)
                     self._gone.clear()
-                    sentence = f'registered at {self._where} as {self._uuid}'
-                    self._say(logging.INFO, sentence)
+                    self._say(logging.INFO, f'registered at {self._server.name} as {self._uuid}')
                     return found
                 except (Refused, OSError) as error:
-                    sentence = f'not registered at {self._where}: {dial.why(error)}'
-                    self._say(logging.WARNING, sentence)
                     if not self._gone.is_set():
                         self._gone_at = time.monotonic()
                         self._gone.set()
-                    gevent.sleep(_pause_after(error, time.monotonic() - self._gone_at))
+                    pause = _pause_after(error, time.monotonic() - self._gone_at)
+                    why = dial.why(error)
+                    if pause > LONG_SECONDS:
+                        why += f'; the next try is in {pause:.0f} s'
+                    self._say(logging.WARNING, f'not registered at {self._server.name}: {why}')
+                    self._sleep(pause)
 
-    def _wait(self, sock, octets: bytes, hang_ups: int) -> bytes:
-        """The first octets of a mobile client, or b'': it hung up, or has been replaced.
+    def _sleep(self, seconds: float) -> None:
+        """So long, or until something has changed: then a try is worth it."""
+        began = clock()
+        while self._doubtful_until < began and (left := began + seconds - clock()) > 0:
+            gevent.sleep(min(left, LOOK_SECONDS))
 
-        Has the next one made. A request that is on its way to a replaced one in the very moment
-        when that goes is lost: the server takes the newest, so that needs a crowd.
-        """
-        began, replaced, old = time.monotonic(), Event(), False
-        sock.settimeout(LIFETIME_SECONDS * random.uniform(0.9, 1))
-        while not octets and not replaced.is_set():
-            try:
-                octets = sockets.receive(sock)
-                break
-            except TimeoutError:
-                if not old:
-                    self._greenlets.spawn(self._live, replaced)
-                old = True
-                sock.settimeout(1)  # from now on it looks whether the new one waits
-            except OSError:
-                break
-        sock.settimeout(None)
-        if not old:
-            settled = octets or time.monotonic() - began > SETTLED_SECONDS
-            hang_ups = 0 if settled else hang_ups + 1
-            if hang_ups == HANG_UPS and not self._warned:
-                log.warning('the server keeps hanging up: do more register than its max_waiting?')
-                self._warned = True
-            self._greenlets.spawn(self._live, replaced, hang_ups)
+    def _live(self, registration: Registration) -> None:
+        """A registration's life: waits, pipes, says goodbye."""
+        sock = registration.sock
+        try:
+            octets = self._wait(registration)
+            if octets and len(self._connections) + self._connecting >= self._most:
+                # The next one is made after the goodbye: so those that are refused are never many.
+                sock.sendall(Refusal(503, 'too many at a time', 'Retry-After: 5').octets())
+            elif octets:
+                registration.over.set()
+                sockets.keep_alive(sock)  # it is no scout any more
+                self._pipe(sock, octets)
+        except (sockets.Ended, OSError):
+            pass
+        except Exception:
+            log.exception('a registration failed')
+        finally:
+            sockets.goodbye(sock)
+
+    def _wait(self, registration: Registration) -> bytes:
+        """The first octets of a mobile client, or b'': it hung up, or has been replaced."""
+        greenlet, octets = gevent.getcurrent(), registration.octets
+        self._waiting.add(greenlet)
+        try:
+            octets = octets or self._first_octets(registration)
+        except OSError:
+            self._doubt()
+        finally:
+            self._waiting.discard(greenlet)
+        lasted = clock() - registration.began
+        registration.settled |= bool(octets) or lasted > SETTLED_SECONDS
         return octets
 
+    def _first_octets(self, registration: Registration) -> bytes:
+        """What a mobile client sends first, or b''. Raises OSError where the connection breaks.
+
+        One that is old waits until the next one does. A request that is on its way to a replaced
+        one in the very moment when that goes is lost: the server takes the newest, so that needs a
+        crowd.
+        """
+        sock = registration.sock
+        while not registration.replaced.is_set():
+            left = registration.ends - clock()
+            sock.settimeout(LOOK_SECONDS if left < 0 else min(left + 0.001, LOOK_SECONDS))
+            try:
+                octets = sockets.receive(sock)
+                sock.settimeout(None)
+                return octets
+            except TimeoutError as error:
+                if error.errno:  # the system's: the peer is dead
+                    raise
+            if clock() >= registration.ends or registration.began < self._doubtful_until:
+                registration.settled = True
+                registration.over.set()
+        return b''
+
+    def _doubt(self) -> None:
+        """One has broken: those beside it may have, too, unless that happens again and again."""
+        if clock() - self._doubtful_until > SETTLED_SECONDS:
+            self._doubtful_until = clock()
+
     def _pipe(self, sock, octets: bytes) -> None:
-        """Joins it to the local server; raises Ended or OSError."""
+        """Joins it to the local server. Raises OSError."""
+        self._connecting += 1
         try:
-            near = socket.create_connection(self._local_address, timeout=dial.CONNECT_SECONDS)
+            connected = self._local.connect()
         except OSError as error:
-            where = local.authority(*self._local_address)
-            log.warning('the local server %s: %s', where, dial.why(error))
+            log.warning('the local server %s: %s', self._local_name, dial.why(error))
             sock.sendall(Refusal(502, 'the server behind the rendezvous is down').octets())
             return
-        near.settimeout(None)
+        finally:
+            self._connecting -= 1
+        near = LocalSocket(fileno=connected.detach())
+        near.look = self._look_at
         sockets.keep_alive(near)
 
-        how = pipe.join(pipe.End(sock), near, octets, drain=0, spawn=self._greenlets.spawn)
-        if how is pipe.How.HIDDEN_RESET:
-            sockets.reset(sock)  # as directly: an answer that was cut off must not look whole
+        try:
+            how = pipe.join(pipe.End(sock), near, octets, drain=0, spawn=self._connections.spawn)
+        except sockets.Ended:
+            how = pipe.How.ENDED
+        if not how.is_whole:
+            sockets.reset(sock)  # an answer that was cut off must not look whole
+
+    def _look_at(self, octets: bytes) -> None:
+        if WANTS_TLS.match(octets):
+            self._say_once(f'the local server {self._local_name} wants TLS, and gets plain HTTP')
 
     def _say(self, level: int, state: str) -> None:
         """Logs a change of state, once for all registrations."""
@@ -172,20 +293,49 @@ class HiddenServer:
             self._said = state
             log.log(level, state)
 
+    def _say_once(self, warning: str) -> None:
+        if warning not in self._said_once:
+            self._said_once.add(warning)
+            log.warning(warning)
+
+
+def for_ever(run) -> None:
+    """Begins again at the end, also where that comes of a mistake of ours."""
+    while True:
+        try:
+            run()
+        except Exception:
+            log.exception('this is a mistake in hidden.py, which goes on')
+            gevent.sleep(AGAIN_SECONDS)
+
 
 def _pause_after(error: Exception, gone_seconds: float) -> float:
     """Seconds until the next try, where none was good for so many."""
-    bad_certificate = isinstance(error, ssl.SSLCertVerificationError)
-    hopeless = bad_certificate or getattr(error, 'status', 500) < 500
-    shortest, longest = REFUSED_PAUSES_SECONDS if hopeless else LOST_PAUSES_SECONDS
-    share = REFUSED_SHARE if hopeless else LOST_SHARE
-    pause = min(longest, max(shortest, share * gone_seconds))
-    return _vary(pause) + getattr(error, 'retry_after', 0)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        (shortest, longest), share = CERTIFICATE_PAUSES_SECONDS, CERTIFICATE_SHARE
+    elif getattr(error, 'status', 500) < 500:
+        (shortest, longest), share = REFUSED_PAUSES_SECONDS, REFUSED_SHARE
+    else:
+        (shortest, longest), share = LOST_PAUSES_SECONDS, LOST_SHARE
+    pause = _vary(min(longest, max(shortest, share * gone_seconds)))
+    return min(LONGEST_PAUSE_SECONDS, pause + getattr(error, 'retry_after', 0))
 
 
 def _vary(seconds: float) -> float:
     """Never the same for all."""
     return seconds * random.uniform(0.5, 1)
+
+
+def descriptors() -> int:
+    """How many descriptors there may be; raises our limit for that."""
+    if not resource:
+        return DESCRIPTORS
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (math.inf if each == resource.RLIM_INFINITY else each for each in limits)
+    if soft < hard and soft < DESCRIPTORS:
+        soft = min(hard, DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+    return min(soft, DESCRIPTORS)
 
 
 def address(text: str) -> tuple[str, int]:
@@ -214,11 +364,17 @@ def main() -> None:
         raise Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None
     logs.to(logs.screen())
     stopping = Event()
+
+    def stop(number: int) -> None:
+        if stopping.is_set() and number == signal.SIGINT:
+            os._exit(1)  # Ctrl-C, and again: somebody does not want to wait
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(number, stopping.set)
+        gevent.signal_handler(number, stop, number)
     hidden_server.start()
     stopping.wait()
-    hidden_server.stop()
+    hidden_server.stop(FINISH_SECONDS)
 
 
 if __name__ == '__main__':
