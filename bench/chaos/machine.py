@@ -114,7 +114,7 @@ def wrong_clock(whose: str, offset: str) -> None:
         clock.write_text('+0')
         _, seconds = until_good(on, uuid)
         said = hiding.said() + server.said() + on.log()
-        more = f'said: {"clock of this machine right?" in said}, tracebacks: '
+        more = f'said: {"clock of this machine" in said or "s clock is" in said}, tracebacks: '
         more += f'{said.count("Traceback")}; left over: {on.left(server.pid, before, 60)}'
     print_row(f'clock of {whose} was {offset} s off', words(seen), [seconds], more)
 
