@@ -37,7 +37,7 @@ def install(pipe) -> None:
 def port(sock) -> int:
     """The other side's; 0 where it has left already."""
     with suppress(OSError, IndexError):  # a Unix socket has none
-        return sock.getpeername()[1]
+        return getattr(sock, 'raw', sock).getpeername()[1]
     return 0
 
 
