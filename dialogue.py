@@ -17,8 +17,13 @@ HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round tri
 HEAD_SECONDS = 15  # from the first octet to the last, however they drip
 IDLE_SECONDS = 60  # before the first octet of a head; nginx's keepalive_timeout is 75
 DROP_BYTES = 64 * 1024  # a longer body is not read only to be thrown away
-REGISTERED = b'HTTP/1.1 200 OK\r\n\r\n'
 WHO = 'the user name is the UUID of a hidden server, the password is anything'
+
+
+def registered(other: str) -> bytes:
+    """The 200 for a CONNECT; `other`: where another process waits that has the same entry."""
+    field = f'Other-Instance: {other}\r\n' if other else ''
+    return f'HTTP/1.1 200 OK\r\n{field}\r\n'.encode()
 
 
 def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:

@@ -163,8 +163,9 @@ class Rendezvous:
             if head is None:
                 break
             if head.method == 'CONNECT':
-                target, head = head.target, None  # it may wait for days: nothing is kept for that
-                return self._hidden_server(sock, peer, target, octets)
+                target, (instance, *_) = head.target, [*head.values('instance'), '']
+                head = None  # it may wait for days: nothing is kept for that
+                return self._hidden_server(sock, peer, target, instance[:32], octets)
             try:
                 uuid, forwarded = auth.wanted(head)
                 if uuid:
@@ -175,7 +176,9 @@ class Rendezvous:
                 raise
         return goodbye
 
-    def _hidden_server(self, sock, peer: Peer, target: str, octets: bytes) -> Callable[..., None]:
+    def _hidden_server(
+        self, sock, peer: Peer, target: str, instance: str, octets: bytes
+    ) -> Callable[..., None]:
         uuid, code = auth.registration(target)
         stamp = _stamp(self._authenticate(uuid, code, peer.host))
         if octets or dialogue.spoke(sock):
@@ -184,8 +187,10 @@ class Rendezvous:
             raise Refusal(503, 'a new server has taken over: connect again', 'Retry-After: 0')
         self.room.know(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, stamp, sock)
+        registration.instance, registration.host = instance, peer.host
+        other = self.waiting.other(registration)  # two machines with one ID.json
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
-        dialogue.say_at_once(sock, dialogue.REGISTERED)
+        dialogue.say_at_once(sock, dialogue.registered(other))
         evicted = self.waiting.add(registration)
         if evicted:
             evicted.greenlet.kill(Ended, block=False)

@@ -34,6 +34,7 @@ class Registration(End):
         self.uuid, self.stamp = uuid, stamp  # of the entry as it was when it authenticated
         self.pipe: Pipe | None = None  # set at the rendezvous
         self.over = False
+        self.instance, self.host = '', ''  # of the process that registered, where it told
 
     def is_good(self) -> bool:
         """Whether it waits still: one whose last octets or end nobody has read yet does not."""
@@ -54,6 +55,13 @@ class Waiting:
 
     def count(self, uuid: str) -> int:
         return len(self._registrations.get(uuid, ()))
+
+    def other(self, registration: Registration) -> str:
+        """Where another process of the same UUID waits; '' where none does that told its name."""
+        mine = registration.instance
+        waiting = self._registrations.get(registration.uuid, ())
+        others = [each.host for each in waiting if each.instance not in ('', mine)]
+        return others[-1] if mine and others else ''
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """By UUID, the registrations that wait and the pipes."""

@@ -41,6 +41,20 @@ def test_right_code_gets_200_and_silence(server, register, uuid):
         peer.sock.recv(1)
 
 
+def test_two_machines_with_one_entry_are_told_to_those_that_ask(server, connect, entries, uuid):
+    def register(instance: str) -> str:
+        peer = connect(server)
+        request = connect_request(uuid, code(entries, uuid)).decode()
+        field = f'Instance: {instance}\r\n\r\n' if instance else '\r\n'
+        peer.send((request.removesuffix('\r\n') + field).encode())
+        return peer.until(b'\r\n\r\n').decode()
+
+    alone = OK.decode()
+    other = 'HTTP/1.1 200 OK\r\nOther-Instance: 127.0.0.1\r\n\r\n'
+    instances = ['', 'a', 'a', 'b', '', 'a']
+    assert [register(each) for each in instances] == [alone, alone, alone, other, alone, other]
+
+
 @pytest.mark.parametrize('change', [str.upper, str.title])
 def test_uuid_may_have_any_case(server, connect, entries, uuid, change):
     peer = connect(server)
