@@ -38,7 +38,6 @@ ANSWER_BYTES = 16 * 1024
 CLOCK_IS_OFF_SECONDS = 30  # a code is right for 30 s before and behind its own 30
 DAY_SECONDS = 24 * 3600
 ENDS_SOON_SECONDS, ENDS_SOON_SHARE = 14 * DAY_SECONDS, 1 / 4  # of a certificate's time, at most
-
 # What a process that was killed here leaves at the server is gone after so long.
 LEFT_OVER_SECONDS = 120
 
@@ -67,6 +66,8 @@ class Addresses:
     def __init__(self, host: str, port: int):
         self._host, self._port = host, port
         self._known: list[Address] = []
+        self._is_number = local.is_number(host)
+        self._looking: Greenlet | None = None  # one at a time: each has a thread
         self.last: Address | None = None  # that answered
         self._said = ''
 
@@ -92,16 +93,24 @@ class Addresses:
 
     def _look_up(self) -> list[Address]:
         """Raises OSError. What was right before is good enough while no name server answers."""
-        slow = TimeoutError('its name does not resolve')
-        try:
-            with gevent.Timeout(KNOWN_SECONDS if self._known else CONNECT_SECONDS, slow):
-                found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        except OSError:
-            if not self._known:
-                raise
-        else:
-            self._known = _by_turns([(family, where) for family, *_, where in found])
+        seconds = KNOWN_SECONDS if self._known else CONNECT_SECONDS
+        if not (self._known and self._is_number):
+            if not self._looking or self._looking.ready():
+                self._looking = gevent.spawn(self._resolve)
+            elif self._known:
+                seconds = 0  # another one has waited for it already
+            self._looking.join(seconds)
+        if not self._known:
+            raise self._looking.value or TimeoutError('its name does not resolve')
         return sorted(self._known, key=lambda each: each != self.last)
+
+    def _resolve(self) -> OSError | None:
+        """Whatever comes late is good for the next time."""
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            return error
+        self._known = _by_turns([(family, where) for family, *_, where in found])
 
     def _say(self, sentence: str) -> None:
         if sentence != self._said:
@@ -127,9 +136,10 @@ def _race(addresses: list[Address]) -> tuple[Address, socket.socket, list[Addres
             starts = began + turn * ROUND_SECONDS + place * NEXT_SECONDS
             while tries and (seconds := starts - time.monotonic()) > 0:
                 for done in gevent.wait(list(tries), seconds, 1):
+                    earlier = list(tries.values())[: list(tries).index(done)]
                     answered = tries.pop(done)
                     if isinstance(done.value, socket.socket):
-                        return answered, done.value, list(dict.fromkeys(tries.values()))
+                        return answered, done.value, list(dict.fromkeys(earlier))
                     error = done.value
                     if place:
                         starts = 0  # the next one need not wait

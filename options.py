@@ -102,12 +102,18 @@ def _check(name, value) -> None:
 
 
 def _is_host(text: str) -> bool:
+    labels = text.split('.')
+    # RFC 3696 section 2: a name that ends in digits alone is a mistyped address
+    is_name = all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+    return is_number(text) or is_name
+
+
+def is_number(host: str) -> bool:
+    """Whether it is an IP address, no name."""
     try:
-        return bool(ipaddress.ip_address(text))
+        return bool(ipaddress.ip_address(host))
     except ValueError:
-        labels = text.split('.')
-        # RFC 3696 section 2: a name that ends in digits alone is a mistyped address
-        return all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+        return False
 
 
 def is_loopback(host: str) -> bool:

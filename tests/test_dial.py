@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import gevent
 import pytest
 from conftest import descriptors, until
+from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.pool import Pool
 from gevent.server import StreamServer
@@ -138,6 +139,14 @@ def test_nothing_is_left_of_the_tries_that_lost(port, resolves):
         assert descriptors() == before
 
 
+def test_one_that_was_tried_later_is_not_blamed(port, resolves, monkeypatch, caplog):
+    monkeypatch.setattr(dial, 'NEXT_SECONDS', 0)
+    resolves(GOOD, OTHER)
+    with answers_no_syn(OTHER, port):
+        assert reached(dial.Addresses('example.com', port)) == GOOD
+    assert said(caplog) == []
+
+
 def test_families_come_by_turns():
     v4, v6 = ([(family, (str(n), 1)) for n in range(3)] for family in (2, 10))
     assert dial._by_turns([*v6, *v4[:2]]) == [v6[0], v4[0], v6[1], v4[1], v6[2]]
@@ -159,6 +168,36 @@ def test_what_was_right_before_does_while_the_name_does_not_resolve(port, resolv
     monkeypatch.setattr(socket, 'getaddrinfo', fail)
     with pytest.raises(socket.gaierror):
         dial.Addresses('example.com', port).connect()
+
+
+def test_name_server_is_asked_once_at_a_time_and_may_be_late(port, resolves, monkeypatch):
+    """Each question needs a thread; and where the server has moved, only a late answer tells."""
+    resolves(THIRD)
+    addresses, asked, answers = dial.Addresses('example.com', port), [], Event()
+    with pytest.raises(ConnectionRefusedError):
+        addresses.connect()
+
+    def late(_, port, **__):
+        asked.append(port)
+        answers.wait()
+        return [(socket.AF_INET, 1, 6, '', (GOOD, port))]
+
+    monkeypatch.setattr(dial, 'KNOWN_SECONDS', 0.01)
+    monkeypatch.setattr(socket, 'getaddrinfo', late)
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            addresses.connect()
+    assert len(asked) == 1
+    answers.set()
+    gevent.sleep(0)
+    assert reached(addresses) == GOOD
+
+
+def test_ip_address_is_looked_up_once(port, monkeypatch):
+    addresses = dial.Addresses(GOOD, port)
+    assert reached(addresses) == GOOD
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *_, **__: 1 / 0)
+    assert reached(addresses) == GOOD
 
 
 def test_name_server_that_does_not_answer_holds_up_nobody(monkeypatch):
