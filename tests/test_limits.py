@@ -141,16 +141,19 @@ def test_ipv6_addresses_of_one_household_count_as_one():
     room.enter(third, '2001:db8:0:1::3')
 
 
-def test_those_who_have_left_leave_nothing_behind():
-    room = Room(100, 2, 0)
-    before = repr(vars(room))
-    for number in range(1000):
-        greenlet = gevent.Greenlet()
-        room.enter(greenlet, f'10.0.{number // 256}.{number % 256}')
-        if number % 2:
-            room.know(greenlet, 'mobile client')
-        room.leave(greenlet)
-    assert repr(vars(room)) == before
+def test_those_who_have_left_leave_nothing_behind(plain, come, entries, uuid):
+    server, peers = plain(), []
+    before = repr(vars(server.rendezvous.room))
+    for number in range(1, 20):
+        hidden, mobile = registered(come, server, entries, uuid), come(server, f'127.0.1.{number}')
+        peers += hidden, mobile, come(server, f'127.0.2.{number}')
+        assert is_served(peers[-1])
+        mobile.send(get(uuid))
+        hidden.until(b'\r\n\r\n')
+    for peer in peers:
+        peer.close()
+    until(lambda: not server._connections, 'they have left')
+    assert repr(vars(server.rendezvous.room)) == before
 
 
 def test_the_oldest_stranger_makes_room_for_a_new_one(plain, come):
