@@ -24,7 +24,7 @@ from gevent.server import StreamServer
 from programs import Folder
 
 import hidden
-import pipe
+import sockets
 
 FAKETIME = next(Path('/usr/lib').glob('*/faketime/libfaketime.so.1'), None)
 
@@ -100,10 +100,10 @@ def until_waiting(server, uuid: str, count: int) -> None:
 @pytest.fixture
 def dead_soon(monkeypatch):
     """Dead peers are found within 3 seconds instead of a minute."""
-    monkeypatch.setattr(pipe, 'KEEPALIVE_SECONDS', 1)
-    monkeypatch.setattr(pipe, 'PROBE_SECONDS', 1)
-    monkeypatch.setattr(pipe, 'PROBES', 2)
-    monkeypatch.setattr(pipe, 'USER_TIMEOUT_SECONDS', 2)
+    monkeypatch.setattr(sockets, 'KEEPALIVE_SECONDS', 1)
+    monkeypatch.setattr(sockets, 'PROBE_SECONDS', 1)
+    monkeypatch.setattr(sockets, 'PROBES', 2)
+    monkeypatch.setattr(sockets, 'USER_TIMEOUT_SECONDS', 2)
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def curl(port: int, host: str, *arguments: str) -> tuple[int, str]:
     ran = subprocess.run(
         [
             *('curl', '--silent', '--noproxy', '*', '--max-time', '10'),
-            *('--write-out', '%{http_code}'),
+            *('--output', os.devnull, '--write-out', '%{http_code}'),
             *('--connect-to', f'{host}:{port}:127.0.0.1:{port}'),
             *arguments,
             f'https://{host}:{port}/',

@@ -268,6 +268,7 @@ WHOLE = {
     'unknown_per_minute': (0, 100_000),
     'max_connections': (8, 1_000_000),
     'max_connections_per_address': (0, 1_000_000),
+    'max_pipes_per_address': (0, 1_000_000),
     'max_waiting': (1, 100_000),
 }
 NUMBERS = {'rendezvous_wait': (0, 3600), 'drain': (0, 3600)}
