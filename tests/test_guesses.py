@@ -17,7 +17,6 @@ from redis.retry import Retry
 import auth
 import guesses
 import live
-import pipe
 from entries import Entries, StoreDown
 from options import DEFAULTS
 
@@ -32,7 +31,7 @@ def guess(start, pair):
     def guess(server, uuid: str, tried: str, address: str = '127.0.0.1'):
         sock = socket.create_connection(('127.0.0.1', server.port), source_address=(address, 0))
         if server._options['key_file']:
-            sock = pipe.wrap(context, sock, server_hostname='127.0.0.1')
+            sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
         peer = Peer(sock)
         peer.send(connect_request(uuid, tried))
         answer = peer.answer()
