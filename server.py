@@ -10,6 +10,7 @@ monkey.patch_all()
 
 import argparse
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -40,6 +41,7 @@ DESCRIPTORS = 64  # for what is no connection: the log, Redis, files
 AGAIN_SECONDS = 1
 TRIM_SECONDS = 2  # it takes half a millisecond, and five where there is much to give back
 ACCEPTS = 8  # in a turn: each may begin with a handshake, half a millisecond of work
+COLLECT_SECONDS = 60  # between two looks for garbage: 40 ms where thousands wait
 FINISH_SECONDS = 30  # what pipes may take to finish after SIGTERM
 MOVE_SECONDS = 60  # more for registrations that are not with a successor yet
 GOODBYE_SECONDS = 2
@@ -77,7 +79,8 @@ class Server:
             log.error('%s; until it does, nobody can register', error)
         if not self._tls:
             log.warning('plain HTTP: all seem to have one address, so none has a ration of codes')
-        runs = keep_watch, self.rendezvous.follow, self.rendezvous.live.run, give_memory_back
+        runs = keep_watch, self.rendezvous.follow, self.rendezvous.live.run
+        runs += give_memory_back, collect_garbage
         for run in runs:
             self._greenlets.spawn(for_ever, run)
         self._server.start()
@@ -141,6 +144,12 @@ def give_memory_back() -> None:
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     gevent.sleep(TRIM_SECONDS)
+
+
+def collect_garbage() -> None:
+    """In cycles of references, of all ages: when we choose, and not whenever many have come."""
+    gevent.sleep(COLLECT_SECONDS)
+    gc.collect()
 
 
 def room(max_connections: int) -> int:
@@ -275,6 +284,9 @@ def main() -> None:
 
 def serve(options: dict) -> None:
     """Until a signal ends it, or a successor has taken over. Raises Mistake."""
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, 1_000_000_000)  # collect_garbage looks at the old
+    gc.freeze()  # what is there now stays
     predecessor = takeover.predecessor()
     server, stopping = Server(options, predecessor and predecessor.listener), Event()
 
