@@ -11,6 +11,7 @@ from options import Mistake
 
 LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
 BACKLOG = 10_000  # lines that are remembered while nothing can be written, some 2 MB
+GATHER_SECONDS = 0.02  # until they are written: a thread for each line costs more than the line
 CLOSE_SECONDS = 1  # for what is being written at the end
 
 
@@ -58,6 +59,7 @@ class Behind(logging.Handler):
 
     def _write_all(self) -> None:
         while self._lines:
+            gevent.sleep(GATHER_SECONDS)
             gevent.get_hub().threadpool.apply(self._handler.emit, (self._record(),))
         self._writing = None
 

@@ -19,10 +19,11 @@ from gevent.lock import Semaphore
 from gevent.monkey import get_original
 from gevent.socket import wait_read
 
-CHUNK_BYTES = 64 * 1024
-# OpenSSL is given no more at a time than one record of full size, and no more records than these:
-# a KeyUpdate takes it 30 us, and it goes on for as long as it has any.
-FEED_BYTES, FEED_RECORDS = 16 * 1024, 32
+CHUNK_BYTES = 96 * 1024  # of one read; what is larger costs no less an octet
+RECORD_BYTES = 16 * 1024  # of TLS, at the most
+# OpenSSL goes on for as long as it is given any, and a KeyUpdate takes it 30 us: so it is given
+# these one by one, and no more in a turn.
+FEED_RECORDS = 32
 RECORD_TYPES = 20, 21, 22, 23  # change_cipher_spec, alert, handshake, application_data
 # A greenlet that always finds something to read lets the others run after so much, of its own and
 # of those that ran since the hub last looked who has come.
@@ -99,7 +100,8 @@ class TLSSocket:
         self._in, self._out = MemoryBIO(), MemoryBIO()
         server_side = server_hostname is None
         self.tls = context.wrap_bio(self._in, self._out, server_side, server_hostname)
-        self._came = b''  # from the connection, not yet given to OpenSSL
+        self._came, self._given = b'', 0  # from the connection; so much of it OpenSSL has
+        self._lacking = 0  # of the last record that it was given
         self._plain = b''  # from OpenSSL, not yet asked for
         self._has_ended = False
         self._sending = Semaphore()  # one greenlet at a time, or records would be mixed up
@@ -117,7 +119,7 @@ class TLSSocket:
                 with suppress(OSError):
                     self._flush()  # the alert that says why
                 raise
-            self._next_records()
+            self._give_records()
             if self._has_ended:
                 raise ConnectionError('TLS: hung up during the handshake')
 
@@ -127,21 +129,16 @@ class TLSSocket:
         Raises OSError where the connection is broken.
         """
         while not (self._plain or self._has_ended):
-            if not self._in.pending:
-                self._next_records()
-            self._decrypt()
+            self._plain = self._decrypted()
+            if not self._plain:
+                take_turn()  # there may be thousands of those records
         octets, self._plain = self._plain[:most], self._plain[most:]
         return octets
 
-    def has_octets(self) -> bool:
-        """Whether there is something that came and that nobody has asked for."""
-        return bool(self._plain or self._came or self._in.pending)
-
     def send(self, octets: bytes) -> int:
         """Sends all of it."""
-        for start in range(0, len(octets), FEED_BYTES):
-            self.tls.write(octets[start : start + FEED_BYTES])
         with self._sending:
+            self.tls.write(octets)
             self._flush_out()
         return len(octets)
 
@@ -155,32 +152,41 @@ class TLSSocket:
                     self.tls.unwrap()
                 self._flush_out()
 
-    def _next_records(self) -> None:
-        """Gives OpenSSL the next few whole records, as soon as there is one."""
-        while not (size := _whole_records(self._came)):
-            more = receive(self.raw)
-            if not more:
-                self._has_ended = True
-                return
-            self._came += more
-        self._in.write(self._came[:size])
-        self._came = self._came[size:]
-
-    def _decrypt(self) -> None:
-        take_turn()
+    def _decrypted(self) -> bytes:
+        """What the next few records hold, which may be nothing: some are for OpenSSL alone."""
+        if not self._in.pending:
+            self._give_records()
         parts = []
-        try:
+        with suppress(SSLWantReadError):  # what it was given is for OpenSSL alone, or half a record
             while self._in.pending:
-                part = self.tls.read(FEED_BYTES)
-                if not part:  # a close_notify
+                parts.append(self.tls.read(RECORD_BYTES))
+                if not parts[-1]:  # a close_notify
                     self._has_ended = True
                     break
-                parts.append(part)
-        except SSLWantReadError:
-            pass  # what it was given is for OpenSSL alone
-        self._plain = b''.join(parts)
         if self._out.pending and not self._sending.locked():
             self._flush()
+        return b''.join(parts)
+
+    def _give_records(self) -> None:
+        """Gives OpenSSL a few records (RFC 8446 section 5.1), the last one as far as it came."""
+        came, start = self._came, self._given
+        if len(came) - start < (1 if self._lacking else 5):
+            more = receive(self.raw)
+            self._has_ended = not more
+            came, start = came[start:] + more, 0
+        end = min(start + self._lacking, len(came))
+        self._lacking -= end - start
+        for _ in range(FEED_RECORDS):
+            if len(came) < end + 5:
+                break
+            if came[end] not in RECORD_TYPES:
+                end = len(came)  # OpenSSL says what is wrong with it
+                break
+            after = end + 5 + int.from_bytes(came[end + 3 : end + 5], 'big')
+            end, self._lacking = min(after, len(came)), max(0, after - len(came))
+        self._in.write(memoryview(came)[start:end])
+        # No memory is held while nothing comes.
+        self._came, self._given = (came, end) if end < len(came) else (b'', 0)
 
     def _flush(self) -> None:
         """Sends what OpenSSL wants to say of its own; who is sending takes it along."""
@@ -213,21 +219,6 @@ class TLSSocket:
 
     def close(self) -> None:
         self.raw.close()
-
-
-def _whole_records(octets: bytes) -> int:
-    """How many of `octets` the next few records take (RFC 8446 section 5.1), whole ones."""
-    size = 0
-    for _ in range(FEED_RECORDS):
-        if size >= FEED_BYTES or len(octets) < size + 5:
-            break
-        if octets[size] not in RECORD_TYPES:
-            return len(octets)  # OpenSSL says what is wrong with it
-        end = size + 5 + int.from_bytes(octets[size + 3 : size + 5], 'big')
-        if end > len(octets):
-            break
-        size = end
-    return size
 
 
 def wrap(context: SSLContext, sock, server_hostname: str | None = None) -> TLSSocket:

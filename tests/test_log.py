@@ -60,6 +60,7 @@ def test_server_log_holds_the_traceback_of_a_fault_of_ours(tmp_path):
 def test_connection_that_is_lost_without_tls_says_why(start, connect, caplog, end, why):
     caplog.set_level('INFO')
     peer = connect(start(key_file=None))
+    caplog.clear()
     host, port = peer.sock.getsockname()
     peer.send(QUESTION[:20])
     getattr(peer, end)()
@@ -72,6 +73,7 @@ def test_connection_that_is_lost_without_tls_says_why(start, connect, caplog, en
 def test_refusal_to_a_client_that_has_reset_is_one_line(start, connect, caplog, capfd, options):
     caplog.set_level('INFO')
     server = start(**options)
+    caplog.clear()
     peer = connect(server)
     peer.send(b'no request\r\n\r\n')
     peer.reset()  # no yield since then: the server reads what was sent, and can answer no more
