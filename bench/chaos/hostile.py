@@ -199,6 +199,10 @@ class Bench:
         self.ours = Ground(to, {'server.py': server.pid, 'hidden.py': hidden.pid})
         self.haproxy = self._haproxy(stack, local)
         self.sockets = self.ours.sockets()
+        for on in (self.ours, self.haproxy):
+            with Attack('keep', to=on.attacker(), count=1) as one:
+                one.begin()
+                assert one.says() == {'saw': {'200': 1}}, self.on.log()
 
     def _nginx(self, stack: ExitStack) -> int:
         port, www = free_port(), self.folder / 'www'
