@@ -384,7 +384,7 @@ def visits(to: dict, count: int, a_second: int) -> dict:
                 sock.unwrap()
             return status
 
-    saw = at_once(count, 100, visit)
+    saw = at_once(count, 64, visit)
     return {'saw': saw, 'seconds': round(time.monotonic() - began, 1)}
 
 
