@@ -315,14 +315,14 @@ def readers(bench: Bench, on: Ground, count: int = 40) -> Saw:
 
 
 def memory(bench: Bench, on: Ground) -> Saw:
-    """Before a crowd, at its peak, and three seconds after it has left."""
+    """Before a crowd, at its peak, and five seconds after it has left."""
     pid = next(iter(on.pids.values()))
     with Attack('silent', to=on.attacker(), count=2000) as attack:
         took = [memory_bytes(pid)]
         attack.begin()
         did = attack.says()
         took.append(memory_bytes(pid))
-    gevent.sleep(3)
+    gevent.sleep(5)
     took.append(memory_bytes(pid))
     cell = ', '.join(f'{each / 1e6:.0f}' for each in took)
     return Saw({}, words(did['saw']), cell=f'{cell} MB')
