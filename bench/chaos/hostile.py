@@ -341,7 +341,7 @@ def page(bench: Bench, on: Ground) -> Saw:
 
 ROWS = {
     'memory': (
-        '2,000 connections: before, with them, 3 s after',
+        '2,000 connections: before, with them, 5 s after',
         memory,
     ),  # first: while nobody was here
     'requests': ('requests without Authorization, pipelined', stream('requests')),
