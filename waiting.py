@@ -169,7 +169,8 @@ class Waiting:
             if not result.ready():
                 raise _absent()
             registration = result.get(block=False)  # or it raises
-            gevent.sleep(HAND_OVER_SECONDS)
+            if not registration.instance:  # those that tell it are not old
+                gevent.sleep(HAND_OVER_SECONDS)
             return registration
         except Ended:  # the server stops, or the place is needed
             if result.successful():

@@ -218,6 +218,23 @@ def test_request_of_one_that_waited_does_not_come_in_the_same_read_as_the_200(
     assert hidden.until(b'\r\n\r\n') == REQUEST
 
 
+def test_hidden_server_that_loses_nothing_gets_the_request_of_one_that_waited_at_once(
+    start, connect, entries, register, uuid, monkeypatch
+):
+    """Else four registrations could serve no more than 80 requests a second."""
+    monkeypatch.setattr('waiting.HAND_OVER_SECONDS', 3600)
+    server = start(rendezvous_wait=60)
+    register(server, uuid).close()
+    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+    mobile, hidden = connect(server), connect(server)
+    mobile.send(get(uuid))
+    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    request = connect_request(uuid, code(entries, uuid))
+    hidden.send(request.removesuffix(b'\r\n') + b'Instance: 1\r\n\r\n')
+    assert hidden.until(b'\r\n\r\n') == OK
+    assert hidden.until(b'\r\n\r\n') == REQUEST
+
+
 def test_revocation_finds_a_registration_that_is_just_handed_over(
     start, connect, entries, register, uuid, monkeypatch
 ):
