@@ -113,15 +113,18 @@ class Attack:
 class Ground:
     """One of the two that are attacked; `to` says where it is, `pids` which processes it has."""
 
-    def __init__(self, to: dict, pids: dict[str, int]):
-        self.to, self.pids, self._numbers = to, pids, iter(range(1, 250))
+    def __init__(self, to: dict, pids: dict[str, int], redis_port: int):
+        self.to, self.pids, self._redis_port = to, pids, redis_port
+        self._numbers = iter(range(1, 250))
 
     def attacker(self, **more) -> dict:
         """What an attacker gets, at an address that nobody has had."""
         return self.to | {'source': f'127.0.88.{next(self._numbers)}', 'hidden': HIDDEN} | more
 
     def sockets(self) -> int:
-        return sum(len(sockets(pid)) for pid in self.pids.values())
+        """Its connections, but for those to Redis: they are kept in a pool."""
+        lines = [line for pid in self.pids.values() for line in sockets(pid)]
+        return sum(f':{self._redis_port} ' not in line for line in lines)
 
     @contextmanager
     def attacked(self, name: str, ways=('new', 'kept'), others=None, **arguments):
@@ -159,7 +162,7 @@ def words(counted: dict) -> str:
 def sockets(pid: int) -> list[str]:
     """The lines of `ss` for the TCP connections of a process."""
     listed = subprocess.run(['ss', '-tnpmHO'], capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if f'pid={pid},' in line and ':6379' not in line]
+    return [line for line in listed.splitlines() if f'pid={pid},' in line]
 
 
 def kernel_bytes(pid: int) -> int:
@@ -196,7 +199,9 @@ class Bench:
         to = {'port': self.on.port, 'uuid': entry['uuid'][0], 'other': other['uuid'][0]}
         to['base32'] = other['authParams']['base32']
         hidden = self.hide(entry, local)
-        self.ours = Ground(to, {'server.py': server.pid, 'hidden.py': hidden.pid})
+        self._redis_port = self.on.options['redis_port']
+        pids = {'server.py': server.pid, 'hidden.py': hidden.pid}
+        self.ours = Ground(to, pids, self._redis_port)
         self.haproxy = self._haproxy(stack, local)
         self.sockets = self.ours.sockets()
         for on in (self.ours, self.haproxy):
@@ -210,7 +215,6 @@ class Bench:
         (www / 'index.html').write_text('hello')
         with (www / 'large').open('wb') as file:
             file.truncate(1 << 30)
-        self.folder.chmod(0o755)
         (self.folder / 'nginx.conf').write_text(NGINX.format(port=port))
         nginx = 'nginx', '-p', str(self.folder), '-c', 'nginx.conf', '-e', 'nginx.log'
         stack.enter_context(process(self.folder, *nginx))
@@ -227,7 +231,7 @@ class Bench:
         pid = stack.enter_context(process(self.folder, 'haproxy', '-db', '-f', 'haproxy.conf'))
         until(lambda: listens(ports['web']), 'HAProxy listens')
         to = {'port': ports['web'], 'uuid': 'x', 'other': ports['far'], 'pem': str(pem)}
-        return Ground(to | ports, {'haproxy': pid})
+        return Ground(to | ports, {'haproxy': pid}, self._redis_port)
 
     def hide(self, entry: dict, port: int):
         """A hidden.py before a local server."""
@@ -259,8 +263,9 @@ def visits(bench: Bench, on: Ground, count: int = 2000) -> Saw:
     """From one address, which is the hidden server's, too."""
     before, to = on.sockets(), on.attacker(source='127.0.0.1')
     with on.attacked('visits', to=to, count=count, a_second=300) as (did, seen):
-        gevent.sleep(2.5)
-        left = f'{on.sockets() - before} connections left'
+        pass
+    gevent.sleep(2.5)
+    left = f'{on.sockets() - before} connections left'
     cell = f'{did["saw"].pop("200", 0)} of {count} good'
     return Saw(seen, f'{did["seconds"]} s', words(did['saw']), left, cell=cell)
 
