@@ -265,7 +265,7 @@ def visits(bench: Bench, on: Ground, count: int = 2000) -> Saw:
     with on.attacked('visits', to=to, count=count, a_second=300) as (did, seen):
         pass
     gevent.sleep(2.5)
-    left = f'{on.sockets() - before} connections left'
+    left = f'{max(0, on.sockets() - before)} connections left'
     cell = f'{did["saw"].pop("200", 0)} of {count} good'
     return Saw(seen, f'{did["seconds"]} s', words(did['saw']), left, cell=cell)
 
