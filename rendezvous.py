@@ -203,11 +203,17 @@ class Rendezvous:
             octets = receive(sock)
         except OSError:
             octets = b''  # the connection broke
+        except Ended:
+            if not registration.pipe:
+                raise
+            octets = None  # the mobile client was faster
         finally:
             self.waiting.discard(registration)
             self.live.seen(uuid, peer.host)
         if registration.pipe:
-            registration.pipe.from_hidden(octets)
+            if octets is not None:
+                registration.pipe.from_hidden(octets)
+            registration.pipe = None  # which has us: nothing is left for the garbage collector
             return partial(goodbye, may_stop=True)
         why = 'it spoke out of turn' if octets else 'it hung up'
         log.info('%s waits no more for %s: %s', peer, uuid, why)

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import gevent
 from gevent.lock import Semaphore
 from gevent.monkey import get_original
-from gevent.socket import wait_read
 
 CHUNK_BYTES = 96 * 1024  # of one read; what is larger costs no less an octet
 RECORD_BYTES = 16 * 1024  # of TLS, at the most
@@ -39,6 +38,7 @@ USER_TIMEOUT_SECONDS = 60  # RFC 5482: an end that acknowledges nothing for so l
 UNSENT_BYTES = 128 * 1024  # that wait in the kernel for a slow reader, for each connection
 WATCH_SECONDS = 15
 LOOK_SECONDS = 0.1  # between two looks whether who waits is still there
+READABLE = 1  # gevent's name for that is libev's
 
 
 class Ended(gevent.GreenletExit):
@@ -332,17 +332,24 @@ def has_spoken(sock) -> bool:
 def hang_up_of(sock, call: Callable[[], object]) -> Iterator[None]:
     """Calls once if the peer sends no more meanwhile, though nobody reads what it has sent."""
 
-    def look() -> None:
-        while not has_shut(sock):
-            wait_read(sock.fileno())
-            gevent.sleep(LOOK_SECONDS)  # who has sent something is to be read for ever
-        call()
+    loop = gevent.get_hub().loop
+    coming, later = loop.io(sock.fileno(), READABLE), loop.timer(LOOK_SECONDS, LOOK_SECONDS)
 
-    looking = gevent.spawn(look)
+    def look() -> None:
+        coming.stop()  # what it has sent is to be read for as long as nobody reads it
+        if has_shut(sock):
+            later.stop()
+            call()
+        elif not later.active:
+            later.start(look)
+
+    coming.start(look)
     try:
         yield
     finally:
-        looking.kill()
+        for watcher in (coming, later):
+            watcher.stop()
+            watcher.close()
 
 
 def _polled(sock, events: int) -> bool:

@@ -1,5 +1,6 @@
 """The pipe and its endings: section 3, in both directions, with octets counted."""
 
+import gc
 import hashlib
 import os
 import re
@@ -550,3 +551,28 @@ def test_who_is_read_off_is_let_go_where_it_falls_silent(server, connect, monkey
     assert peer.answer().status == 403
     assert peer.rest() == b''
     until(lambda: not server._connections, 'its handler ends')
+
+
+def test_visits_leave_nothing_for_the_garbage_collector(server, register, connect, uuid):
+    """It comes once a minute: each visit would hold 70 KB until then."""
+
+    def count() -> int:
+        return sum(type(each).__name__ in ('Pipe', 'Registration') for each in gc.get_objects())
+
+    gc.collect()
+    before = count()
+    gc.disable()
+    try:
+        for end in ('hidden', 'mobile', 'unanswered'):
+            hidden, mobile = register(server, uuid), connect(server)
+            mobile.send(get(uuid))
+            hidden.until(b'\r\n\r\n')
+            if end != 'unanswered':
+                hidden.send(HEAD)
+                mobile.receive(len(HEAD))
+            (hidden if end == 'hidden' else mobile).close()
+            until(lambda: not server._connections, 'its handlers end')
+            hidden.close()
+        assert count() == before
+    finally:
+        gc.enable()
