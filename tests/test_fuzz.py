@@ -378,7 +378,7 @@ def test_whatever_a_server_says_hidden_py_makes_one_harmless_line_of_it(octets):
         far.shutdown(socket.SHUT_WR)
         said = 'registered'
         try:
-            assert octets.endswith(dial._octets_behind_200(near))
+            assert octets.endswith(dial._answer(near)[1])
         except (dial.Refused, OSError) as error:
             said = dial.why(error)
     assert re.fullmatch('[ -~]+', said)

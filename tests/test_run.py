@@ -345,7 +345,8 @@ def test_nothing_that_it_writes_is_for_others_to_read(ready, run):
 def test_log_is_rotated(tmp_path):
     """As much as six files of a small size hold, whatever is written."""
     script = (
-        'import server, gevent, logs; from pathlib import Path; logs.LOG_BYTES = 1000\n'
+        'import server, gevent, logs; from pathlib import Path\n'
+        'logs.LOG_BYTES, logs.GATHER_SECONDS = 1000, 0\n'
         f'logs.to(logs.file(Path({str(tmp_path / "server.log")!r})))\n'
         'for number in range(1000):\n'
         '    server.log.info("line %d", number)\n'

@@ -508,7 +508,6 @@ def test_redis_that_refuses_is_told_as_what_it_says_and_read_all_the_same(outsid
     writes = [
         lambda: entries.add(str(uuids.uuid4()), []),
         lambda: entries.rename(uuid, ['x']),
-        lambda: entries.count_try(uuid, '192.0.2.1', True, False, 1.0),
     ]
     for write in writes:
         with pytest.raises(StoreRefuses, match=rf'Redis refuses \(.*{code} .*\): mend') as caught:
