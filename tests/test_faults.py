@@ -61,7 +61,7 @@ def relay(start):
 
     yield relay
     for each in relays:
-        each.stop(0)
+        each.stop()
 
 
 @pytest.fixture
