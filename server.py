@@ -232,8 +232,6 @@ def tls_context(options: dict) -> ssl.SSLContext:
     # A client that only sends never reads its tickets: its close() is an RST then, and what it sent
     # is lost. A full handshake costs hardly more than a resumed one with a P-256 key.
     context.num_tickets = 0
-    # A mobile client may shut its sending side without a close_notify, and reads on.
-    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     try:
         context.load_cert_chain(crt_file, key_file, password='')  # nobody is here to type one in
         pem = crt_file.read_text('ascii', 'ignore')  # what stands between the PEM may be any text

@@ -570,9 +570,11 @@ def test_visits_leave_nothing_for_the_garbage_collector(server, register, connec
             if end != 'unanswered':
                 hidden.send(HEAD)
                 mobile.receive(len(HEAD))
-            (hidden if end == 'hidden' else mobile).close()
+            first, second = (hidden, mobile) if end == 'hidden' else (mobile, hidden)
+            first.close()
+            assert second.rest() == b''
+            second.close()
             until(lambda: not server._connections, 'its handlers end')
-            hidden.close()
         assert count() == before
     finally:
         gc.enable()
