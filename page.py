@@ -84,6 +84,7 @@ class Page:
         """All about one entry, but for its secret."""
         known = self._known(uuid)
         known['history'] = live.history(self._entries, known['uuid'])
+        known['used_up'] = self._entries.used_up(known['uuid'])
         known['self_signed'] = self._is_self_signed()
         known['url'] = f'https://{files.authority(self._options)}/'
         known['path'], file = f'/entries/{uuid}', files.FILES / f'{uuid}.json'

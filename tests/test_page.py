@@ -684,3 +684,11 @@ def test_commands_are_complete(folder):
     assert f'<code>curl --digest -u {uuid}:x https://[2001:db8::1]/</code>' in shown
     assert 'registrar.crt' not in shown
     assert page.ask('GET', '/registrar.crt').status_code == 404
+
+
+def test_ration_of_strangers_that_is_used_up_is_told_and_enable_clears_it(page):
+    uuid, sentence = page.made(), 'too many wrong codes'
+    assert sentence not in page.ask('GET', f'/entries/{uuid}').text
+    page.folder.redis('HSET', f'guesses:{uuid.replace("-", "")}', 'used_up', time.time())
+    assert sentence in page.ask('GET', f'/entries/{uuid}').text
+    assert sentence not in page.change(uuid, 'enable').text
