@@ -38,7 +38,6 @@ USER_TIMEOUT_SECONDS = 60  # RFC 5482: an end that acknowledges nothing for so l
 UNSENT_BYTES = 128 * 1024  # that wait in the kernel for a slow reader, for each connection
 WATCH_SECONDS = 15
 LOOK_SECONDS = 0.1  # between two looks whether who waits is still there
-READABLE = 1  # gevent's name for that is libev's
 
 
 class Ended(gevent.GreenletExit):
@@ -330,26 +329,19 @@ def has_spoken(sock) -> bool:
 
 @contextmanager
 def hang_up_of(sock, call: Callable[[], object]) -> Iterator[None]:
-    """Calls once if the peer sends no more meanwhile, though nobody reads what it has sent."""
-
-    loop = gevent.get_hub().loop
-    coming, later = loop.io(sock.fileno(), READABLE), loop.timer(LOOK_SECONDS, LOOK_SECONDS)
+    """Calls if the peer sends no more meanwhile, though nobody reads what it has sent."""
 
     def look() -> None:
-        coming.stop()  # what it has sent is to be read for as long as nobody reads it
         if has_shut(sock):
-            later.stop()
             call()
-        elif not later.active:
-            later.start(look)
 
-    coming.start(look)
+    watcher = gevent.get_hub().loop.timer(LOOK_SECONDS, LOOK_SECONDS)
+    watcher.start(look)
     try:
         yield
     finally:
-        for watcher in (coming, later):
-            watcher.stop()
-            watcher.close()
+        watcher.stop()
+        watcher.close()
 
 
 def _polled(sock, events: int) -> bool:

@@ -557,7 +557,8 @@ def test_visits_leave_nothing_for_the_garbage_collector(server, register, connec
     """It comes once a minute: each visit would hold 70 KB until then."""
 
     def count() -> int:
-        return sum(type(each).__name__ in ('Pipe', 'Registration') for each in gc.get_objects())
+        kinds = 'Pipe', 'Registration', 'TLSSocket'
+        return sum(type(each).__name__ in kinds for each in gc.get_objects())
 
     gc.collect()
     before = count()
@@ -575,6 +576,11 @@ def test_visits_leave_nothing_for_the_garbage_collector(server, register, connec
             assert second.rest() == b''
             second.close()
             until(lambda: not server._connections, 'its handlers end')
+        waiter = connect(server)
+        waiter.send(get(uuid))
+        assert waiter.answer().status == 503
+        waiter.close()
+        until(lambda: not server._connections, 'its handler ends')
         assert count() == before
     finally:
         gc.enable()
