@@ -51,8 +51,9 @@ options = {
     # Seconds that a mobile client waits for a hidden server that was here within the last minute:
     # it registers again after each rendezvous, and a browser opens six connections at once.
     'rendezvous_wait': 10,
-    # Seconds for which a hidden server that owes an answer may be silent once its mobile client sends
-    # no more. One that has answered has one second, or this where it is less: then the pipe is closed.
+    # Seconds for which a hidden server that owes an answer may be silent once its mobile client
+    # sends no more. One that has answered has one second, or this where it is less. Then the pipe
+    # is closed.
     'drain': 5,
     # A name beside the loopback ones by which browsers may call the page of users_app.py, of a
     # proxy that encrypts, say. Each other name is refused: a foreign page may have made it ours.
