@@ -20,8 +20,8 @@ from gevent.monkey import get_original
 
 CHUNK_BYTES = 96 * 1024  # of one read; what is larger costs no less an octet
 RECORD_BYTES = 16 * 1024  # of TLS, at the most
-# OpenSSL goes on for as long as it is given any, and a KeyUpdate takes it 30 us: so it is given
-# these one by one, and no more in a turn.
+# OpenSSL goes on for as long as it is given any, and a KeyUpdate takes it 30 us: so it is given no
+# more of them at a time.
 FEED_RECORDS = 32
 RECORD_TYPES = 20, 21, 22, 23  # change_cipher_spec, alert, handshake, application_data
 # A greenlet that always finds something to read lets the others run after so much, of its own and
@@ -71,10 +71,10 @@ def take_turn() -> None:
         gevent.sleep(NEXT_TURN_SECONDS)
 
 
-def receive(sock, most: int = CHUNK_BYTES) -> bytes:
+def receive(sock) -> bytes:
     """What `sock.recv` gives, for loops: it lets the others run where this turn is over."""
     take_turn()
-    return sock.recv(most)
+    return sock.recv(CHUNK_BYTES)
 
 
 def send(sock, octets: bytes) -> None:
@@ -213,16 +213,8 @@ class TLSSocket:
     def getpeercert(self, binary_form: bool = False):
         return self.tls.getpeercert(binary_form)
 
-    def shutdown(self, how: int) -> None:
-        self.raw.shutdown(how)
-
     def close(self) -> None:
         self.raw.close()
-
-
-def wrap(context: SSLContext, sock, server_hostname: str | None = None) -> TLSSocket:
-    """Puts TLS on a connection, less the handshake."""
-    return TLSSocket(context, sock, server_hostname)
 
 
 def keep_alive(sock) -> None:
@@ -282,10 +274,10 @@ def _read_off(sock, may_stop: bool) -> None:
 def reset(sock) -> None:
     """Closes with an RST, which says that what was sent has been cut off. Raises nothing.
 
-    What was sent before that is given a moment to arrive: an RST overtakes it.
+    What was sent before that is given a moment to arrive, since an RST overtakes it.
     """
     _watched.discard(sock)
-    with suppress(OSError), gevent.Timeout(MOMENT_SECONDS, False):
+    with suppress(OSError, Ended), gevent.Timeout(MOMENT_SECONDS, False):
         while not is_acknowledged(sock):
             gevent.sleep(0.01)
     with suppress(OSError):

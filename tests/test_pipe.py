@@ -584,3 +584,16 @@ def test_visits_leave_nothing_for_the_garbage_collector(server, register, connec
         assert count() == before
     finally:
         gc.enable()
+
+
+def test_reset_closes_also_where_its_place_is_needed(monkeypatch):
+    """It waits a moment for what was sent: whoever ends that must not leave the socket open."""
+    monkeypatch.setattr(sockets, 'is_acknowledged', lambda _: False)
+    monkeypatch.setattr(sockets, 'MOMENT_SECONDS', 300)
+    near, far = socket.socketpair()
+    resetting = gevent.spawn(sockets.reset, near)
+    gevent.sleep(0)
+    resetting.kill(sockets.Ended, timeout=DEADLINE_SECONDS)
+    assert near.fileno() == -1
+    assert resetting.value is None  # nothing was raised
+    far.close()
