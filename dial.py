@@ -207,7 +207,7 @@ class Server:
         sock = self.addresses.connect()
         try:
             sockets.keep_alive(sock)
-            sock = sockets.wrap(self._context, sock, self._host)
+            sock = sockets.TLSSocket(self._context, sock, self._host)
             with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
                 with _hanging_up():
                     sock.do_handshake()

@@ -11,7 +11,7 @@ import gevent
 
 import auth
 from http_head import Head, HeadReader, Refusal, error_body, response
-from sockets import TLSSocket, receive, set_tcp, take_turn, wrap
+from sockets import TLSSocket, receive, set_tcp, take_turn
 
 HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
 HEAD_SECONDS = 15  # from the first octet to the last, however they drip
@@ -30,7 +30,7 @@ def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:
     """TLS on a connection. Raises Refusal where the client speaks plain HTTP, or OSError."""
     with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
         if not sock.recv(1, socket.MSG_PEEK).isalpha():  # a handshake begins with 22
-            tls = wrap(context, sock)
+            tls = TLSSocket(context, sock)
             tls.do_handshake()
             # We have nothing to send, and the delayed ACK would hold up a client's request.
             set_tcp(tls, 'TCP_QUICKACK', 1)

@@ -71,13 +71,12 @@ class Room:
         _one_less(self._of_household, self._households.pop(greenlet, None))
         _one_less(self._of_kind, self._kinds.pop(greenlet, None))
 
-    def may_go(self, *greenlets: Greenlet) -> None:
-        """They are leavers from now on."""
-        for greenlet in greenlets:
-            _one_less(self._of_visit, self._visits.pop(greenlet, None))
-            self._strangers.pop(greenlet, None)
-            if greenlet in self._households:
-                self._leavers[greenlet] = None
+    def may_go(self, greenlet: Greenlet) -> None:
+        """It is a leaver from now on."""
+        _one_less(self._of_visit, self._visits.pop(greenlet, None))
+        self._strangers.pop(greenlet, None)
+        if greenlet in self._households:
+            self._leavers[greenlet] = None
 
     def visit(self, greenlet: Greenlet, uuid: str) -> None:
         """A mobile client asks for this hidden server. Raises Refusal: it has too many pipes."""

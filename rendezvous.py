@@ -267,12 +267,12 @@ class Rendezvous:
         finally:
             self.waiting.pipe_ended(pipe.hidden)
             if not left:
-                self._tell(pipe.hidden.uuid, peer, pipe, began)
+                self._tell(peer, pipe, began)
         return left
 
-    def _tell(self, uuid: str, peer: Peer, pipe: Pipe, began: float) -> None:
+    def _tell(self, peer: Peer, pipe: Pipe, began: float) -> None:
         """The log, and the page, of a rendezvous that is over."""
-        seconds = pipe.active_until - began
+        uuid, seconds = pipe.hidden.uuid, pipe.active_until - began
         how, sent, received = pipe.how.value, pipe.mobile.octets, pipe.hidden.octets
         log.info(
             f'{peer} closed after {seconds:.1f} s: {how}; '

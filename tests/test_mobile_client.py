@@ -21,6 +21,21 @@ ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi'
 REQUEST = b'GET / HTTP/1.1\r\nHost: x\r\n\r\n'  # what arrives of get(uuid)
 
 
+@pytest.fixture
+def waiter(register, connect, uuid):
+    """Makes a mobile client that waits, since the hidden server was here a moment ago."""
+
+    def waiter(server) -> Peer:
+        register(server, uuid).close()
+        until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+        mobile = connect(server)
+        mobile.send(get(uuid))
+        until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+        return mobile
+
+    return waiter
+
+
 def joined(hidden: Peer, mobile: Peer, octets: bytes) -> bytes:
     """What of `octets` comes out at the hidden server, up to the end of the head."""
     mobile.send(octets)
@@ -204,32 +219,26 @@ def test_mobile_client_that_hangs_up_gives_its_turn_to_another(
 
 
 def test_request_of_one_that_waited_does_not_come_in_the_same_read_as_the_200(
-    start, connect, entries, register, uuid, monkeypatch
+    start, waiter, connect, entries, uuid, monkeypatch
 ):
     """Old hidden servers lose it then."""
     monkeypatch.setattr('waiting.HAND_OVER_SECONDS', 1)
     server = start(rendezvous_wait=60)
-    register(server, uuid).close()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
-    mobile, hidden = connect(server), connect(server)
-    mobile.send(get(uuid))
-    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    waiter(server)
+    hidden = connect(server)
     hidden.send(connect_request(uuid, code(entries, uuid)))
     assert hidden.sock.recv(65536) == OK
     assert hidden.until(b'\r\n\r\n') == REQUEST
 
 
 def test_hidden_server_that_loses_nothing_gets_the_request_of_one_that_waited_at_once(
-    start, connect, entries, register, uuid, monkeypatch
+    start, waiter, connect, entries, uuid, monkeypatch
 ):
     """Else four registrations could serve no more than 80 requests a second."""
     monkeypatch.setattr('waiting.HAND_OVER_SECONDS', 3600)
     server = start(rendezvous_wait=60)
-    register(server, uuid).close()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
-    mobile, hidden = connect(server), connect(server)
-    mobile.send(get(uuid))
-    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    waiter(server)
+    hidden = connect(server)
     request = connect_request(uuid, code(entries, uuid))
     hidden.send(request.removesuffix(b'\r\n') + b'Instance: 1\r\n\r\n')
     assert hidden.until(b'\r\n\r\n') == OK
@@ -237,30 +246,20 @@ def test_hidden_server_that_loses_nothing_gets_the_request_of_one_that_waited_at
 
 
 def test_revocation_finds_a_registration_that_is_just_handed_over(
-    start, connect, entries, register, uuid, monkeypatch
+    start, waiter, entries, register, uuid, monkeypatch
 ):
     monkeypatch.setattr('waiting.HAND_OVER_SECONDS', 3)
     server = start(rendezvous_wait=60)
-    register(server, uuid).close()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
-    mobile = connect(server)
-    mobile.send(get(uuid))
-    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    mobile = waiter(server)
     hidden = register(server, uuid)
     entries.disable(uuid)
     assert hidden.rest() == b''
     mobile.close()
 
 
-def test_mobile_client_that_waits_when_the_server_stops_is_told_to_come_again(
-    start, register, connect, uuid
-):
+def test_mobile_client_that_waits_when_the_server_stops_is_told_to_come_again(start, waiter):
     server = start(rendezvous_wait=60)
-    register(server, uuid).close()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
-    mobile = connect(server)
-    mobile.send(get(uuid))
-    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    mobile = waiter(server)
     stopping = gevent.spawn(server.stop)
     answer = mobile.answer()
     assert (answer.status, answer.fields['Retry-After']) == (503, '5')
