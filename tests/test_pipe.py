@@ -143,7 +143,7 @@ def both_ends(pair):
         client_context(pair['crt_file']).wrap_socket(far, **how) as far,
         listener.accept()[0] as near,
     ):
-        near = sockets.wrap(context, near)
+        near = sockets.TLSSocket(context, near)
         gevent.joinall([gevent.spawn(each.do_handshake) for each in (near, far)], raise_error=True)
         yield near, far
 
