@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import auth
+from rendezvous.wire import auth
 
 MEBIBYTE = bytes(1024 * 1024)
 REQUESTS, REGISTRATIONS = 1000, 1000
@@ -64,7 +64,7 @@ class Set:
 
     def __init__(self, folder: Path):
         self.folder, self._processes = folder, []
-        for pattern in ('*.py', 'templates', 'static'):
+        for pattern in ('*.py', 'rendezvous'):
             for path in ROOT.glob(pattern):
                 copy = shutil.copytree if path.is_dir() else shutil.copy
                 copy(path, folder / path.name)

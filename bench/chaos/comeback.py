@@ -24,9 +24,9 @@ from conftest import OK, Peer, connect_request
 from gevent import socket
 from gevent.lock import Semaphore
 
-import auth
-from entries import Entries
-from options import DEFAULTS
+from rendezvous.store.entries import Entries
+from rendezvous.wire import auth
+from rendezvous.wire.options import DEFAULTS
 
 ENTRIES = 500
 LOOK_SECONDS = 0.05

@@ -51,7 +51,7 @@ class Stage(Folder):
         shutil.copy(ROOT / 'requirements.txt', self.path)
         (self.path / '.venv').symlink_to(ROOT / '.venv')
         shutil.copy(HERE / 'probe.py', self.path)
-        with (self.path / 'pipe.py').open('a') as file:
+        with (self.path / 'rendezvous/wire/pipe.py').open('a') as file:
             file.write('\n\nimport sys, probe\n\nprobe.install(sys.modules[__name__])\n')
 
     def run_sh(self) -> Program:

@@ -21,10 +21,10 @@ from common import Origin, Stage, ask, print_row, stage, until
 from conftest import OK, Peer, connect_request, get
 from gevent.pool import Pool
 
-import auth
-from entries import Entries
-from options import DEFAULTS
-from server import TRIM_SECONDS
+from rendezvous.server.worker import TRIM_SECONDS
+from rendezvous.store.entries import Entries
+from rendezvous.wire import auth
+from rendezvous.wire.options import DEFAULTS
 
 ENTRIES = 50
 LOOKS, LOOK_SECONDS = 25, 0.2  # one every so often

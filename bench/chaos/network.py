@@ -34,7 +34,9 @@ from faults import Netspace, Relay, why_not
 LARGE_BYTES = 50_000_000
 LIFETIME_SECONDS = 5
 SHORT_LIVED = (
-    'from gevent import monkey; monkey.patch_all(); import hidden, options; '
+    'from gevent import monkey; monkey.patch_all(); '
+    'from rendezvous.hidden import hidden_server as hidden; '
+    'from rendezvous.wire import options; '
     f'hidden.LIFETIME_SECONDS = {LIFETIME_SECONDS}; options.main(hidden.main)'
 )
 

@@ -1,0 +1,345 @@
+"""How a hidden server dials out: to an address that answers, and up to the server's 200."""
+
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import ssl
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from itertools import zip_longest
+
+import gevent
+import pyotp
+from gevent import Greenlet
+
+from rendezvous.wire import auth, sockets
+from rendezvous.wire import options as local
+
+log = logging.getLogger('hidden')
+
+# The system asks a name server again after 5 seconds, and as late when a network is back.
+os.environ.setdefault('RES_OPTIONS', 'timeout:2')
+
+CONNECT_SECONDS = 15  # for the handshake and the answer, and for a name that does not resolve
+# RFC 8305 section 5: the next address is tried so long after the last one, beside it. All of them
+# are tried anew after each round: the system's own tries come later and later, and where a network
+# is back it is to be noticed.
+NEXT_SECONDS, ROUND_SECONDS, ROUNDS = 0.25, 3, 5
+MOST_ADDRESSES = 8
+KNOWN_SECONDS = 1  # for a name that does not resolve, where it did before
+RETRY_AFTER_SECONDS = 60  # a server that says more is not believed: `enable` works within a minute
+ANSWER_BYTES = 16 * 1024
+CLOCK_IS_OFF_SECONDS = 30  # a code is right for 30 s before and behind its own 30
+DAY_SECONDS = 24 * 3600
+ENDS_SOON_SECONDS, ENDS_SOON_SHARE = 14 * DAY_SECONDS, 1 / 4  # of a certificate's time, at most
+# What a process that was killed here leaves at the server is gone after so long.
+LEFT_OVER_SECONDS = 120
+
+Address = tuple[socket.AddressFamily, tuple]  # an IP address with its port, as socket takes it
+
+
+class Refused(Exception):
+    """The rendezvous server's answer is not 200; `retry_after` in seconds."""
+
+    def __init__(self, status: int, diagnostic: str, retry_after: int, ahead: float | None):
+        super().__init__(f'{status} {diagnostic}')
+        self.status, self.retry_after = status, min(retry_after, RETRY_AFTER_SECONDS)
+        self.ahead = ahead  # seconds that our clock is ahead of the server's, if that tells
+
+
+class HungUp(ConnectionError):
+    """The rendezvous server, or what is in front of it, ended the connection within an answer."""
+
+    def __init__(self):
+        super().__init__('it hangs up: it may be restarting')
+
+
+class Addresses:
+    """The addresses of a host; the one that answered last comes first."""
+
+    def __init__(self, host: str, port: int):
+        self._host, self._port = host, port
+        self._known: list[Address] = []
+        self._is_number = local.is_number(host)
+        self._looking: Greenlet | None = None  # one at a time: each has a thread
+        self.last: Address | None = None  # that answered
+        self._said = ''
+
+    def connect(self) -> socket.socket:
+        """The connection that is there first (RFC 8305). Raises OSError."""
+        address, sock, silent = _race(self._look_up())
+        if silent and address != self.last:
+            names = ', '.join(host for _, (host, *_) in silent)
+            self._say(f'{names} did not answer: {address[1][0]} of {self._host} did')
+        self.last = address
+        return sock
+
+    def own(self) -> str:
+        """The address of this machine from which it goes there now; '' where that has none."""
+        if not self.last:
+            return ''
+        try:
+            with socket.socket(self.last[0], socket.SOCK_DGRAM) as sock:
+                sock.connect(self.last[1])  # sends nothing
+                return sock.getsockname()[0]
+        except OSError:
+            return ''
+
+    def _look_up(self) -> list[Address]:
+        """Raises OSError. What was right before is good enough while no name server answers."""
+        seconds = KNOWN_SECONDS if self._known else CONNECT_SECONDS
+        if not (self._known and self._is_number):
+            if not self._looking or self._looking.ready():
+                self._looking = gevent.spawn(self._resolve)
+            elif self._known:
+                seconds = 0  # another one has waited for it already
+            self._looking.join(seconds)
+        if not self._known:
+            raise self._looking.value or TimeoutError('its name does not resolve')
+        return sorted(self._known, key=lambda each: each != self.last)
+
+    def _resolve(self) -> OSError | None:
+        """Whatever comes late is good for the next time."""
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            return error
+        self._known = _by_turns([(family, where) for family, *_, where in found])
+
+    def _say(self, sentence: str) -> None:
+        if sentence != self._said:
+            self._said = sentence
+            log.warning('%s', sentence)
+
+
+def _by_turns(addresses: list[Address]) -> list[Address]:
+    """One of each family by turns (RFC 8305 section 4)."""
+    first = [each for each in addresses if each[0] == addresses[0][0]]
+    others = [each for each in addresses if each[0] != addresses[0][0]]
+    mixed = [each for pair in zip_longest(first, others) for each in pair if each]
+    return list(dict.fromkeys(mixed))[:MOST_ADDRESSES]
+
+
+def _race(addresses: list[Address]) -> tuple[Address, socket.socket, list[Address]]:
+    """The first one that answers, the connection, and those tried before it that did not."""
+    tries: dict[Greenlet, Address] = {}
+    began, error = time.monotonic(), TimeoutError('timed out')
+    try:
+        for number, address in enumerate([*addresses * ROUNDS, None]):
+            turn, place = divmod(number, len(addresses))
+            starts = began + turn * ROUND_SECONDS + place * NEXT_SECONDS
+            while tries and (seconds := starts - time.monotonic()) > 0:
+                for done in gevent.wait(list(tries), seconds, 1):
+                    earlier = list(tries.values())[: list(tries).index(done)]
+                    answered = tries.pop(done)
+                    if isinstance(done.value, socket.socket):
+                        return answered, done.value, list(dict.fromkeys(earlier))
+                    error = done.value
+                    if place:
+                        starts = 0  # the next one need not wait
+            if turn and not place and not tries:
+                break  # all have failed
+            if address:
+                tries[gevent.spawn(_connected, *address)] = address
+        raise error
+    finally:
+        _give_up(list(tries))
+
+
+def _connected(family: int, address: tuple) -> socket.socket | OSError:
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        return error
+    try:
+        sock.connect(address)
+        return sock
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            return error
+        raise
+
+
+def _give_up(tries: list[Greenlet]) -> None:
+    gevent.killall(tries)
+    for each in tries:
+        if isinstance(each.value, socket.socket):  # it was there in the same moment
+            each.value.close()
+
+
+class Server:
+    """The rendezvous server, as it is reached from here."""
+
+    def __init__(self, host: str, port: int, ca: str | None):
+        """`ca`: its certificate in PEM; None where a public CA's is to be trusted."""
+        self._host, self.name = host, local.authority(host, port)
+        self.addresses = Addresses(host, port)
+        self._context = ssl.create_default_context(cadata=ca)
+        self._context.set_alpn_protocols(['http/1.1'])
+        self._takes_long_codes = True
+        # A server that knows this field tells where another process registers the same UUID.
+        self._instance, self._began = secrets.token_hex(8), time.monotonic()
+        self._said: set[str] = set()
+
+    def register(self, uuid: str, totp: pyotp.TOTP) -> tuple[sockets.TLSSocket, bytes]:
+        """A connection that got its 200, and what came behind it. Raises Refused or OSError."""
+        try:
+            if self._takes_long_codes:
+                return self._register(uuid, auth.long_code(totp, time.time()))
+            return self._register(uuid, totp.now())
+        except Refused as refused:
+            if refused.status != 400 or not self._takes_long_codes:
+                raise
+            self._takes_long_codes = False
+        except OSError:
+            self._takes_long_codes = True  # what comes back may be a newer one
+            raise
+        return self._register(uuid, totp.now())
+
+    def _register(self, uuid: str, code: str) -> tuple[sockets.TLSSocket, bytes]:
+        sock = self.addresses.connect()
+        try:
+            sockets.keep_alive(sock)
+            sock = sockets.TLSSocket(self._context, sock, self._host)
+            with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
+                with _hanging_up():
+                    sock.do_handshake()
+                self._look_at(sock.getpeercert())
+                target, fields = f'uuid:{uuid}?response={code}', f'Instance: {self._instance}'
+                head = f'CONNECT {target} HTTP/1.1\r\nHost: {self.name}\r\n{fields}\r\n\r\n'
+                sock.sendall(head.encode())
+                head, octets = _answer(sock)
+                self._look_for_others(head)
+                return sock, octets
+        except BaseException:
+            sock.close()
+            raise
+
+    def _look_at(self, certificate: dict) -> None:
+        """Says once of a certificate that it is about to end."""
+        begins, ends = (
+            ssl.cert_time_to_seconds(certificate[name]) for name in ('notBefore', 'notAfter')
+        )
+        left = ends - time.time()
+        if left < min(ENDS_SOON_SECONDS, ENDS_SOON_SHARE * (ends - begins)):
+            at = datetime.fromtimestamp(ends, UTC)
+            self._say(f'the certificate of {self.name} ends soon, on {at:%Y-%m-%d at %H:%M} UTC')
+
+    def _look_for_others(self, head: bytes) -> None:
+        """Says once that another machine has the same ID.json, where the server tells so."""
+        other = re.search(rb'\r\nother-instance: *([0-9a-f.:]{2,45})', head, re.I)
+        if other and time.monotonic() - self._began > LEFT_OVER_SECONDS:
+            where = other[1].decode()
+            self._say(f'a machine at {where} has the same ID.json, and gets some of the visits')
+
+    def _say(self, warning: str) -> None:
+        if warning not in self._said:
+            self._said.add(warning)
+            log.warning('%s', warning)
+
+
+def probe_often(sock) -> None:
+    """Has the system find within seconds that the connection is dead: one for all that wait.
+
+    After 4 s where a router or the server forgot it and says so, else after 12.
+    """
+    for name, value in (
+        ('TCP_KEEPIDLE', 4),
+        ('TCP_KEEPALIVE', 4),  # the same, on macOS
+        ('TCP_KEEPINTVL', 2),
+        ('TCP_KEEPCNT', 4),
+        ('TCP_USER_TIMEOUT', 12_000),
+    ):
+        sockets.set_tcp(sock, name, value)
+
+
+@contextmanager
+def _hanging_up():
+    """Says of an end, and of a reset, what it mostly is."""
+    try:
+        yield
+    except (ConnectionError, ssl.SSLZeroReturnError):
+        raise HungUp from None
+
+
+def _answer(sock) -> tuple[bytes, bytes]:
+    """The head of the 200, and what came behind it. Raises Refused or OSError."""
+    octets, more = b'', b'any'
+    while more and b'\r\n\r\n' not in octets and len(octets) < ANSWER_BYTES:
+        with _hanging_up():
+            more = sockets.receive(sock)
+        octets += more
+    head, end, rest = octets.partition(b'\r\n\r\n')
+    status = re.match(rb'HTTP/1\.[01] ([0-9]{3})', head)
+    if not more and not end and (status or not octets):
+        raise HungUp
+    # RFC 9110 section 9.3.6: a 2xx for a CONNECT has no body; that of a web server may have one
+    page = re.search(rb'\r\n(content-(length|type)|transfer-encoding):', head, re.I)
+    if not (status and end) or (status[1] == b'200' and page):
+        raise ConnectionError('what answers there is no rendezvous server')
+    if status[1] == b'200':
+        return head, rest
+    with gevent.Timeout(1, False):  # not every server hangs up after a refusal
+        while len(rest) < ANSWER_BYTES and (more := sockets.receive(sock)):
+            rest += more
+    raise _refused(int(status[1]), head, rest)
+
+
+def _refused(status: int, head: bytes, body: bytes) -> Refused:
+    try:
+        diagnostic = json.loads(body)['error']['diagnostic']
+    except (ValueError, TypeError, KeyError, RecursionError):
+        diagnostic = 'and says no more'
+    printable = re.sub('[^ -~]', '?', str(diagnostic))[:200]
+    retry_after = re.search(rb'\r\nretry-after: *([0-9]{1,6})', head, re.I)
+    return Refused(status, printable, int(retry_after[1]) if retry_after else 0, _ahead(head))
+
+
+def _ahead(head: bytes) -> float | None:
+    """Seconds that this machine's clock is ahead of the server's Date, if there is one."""
+    date = re.search(rb'\r\ndate: *([ -~]{1,40})', head, re.I)
+    try:
+        return time.time() - parsedate_to_datetime(date[1].decode()).timestamp() if date else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def why(error: Exception) -> str:
+    """What an administrator can make something of."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _why_no_trust(error)
+    if isinstance(error, Refused) and error.status == 401:
+        return f'{error}: {_why_wrong(error.ahead)}'
+    return getattr(error, 'strerror', None) or str(error) or type(error).__name__
+
+
+def _why_no_trust(error: ssl.SSLCertVerificationError) -> str:
+    clock = f"this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    if error.verify_code == 9:  # X509_V_ERR_CERT_NOT_YET_VALID
+        return f'its certificate is not valid yet: {clock}, is that right?'
+    if error.verify_code == 10:  # X509_V_ERR_CERT_HAS_EXPIRED
+        return f'its certificate has expired: {clock}, is that right?'
+    return f'its certificate is not the one it should be ({error.verify_message})'
+
+
+def _why_wrong(ahead: float | None) -> str:
+    """Why a code is wrong, as far as the clocks tell."""
+    if ahead is None:
+        return 'is the entry still there, and is the clock of this machine right?'
+    if abs(ahead) < CLOCK_IS_OFF_SECONDS:
+        return 'is the entry still there, and is its ID.json the newest?'
+    return f"this machine's clock is {_span(abs(ahead))} {'ahead' if ahead > 0 else 'behind'}"
+
+
+def _span(seconds: float) -> str:
+    """So many seconds in words, in the largest unit of which there are two or more."""
+    for unit, size in (('days', DAY_SECONDS), ('hours', 3600), ('minutes', 60)):
+        if seconds >= 2 * size:
+            return f'{seconds / size:.0f} {unit}'
+    return f'{seconds:.0f} seconds'

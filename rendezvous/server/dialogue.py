@@ -1,0 +1,117 @@
+"""What is said on a connection before anybody knows who it is, each step under its deadline.
+
+A Refusal is raised where there is something to answer, an OSError where the connection is lost.
+"""
+
+import socket
+import ssl
+from typing import NoReturn
+
+import gevent
+
+from rendezvous.wire import auth
+from rendezvous.wire.http_head import Head, HeadReader, Refusal, error_body, response
+from rendezvous.wire.sockets import TLSSocket, receive, set_tcp, take_turn
+
+HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
+HEAD_SECONDS = 15  # from the first octet to the last, however they drip
+IDLE_SECONDS = 60  # before the first octet of a head; nginx's keepalive_timeout is 75
+DROP_BYTES = 64 * 1024  # a longer body is not read only to be thrown away
+WHO = 'the user name is the UUID of a hidden server, the password is anything'
+
+
+def registered(other: str) -> bytes:
+    """The 200 for a CONNECT; `other`: where another process waits that has the same entry."""
+    field = f'Other-Instance: {other}\r\n' if other else ''
+    return f'HTTP/1.1 200 OK\r\n{field}\r\n'.encode()
+
+
+def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:
+    """TLS on a connection. Raises Refusal where the client speaks plain HTTP, or OSError."""
+    with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
+        if not sock.recv(1, socket.MSG_PEEK).isalpha():  # a handshake begins with 22
+            tls = TLSSocket(context, sock)
+            tls.do_handshake()
+            # We have nothing to send, and the delayed ACK would hold up a client's request.
+            set_tcp(tls, 'TCP_QUICKACK', 1)
+            return tls
+    return _redirect(sock)
+
+
+def _redirect(sock) -> NoReturn:
+    """People and local servers leave out the s. Raises Refusal or OSError."""
+    head, _ = read_head(sock, b'')
+    host = head.values('host') if head else []
+    if not host or not head.target.startswith('/'):
+        raise Refusal(400, 'this port speaks TLS: https')
+    refusal = Refusal(308, 'this port speaks TLS', f'Location: https://{host[0]}{head.target}')
+    refusal.without_body = head.method == 'HEAD'
+    raise refusal
+
+
+def read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:
+    """The next head and the octets behind it; None where the client leaves or stays idle."""
+    take_turn()  # `octets` may hold thousands of requests
+    if not octets:
+        with gevent.Timeout(IDLE_SECONDS, False):
+            octets = receive(sock)
+    if not octets:
+        return None, b''
+    reader = HeadReader()
+    with gevent.Timeout(HEAD_SECONDS, Refusal(408, f'the head took over {HEAD_SECONDS} seconds')):
+        while not (found := reader.feed(octets)):
+            octets = _more(sock)
+    return found
+
+
+def ask_who(sock, head: Head, octets: bytes) -> bytes | None:
+    """Sends the challenge; gives the octets behind the body, None where it is to be closed."""
+    length = head.body_bytes
+    close = length is None or length > DROP_BYTES or head.version == 'HTTP/1.0'
+    close = close or head.values('expect') or head.has_token('connection', 'close')
+    if not close:
+        too_slow = Refusal(408, f'the body took over {HEAD_SECONDS} seconds')
+        with gevent.Timeout(HEAD_SECONDS, too_slow):
+            while len(octets) < length:
+                length -= len(octets)
+                octets = _more(sock)
+    fields = [*auth.challenge(), *(['Connection: close'] if close else [])]
+    if 'text/html' in ', '.join(head.values('accept')):  # a browser, that shows it on Cancel
+        kind, body = 'text/plain; charset=utf-8', f'{WHO}\n'.encode()
+    else:
+        kind, body = 'application/json', error_body(WHO, permanent=False)
+    answer = response(401, *fields, f'Content-Type: {kind}', body=body)
+    sock.sendall(answer.removesuffix(body) if head.method == 'HEAD' else answer)
+    return None if close else octets[length:]
+
+
+def _more(sock) -> bytes:
+    octets = receive(sock)
+    if not octets:
+        raise ConnectionError('hung up within a request')
+    return octets
+
+
+def say_at_once(sock, octets: bytes) -> None:
+    """Sends without a yield; raises OSError where it would have to wait for the reader."""
+    sock.settimeout(0.0)
+    try:
+        if sock.send(octets) < len(octets):
+            raise ConnectionError('does not read what it is sent')
+    finally:
+        sock.settimeout(None)
+
+
+def spoke(sock) -> bool:
+    """Whether octets have come that nobody has read, without waiting for any."""
+    sock.settimeout(0.0)
+    try:
+        with gevent.Timeout(HEAD_SECONDS, ConnectionError('TLS: nothing but records of its own')):
+            octets = receive(sock)
+        if not octets:
+            raise ConnectionError('hung up before the 200')
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        sock.settimeout(None)

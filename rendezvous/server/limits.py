@@ -1,0 +1,185 @@
+"""How much room there is: connections in all and for an address, and absent UUIDs to ask for."""
+
+import logging
+import math
+import time
+from collections import Counter
+
+from gevent import Greenlet
+
+from rendezvous.store.rations import network
+from rendezvous.wire.http_head import Refusal
+from rendezvous.wire.sockets import Ended
+
+log = logging.getLogger('limits')
+
+FULL_SECONDS = 30  # after which a client may try again
+VISIT_SECONDS = 5  # the same, where one address has too many pipes
+MINUTE = 60
+SLOW_SECONDS = 1  # for each answer, once there were too many
+REFUSED_AT = 2  # times as many: no answer but 429
+MAX_ADDRESSES = 10_000  # whose questions are remembered; a botnet has more, and its own limits
+
+
+class Evicted(Ended):
+    """Raised in the greenlet of a connection whose place another one needs: close at once."""
+
+
+class Room:
+    """The places for connections, each taken by a greenlet.
+
+    A stranger is who has not said yet who it is; a leaver has had its answer: its pipe drains, or
+    it is read off before it is closed. Where all places are taken the leaver that has been one for
+    the longest is evicted, or the stranger that has been here for the longest: who takes part needs
+    a moment, who attacks stays. Hidden servers may take three quarters of the places, and pipes as
+    many: neither the registrations that wait nor the mobile clients can shut out the others.
+    """
+
+    def __init__(self, places: int, per_address: int, visits_per_address: int):
+        self._places, self._per_address = places, per_address
+        self._visits_per_address = visits_per_address
+        self._most = {'hidden server': places * 3 // 4, 'mobile client': places * 3 // 8}
+        self._households: dict[Greenlet, str] = {}  # who has a place, and from where
+        self._strangers: dict[Greenlet, None] = {}  # the oldest first
+        self._leavers: dict[Greenlet, None] = {}  # the first first
+        self._kinds: dict[Greenlet, str] = {}  # of the others
+        self._visits: dict[Greenlet, tuple[str, str]] = {}  # of mobile clients, and to which UUID
+        self._of_household: Counter[str] = Counter()
+        self._of_visit: Counter[tuple[str, str]] = Counter()
+        self._of_kind: Counter[str] = Counter()
+        self._complain = Seldom()
+
+    def enter(self, greenlet: Greenlet, address: str) -> None:
+        """Takes a place, until it leaves. Raises Evicted where there is none."""
+        household = network(address)
+        if self._per_address and self._of_household[household] >= self._per_address:
+            if not self._evict_leaver(self._households, household):
+                self._complain('%s has max_connections_per_address and gets no more', household)
+                raise Evicted
+        elif len(self._households) >= self._places:
+            self._complain('there are max_connections: a new one takes the place of an old one')
+            if not self.evict():
+                raise Evicted
+        self._households[greenlet] = household
+        self._of_household[household] += 1
+        self._strangers[greenlet] = None
+
+    def leave(self, greenlet: Greenlet) -> None:
+        """Gives the place back, if it has one."""
+        self.may_go(greenlet)
+        self._leavers.pop(greenlet, None)
+        _one_less(self._of_household, self._households.pop(greenlet, None))
+        _one_less(self._of_kind, self._kinds.pop(greenlet, None))
+
+    def may_go(self, greenlet: Greenlet) -> None:
+        """It is a leaver from now on."""
+        _one_less(self._of_visit, self._visits.pop(greenlet, None))
+        self._strangers.pop(greenlet, None)
+        if greenlet in self._households:
+            self._leavers[greenlet] = None
+
+    def visit(self, greenlet: Greenlet, uuid: str) -> None:
+        """A mobile client asks for this hidden server. Raises Refusal: it has too many pipes."""
+        visit = self._households.get(greenlet, ''), uuid
+        if self._visits_per_address and self._of_visit[visit] >= self._visits_per_address:
+            sentence = 'this address has max_pipes_per_address to this hidden server'
+            raise Refusal(429, sentence, f'Retry-After: {VISIT_SECONDS}')
+        self._visits[greenlet] = visit
+        self._of_visit[visit] += 1
+
+    def visited(self, greenlet: Greenlet) -> None:
+        """A hidden server has a visitor: its own address has this place free again."""
+        _one_less(self._of_household, self._households.get(greenlet))
+        self._households[greenlet] = ''
+
+    def evict(self) -> bool:
+        """Ends the oldest leaver or stranger; False where there is none."""
+        for greenlets in (self._leavers, self._strangers):
+            for greenlet in greenlets:
+                return _evict(greenlet, greenlets)
+        return False
+
+    def _evict_leaver(self, property_of: dict[Greenlet, str], wanted: str) -> bool:
+        for greenlet in self._leavers:
+            if property_of.get(greenlet) == wanted:
+                return _evict(greenlet, self._leavers)
+        return False
+
+    def know(self, greenlet: Greenlet, kind: str) -> None:
+        """It is one of this kind, no stranger any more. Raises Refusal where they are too many."""
+        if greenlet in self._kinds:
+            return
+        if greenlet not in self._strangers:
+            raise Evicted  # just now: it has not been told yet
+        if self._of_kind[kind] >= self._most[kind] and not self._evict_leaver(self._kinds, kind):
+            self._complain('no room for one more %s: max_connections is too low', kind)
+            raise Refusal(503, 'the server is full', f'Retry-After: {FULL_SECONDS}')
+        del self._strangers[greenlet]
+        self._kinds[greenlet] = kind
+        self._of_kind[kind] += 1
+
+
+def _evict(greenlet: Greenlet, greenlets: dict[Greenlet, None]) -> bool:
+    del greenlets[greenlet]
+    greenlet.kill(Evicted, block=False)
+    return True
+
+
+def _one_less(counter: Counter, key) -> None:
+    """Nothing where it does not count; and what is 0 is forgotten."""
+    if key in counter:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
+
+
+class Probes:
+    """The UUIDs that an address asked for within a minute and that are not here.
+
+    Whether there is an entry makes no difference: nobody learns that here. An address that asks for
+    too many of them is a prober: it is slowed, and then refused, whatever it asks for.
+    """
+
+    def __init__(self, per_minute: int):
+        self._most = per_minute
+        self._asked: dict[str, dict[str, float]] = {}  # time.monotonic(), the oldest first
+
+    def admit(self, address: str) -> None:
+        """Raises Refusal where the address has asked for far too many."""
+        asked = self._asked_lately(address)
+        if self._most and len(asked) >= REFUSED_AT * self._most:
+            wait = math.ceil(next(iter(asked.values())) + MINUTE - time.monotonic())
+            raise Refusal(429, 'too many unknown UUIDs', f'Retry-After: {max(1, wait)}')
+
+    def absent(self, address: str, uuid: str) -> float:
+        """It asked for one that is not here; seconds to wait with the answer."""
+        if not self._most:
+            return 0
+        asked = self._asked_lately(address)
+        asked.pop(uuid, None)
+        asked[uuid] = time.monotonic()
+        self._asked[network(address)] = asked
+        if len(self._asked) > MAX_ADDRESSES:
+            del self._asked[next(iter(self._asked))]
+        return SLOW_SECONDS if len(asked) > self._most else 0
+
+    def _asked_lately(self, address: str) -> dict[str, float]:
+        asked = self._asked.pop(network(address), {})
+        while asked and time.monotonic() - next(iter(asked.values())) > MINUTE:
+            del asked[next(iter(asked))]
+        if asked:
+            self._asked[network(address)] = asked  # the last one now
+        return asked
+
+
+class Seldom:
+    """A warning for what may happen a thousand times a second: said once a second at the most."""
+
+    def __init__(self):
+        self._count, self._said_at = 0, -math.inf
+
+    def __call__(self, message: str, *args) -> None:
+        self._count += 1
+        if time.monotonic() - self._said_at >= 1:
+            log.warning(f'{message} (%d times)', *args, self._count)
+            self._count, self._said_at = 0, time.monotonic()

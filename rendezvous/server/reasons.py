@@ -1,0 +1,68 @@
+"""Why a code is wrong: for the log and the page alone, and after the answer has been sent."""
+
+import time
+
+import gevent
+from gevent.lock import Semaphore
+
+from rendezvous.wire import auth
+
+WRONG = 'wrong code'
+FORMER = 'the secret from before the last rekey'
+
+# Steps from now: 12 hours, of 30 seconds each. Among so many one has the same six digits by chance,
+# once in 350 wrong codes. Two days for long codes, where nothing is by chance.
+SHORT_STEPS, LONG_STEPS = 1440, 5760
+TURN_STEPS = 100  # then others have their turn: under a millisecond
+SEARCHES, SEARCHED_SECONDS = 30, 60  # in so long, and one of a UUID: some 3% of a processor
+
+
+class Reasons:
+    """What was found out within the last minute."""
+
+    def __init__(self):
+        self._found: dict[str, tuple[float, int | None]] = {}  # when, and how many steps off
+        self._one_at_a_time = Semaphore()
+
+    def find(self, uuid: str, entry: dict, code: str, now: float) -> str:
+        """Why `code` was wrong at `now`, in seconds since 1970; raises as auth.totp does."""
+        former = entry.get('formerly')
+        if former and auth.steps_off(former, code, now, auth.WINDOW) is not None:
+            return FORMER
+        parameters = entry['authParams']
+        with self._one_at_a_time:
+            steps = self._steps_off(uuid, parameters, code, now)
+        if steps is None:
+            return WRONG
+        surely = '' if len(code) > auth.SHORT_DIGITS else 'probably '
+        seconds = abs(steps) * auth.totp(parameters).interval
+        return f'its clock is {surely}{seconds:,} s {"ahead" if steps > 0 else "behind"}'
+
+    def _steps_off(self, uuid: str, parameters: dict, code: str, now: float) -> int | None:
+        for known in [each for each, (at, _) in self._found.items() if _is_over(at)]:
+            del self._found[known]
+        if uuid in self._found:
+            steps = self._found[uuid][1]
+            near = [] if steps is None else [steps, steps - 1, steps + 1]
+            return auth.steps_off(parameters, code, now, near)
+        if len(self._found) >= SEARCHES:
+            return None
+        steps = _search(parameters, code, now)
+        self._found[uuid] = time.monotonic(), steps
+        return steps
+
+
+def _is_over(at: float) -> bool:
+    return time.monotonic() - at > SEARCHED_SECONDS
+
+
+def _search(parameters: dict, code: str, now: float) -> int | None:
+    """How many steps from now the code is right: the nearest ones first."""
+    most = LONG_STEPS if len(code) > auth.SHORT_DIGITS else SHORT_STEPS
+    for start in range(1, most + 1, TURN_STEPS // 2):
+        steps = [sign * step for step in range(start, start + TURN_STEPS // 2) for sign in (1, -1)]
+        found = auth.steps_off(parameters, code, now, steps)
+        if found is not None:
+            return found
+        gevent.sleep(0)
+    return None

@@ -1,0 +1,583 @@
+"""The commands of users_app.py, the files that it writes and what it keeps in Redis."""
+
+import datetime
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+import uuid as uuids
+
+import click
+import gevent
+import pytest
+from click.testing import CliRunner
+from conftest import until
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from programs import ENDS_SECONDS, Folder, Ran
+
+from rendezvous.admin import certificate as make_cert
+from rendezvous.admin import entry_files as hidden_files
+from rendezvous.admin import shell as users_app
+from rendezvous.store import embedded as store
+from rendezvous.store import rations as guesses
+from rendezvous.wire import options as local
+from rendezvous.wire.options import DEFAULTS, Mistake
+
+
+@pytest.fixture(scope='module')
+def running(tmp_path_factory):
+    with Folder(tmp_path_factory.mktemp('shell')) as folder:
+        folder.pair()
+        folder.set(crt_file=str(folder.path / 'registrar.crt'), rendezvous_port=8899)
+        folder.start('users_app.py', '--port', '0').until_it_says('http')  # keeps the store up
+        yield folder
+
+
+@pytest.fixture
+def folder(running):
+    """One for all tests, without entries at the start of each."""
+    yield running
+    running.redis('FLUSHALL')
+
+
+@pytest.fixture
+def shell(folder, monkeypatch):
+    """The commands in that folder, without a process for each: that takes most of the time."""
+    load, umask = local.load, os.umask(0o077)
+    monkeypatch.setattr(local, 'load', lambda: load(folder.path / 'local.py'))
+    monkeypatch.setattr(hidden_files, 'FILES', folder.path / 'entries')
+    monkeypatch.setattr(store, 'DATA', folder.path / 'data')
+    yield Shell(folder)
+    os.umask(umask)
+
+
+class Shell:
+    def __init__(self, folder: Folder):
+        self._folder = folder
+
+    def run(self, *arguments: str) -> Ran:
+        result = CliRunner().invoke(users_app.cli, arguments)
+        if not isinstance(result.exception, SystemExit | None):
+            raise result.exception
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+    def says(self, *arguments: str) -> str:
+        """What a command says that does what it is asked for."""
+        ran = self.run(*arguments)
+        assert ran.status == 0, ran
+        return ran.stdout
+
+    def listed(self) -> list[dict]:
+        return json.loads(self.says('list', '--json'))
+
+    def stored(self, uuid: str) -> dict:
+        return json.loads(self._folder.redis('GET', uuid))
+
+    def file(self, uuid: str) -> dict:
+        return json.loads(files(self._folder, uuid)[f'{uuid}.json'])
+
+
+@pytest.fixture
+def uuid():
+    return str(uuids.uuid4())
+
+
+def files(folder, uuid: str) -> dict[str, str]:
+    return {file.name: file.read_text() for file in (folder.path / 'entries').glob(f'*{uuid}*')}
+
+
+def on_terminal(folder, *arguments: str, typed: str = '', columns: int = 80) -> Ran:
+    """A command whose standard input, output and error are a terminal."""
+    ours, its = os.openpty()
+    with os.fdopen(ours, 'w+b', buffering=0) as terminal, os.fdopen(its, 'w+b', buffering=0) as end:
+        terminal.write(typed.encode())
+        process = subprocess.Popen(
+            [sys.executable, 'users_app.py', *arguments],
+            cwd=folder.path,
+            env=os.environ | {'COLUMNS': str(columns)},
+            **dict.fromkeys(('stdin', 'stdout', 'stderr'), end),
+        )
+        reading = gevent.spawn(_read_all, terminal)
+        status = process.wait(timeout=ENDS_SECONDS)
+        end.close()
+        return Ran(status, reading.get(timeout=ENDS_SECONDS).decode().replace('\r\n', '\n'), '')
+
+
+def _read_all(terminal) -> bytes:
+    said = b''
+    while True:
+        gevent.socket.wait_read(terminal.fileno())
+        try:
+            said += os.read(terminal.fileno(), 65536)
+        except OSError:  # nobody has the other end open
+            return said
+
+
+def test_entry_is_made_listed_and_deleted(folder, uuid):
+    ran = folder.run('users_app.py', 'add', '--uuid', uuid.upper(), 'garden shed')
+    assert (ran.status, ran.stderr) == (0, '')
+    for suffix in ('json', 'js'):
+        assert f'{folder.path}/entries/{uuid}.{suffix}  for' in ran.stdout
+    assert len(files(folder, uuid)) == 2
+    assert json.loads(files(folder, uuid)[f'{uuid}.json'])['labels'] == ['garden shed']
+    assert folder.listed() == {uuid: 'garden shed'}
+    ran = folder.run('users_app.py', 'delete', '--yes', uuid.upper())
+    assert (ran.status, ran.stdout) == (0, f'deleted {uuid}\n')
+    assert files(folder, uuid) == {}
+    assert folder.listed() == {}
+
+
+@pytest.mark.parametrize(('arguments', 'digits'), [((), 8), (('--digits', '6'), 6)])
+def test_codes_have_8_digits_or_6_for_programs_that_know_no_other(shell, uuid, arguments, digits):
+    shell.says('add', '--uuid', uuid, *arguments)
+    assert shell.stored(uuid)['authParams']['digits'] == digits
+    assert shell.stored(uuid)['authURL'].endswith(f'&digits={digits}')
+    assert shell.file(uuid)['authParams'] == shell.stored(uuid)['authParams']
+
+
+def test_new_label_is_in_redis_and_in_the_files_and_the_secret_stays(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid, 'kitchen')
+    before, written = shell.stored(uuid), shell.file(uuid)
+    assert shell.says('rename', uuid.upper(), ' Küche ') == f'renamed {uuid}\n'
+    assert shell.stored(uuid) == before | {'labels': ['Küche']}
+    assert shell.file(uuid) == written | {'labels': ['Küche']}
+    shell.says('rename', uuid, '')
+    assert shell.stored(uuid)['labels'] == []
+
+
+def test_entry_is_disabled_and_enabled(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid)
+    assert shell.says('disable', '--yes', uuid) == f'disabled {uuid}\n'
+    (listed,) = json.loads(shell.says('list', '--json'))
+    assert (listed['disabled'], listed['state']) == (True, 'disabled')
+    assert shell.says('enable', uuid) == f'enabled {uuid}\n'
+    (listed,) = json.loads(shell.says('list', '--json'))
+    assert (listed['disabled'], listed['state']) == (False, 'never seen')
+
+
+def test_new_secret_is_in_redis_and_in_the_files(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid, '--digits', '6', 'kitchen')
+    before = shell.file(uuid)
+    said = shell.says('rekey', '--yes', uuid)
+    assert f'the old secret of {uuid} works no more\n' in said
+    assert f'{folder.path}/entries/{uuid}.json  for' in said
+    after = shell.file(uuid)
+    assert after['authParams'] == shell.stored(uuid)['authParams']
+    old, new = before['authParams'].pop('base32'), after['authParams'].pop('base32')
+    assert after == before
+    assert new != old
+    assert new not in said
+    assert old not in str(files(folder, uuid))
+    assert new in files(folder, uuid)[f'{uuid}.js']
+    shell.says('rekey', '--yes', '--digits', '8', uuid)
+    assert shell.file(uuid)['authParams']['digits'] == 8
+
+
+def test_new_secret_that_can_not_be_written_is_said(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid)
+    before, file = shell.stored(uuid), folder.path / 'entries' / f'{uuid}.json'
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(Mistake, match=r'; the secret is new all the same: mend that, rekey again$'):
+        shell.run('rekey', '--yes', uuid)
+    file.rmdir()
+    assert shell.stored(uuid) != before
+
+
+def test_files_that_can_not_be_deleted_are_said(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid)
+    file = folder.path / 'entries' / f'{uuid}.json'
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(Mistake, match=f'can not delete {file}: .* delete its files'):
+        shell.run('delete', '--yes', uuid)
+    assert not folder.redis('EXISTS', uuid)
+    file.rmdir()
+
+
+def test_what_is_refused_is_one_sentence(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid)
+    before = folder.redis('GET', uuid), files(folder, uuid)
+    unknown = str(uuids.uuid4())
+    label = 'a label has no control characters, nor others that are not there to be seen'
+    made_up = '.* is one, and left out, one is made up'
+    no_uuid = 'is no UUID: list shows those that there are'
+    said = {
+        (
+            'add',
+            '--uuid',
+            'kitchen',
+        ): f"'kitchen' is no UUID; {made_up}",
+        ('add', '\udcff'): label,  # so Python has an octet that is no UTF-8
+        ('add', 'x' * 10_000): 'a label has at most 100 characters, not 10000',
+        ('rename', uuid, 'a\u202eb'): label,
+        ('rename', unknown, 'x'): f'there is no entry {unknown}',
+        ('show', 'kitchen'): f"'kitchen' {no_uuid}",
+        ('show', '../\x1b[2J' + 'x' * 10_000): rf"'../.x1b\[2jx{{43}}' {no_uuid}",
+        ('enable', unknown): f'there is no entry {unknown}',
+        ('disable', '--yes', unknown): f'there is no entry {unknown}',
+        ('rekey', '--yes', unknown): f'there is no entry {unknown}',
+        ('delete', '--yes', unknown): f'there is no entry {unknown}',
+        ('add', '--uuid', uuid.upper()): f'{uuid} has an entry already: .*',
+    }
+    for arguments, sentence in said.items():
+        ran = shell.run(*arguments)
+        assert (ran.status, ran.stdout) == (1, '')
+        assert re.fullmatch(f'Error: {sentence}\n', ran.stderr)
+    assert (folder.redis('GET', uuid), files(folder, uuid)) == before
+
+
+def test_wrong_usage_is_status_2_and_needs_neither_store_nor_local_py(tmp_path):
+    with Folder(tmp_path) as folder:
+        (folder.path / 'local.py').unlink()
+        ran = folder.run('users_app.py', 'show')
+        assert (ran.status, ran.stdout) == (2, '')
+        assert ran.stderr.endswith("Error: Missing argument 'UUID'.\n")
+        assert folder.run('users_app.py', 'delete', '--help').status == 0
+        sentence = folder.run('users_app.py', 'list').sentence()
+        assert sentence.startswith('there is no local.py')
+        assert not (folder.path / 'data').exists()
+
+
+def test_what_ends_connections_says_so_and_asks_on_a_terminal(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid, 'kitchen')
+    folder.redis('HSET', 'live:0123456789abcdef', uuid, '4 1')
+    before = folder.redis('GET', uuid), files(folder, uuid)
+    ends = 'registrations that wait: 4, open pipes: 1; they end within two seconds: '
+    for command, typed in [
+        ('disable', 'n\n'),
+        ('rekey', '\n'),
+        ('delete', 'n\n'),
+        ('delete', '\4'),
+    ]:
+        ran = on_terminal(folder, command, uuid, typed=typed)
+        assert ran.status == 1
+        assert f'{ends}{uuid} kitchen\n' in ran.stdout
+        assert re.search(r'\? \[y/N\]: .*Aborted!\n$', ran.stdout, re.S)
+    assert (folder.redis('GET', uuid), files(folder, uuid)) == before
+    ran = on_terminal(folder, 'delete', uuid, typed='y\n')
+    assert (ran.status, folder.redis('GET', uuid)) == (0, None)
+    assert ran.stdout.endswith(f'deleted {uuid}\n')
+
+
+def test_where_there_is_no_terminal_to_ask_on_it_wants_to_be_told(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid, 'kitchen')
+    before = folder.redis('GET', uuid)
+    for command in ('delete', 'disable', 'rekey'):
+        ran = shell.run(command, uuid)
+        assert (ran.status, ran.stdout) == (2, '')
+        assert ran.stderr.endswith('no terminal to ask on: --yes says that it is meant\n')
+    assert folder.redis('GET', uuid) == before
+    ran = shell.run('disable', '--yes', uuid)
+    assert ran.stderr.endswith(f'they end within two seconds: {uuid} kitchen\n')
+
+
+@pytest.fixture
+def four(folder, shell) -> dict[str, str]:
+    """UUIDs of four entries by the state in which they are."""
+    states = 'disabled', 'never seen', 'offline', 'online'
+    found = dict(zip(states, sorted(str(uuids.uuid4()) for _ in states), strict=True))
+    for state, uuid in found.items():
+        shell.says('add', '--uuid', uuid, f'the {state} one')
+    shell.says('disable', '--yes', found['disabled'])
+    folder.redis('HSET', 'live:0123456789abcdef', found['online'], '4 0')
+    folder.redis('HSET', 'live:fedcba9876543210', found['online'], '2 1')
+    seen = {'offline': (3 * 86400 + 60, '2001:db8::1'), 'online': (0, '192.0.2.1')}
+    for state, (ago, address) in seen.items():
+        sign = json.dumps({'at': time.time() - ago, 'address': address})
+        folder.redis('SET', f'seen:{found[state]}', sign)
+    return found
+
+
+def test_list_is_a_table_and_json_for_programs(folder, shell, four):
+    head, *lines = shell.says('list').splitlines()
+    assert re.split('  +', head)[:3] == ['UUID', 'STATE', 'WAITING']
+    assert [re.split('  +', line) for line in lines] == [
+        [four['disabled'], 'disabled', '0', '0', '-', 'the disabled one'],
+        [four['never seen'], 'never seen', '0', '0', '-', 'the never seen one'],
+        [four['offline'], 'offline', '0', '0', '3 days ago', '2001:db8::1', 'the offline one'],
+        [four['online'], 'online', '6', '1', 'just now', '192.0.2.1', 'the online one'],
+    ]
+    assert {line.index('the ') for line in lines} == {head.index('LABEL')}
+    listed = json.loads(shell.says('list', '--json'))
+    assert {entry['state']: entry['uuid'] for entry in listed} == four
+    assert (listed[3]['waiting'], listed[3]['pipes'], listed[3]['address']) == (6, 1, '192.0.2.1')
+    assert listed[1]['seen'] is None
+    for entry in listed:
+        assert abs(time.time() - entry['created']) < 60
+
+
+def test_entry_without_a_label_has_no_spaces_where_it_would_be(shell):
+    shell.says('add')
+    assert shell.says('list').endswith('  never seen  0        0      -\n')
+
+
+def columns(line: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else 1 for letter in line)
+
+
+@pytest.mark.parametrize('width', [80, 160])
+def test_list_fits_the_terminal(folder, shell, four, width):
+    long = ['厨房🍳' * 33, 'x' * 100, '\u05d0\u05d1 1 ' * 20]
+    for label, uuid in zip(long, four.values(), strict=False):
+        shell.says('rename', uuid, label)
+    lines = on_terminal(folder, 'list', columns=width).stdout.splitlines()
+    assert len(lines) == (10 if width == 80 else 5)
+    assert max(map(columns, lines)) <= width
+    assert sum(line.endswith('\u2026') for line in lines) == 3
+    assert sum(line.endswith('  the online one') for line in lines) == 1
+
+
+def test_list_of_nothing_says_how_to_make_one(folder, shell):
+    ran = shell.run('list')
+    assert (ran.status, ran.stdout) == (0, '')
+    assert ran.stderr == 'there are no entries yet: users_app.py add LABEL makes one\n'
+
+
+def test_label_of_joiners_alone_is_none(shell, uuid):
+    shell.says('add', '--uuid', uuid, ' \u200d ')
+    assert shell.stored(uuid)['labels'] == []
+
+
+def test_labels_that_others_wrote_are_harmless(folder, shell, uuid):
+    labels = ['\x1b[2J\x1b]0;x\7\x9b1m', '\u202e\u2067\u200f', 'a\nb\r\0\x7f\u2028', 'x' * 10_000]
+    folder.redis('SET', uuid, json.dumps({'labels': labels, 'authURL': '\x1b[2J', 'created': {}}))
+    folder.redis('SET', f'seen:{uuid}', json.dumps({'at': 1, 'address': '\x1b[2J'}))
+    for arguments in (['list'], ['show', uuid], ['show', '--secret', uuid], ['list', '--json']):
+        said = shell.says(*arguments)
+        assert all(letter.isprintable() for letter in said.replace('\n', '')), said
+        assert '--json' in arguments or max(map(len, said.splitlines())) < 250
+    ran = shell.run('disable', '--yes', uuid)
+    assert ran.stderr.replace('\n', '').isprintable()
+    assert shell.stored(uuid)['labels'] == labels
+
+
+def test_list_works_where_the_terminal_knows_no_such_letters(folder, shell, monkeypatch):
+    shell.says('add', '厨房')
+    monkeypatch.setenv('PYTHONIOENCODING', 'latin-1')
+    assert folder.run('users_app.py', 'list').stdout.endswith('  ??\n')
+
+
+def test_commands_work_without_standard_output_and_input(folder, uuid):
+    without = 'sh', '-c', 'exec "$@" <&- >&-', 'sh'
+    ran = folder.run('users_app.py', 'add', '--uuid', uuid, under=without)
+    assert ran == (0, '', '')
+    assert folder.run('users_app.py', 'list', under=without) == (0, '', '')
+    assert folder.run('users_app.py', 'delete', uuid, under=without).status == 2
+
+
+def test_show_tells_all_but_the_secret(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid, 'kitchen')
+    folder.redis('SET', f'seen:{uuid}', json.dumps({'at': 1e9, 'address': '192.0.2.1'}))
+    rendezvous = {'at': 1e9, 'address': '198.51.100.7', 'seconds': 1.5, 'sent': 900}
+    rendezvous |= {'received': 2_500_000, 'how': 'hidden server closed'}
+    folder.redis('LPUSH', f'rendezvous:{uuid}', json.dumps(rendezvous))
+    said = shell.says('show', uuid.upper())
+    for line in (
+        f'UUID:      {uuid}',
+        'label:     kitchen',
+        'state:     offline; registrations that wait: 0, open pipes: 0',
+        'codes:     of 8 digits',
+        f'files:     {folder.path}/entries/{uuid}.json and .js',
+        f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
+        f'    curl --cacert registrar.crt --digest -u {uuid}:x https://127.0.0.1:8899/',
+    ):
+        assert f'{line}\n' in said
+    assert re.search(r'^last seen: 2001-09-\d\d \d\d:\d\d from 192.0.2.1$', said, re.M)
+    columns = '2 s     900 B  2 MB  198.51.100.7  hidden server closed'
+    assert re.search(rf'^2001-09-\d\d \d\d:\d\d  {columns}$', said, re.M)
+    secret = shell.stored(uuid)['authParams']['base32']
+    assert secret not in said
+    said = shell.says('show', '--secret', uuid)
+    assert f'secret:    {secret}\n' in said
+    assert shell.stored(uuid)['authURL'] in said
+    for file in (folder.path / 'entries').glob(f'{uuid}.*'):
+        file.unlink()
+    assert 'files:     none here: rekey makes new ones\n' in shell.says('show', uuid)
+
+
+@pytest.mark.skipif(not shutil.which('curl'), reason='curl is not installed')
+def test_commands_that_show_tells_work_until_there_is_a_new_secret(tmp_path, uuid):
+    with Folder(tmp_path) as folder:
+        folder.pair()
+        _, port = folder.serve()
+        folder.set(rendezvous_port=port)
+        near = folder.start('-u', '-m', 'http.server', '--bind', '127.0.0.1', '0')
+        near_port = near.until_it_says(r'port (\d+)')[1]
+        folder.add('--uuid', uuid)
+        (folder.path / 'entries' / f'{uuid}.json').rename(folder.path / f'{uuid}.json')
+        said = folder.run('users_app.py', 'show', uuid).stdout
+        python, curl = (shlex.split(command) for command in re.findall('(?:python|curl) .*', said))
+        hiding = folder.start(*python[1:-1], f'127.0.0.1:{near_port}')
+        hiding.until_it_says('registered')
+        ran = subprocess.run([*curl, '-sS', '--noproxy', '*'], cwd=folder.path, capture_output=True)
+        assert (ran.returncode, ran.stderr) == (0, b'')
+        assert b'Directory listing' in ran.stdout
+        until(lambda: folder.redis('EXISTS', f'rendezvous:{uuid}'), 'the rendezvous is told')
+        said = folder.run('users_app.py', 'show', uuid).stdout
+        assert re.search('^state:     online; ', said, re.M)
+        assert re.search('  127.0.0.1  .* closed$', said, re.M)
+        assert folder.run('users_app.py', 'rekey', '--yes', uuid).status == 0
+        hiding.until_it_says('not registered .* 401')
+
+
+IMPORTED = 'aaaaaaaa-0000-4000-8000-00000000000'
+
+
+def nedis_entry(label: str) -> str:
+    parameters = {'protocol': 'totp', 'algorithm': 'sha1', 'length': 40, 'step': 30}
+    parameters |= {'base32': 'GEZDGNBVGY3TQOJQ' * 4}
+    return json.dumps({'uuid': 'x', 'authParams': parameters, 'labels': [label]})
+
+
+def test_entries_of_node_rendezvous_are_taken_and_none_is_overwritten(folder, shell, tmp_path):
+    first, second, third = (f'{IMPORTED}{number}' for number in (1, 2, 3))
+    shell.says('add', '--uuid', second, 'mine')
+    before, file = folder.redis('GET', second), tmp_path / 'nedis.db'
+    value = nedis_entry('kitchen')
+    file.write_text(
+        f'set {first} {json.dumps(nedis_entry("old"))}\n'
+        f'set {second} {json.dumps(value)}\r\n'
+        f'*3\r\n$3\r\nset\r\n$36\r\n{first}\r\n${len(value)}\r\n{value}\r\n'
+        f'hset {first} x y\n'
+        f'set {third} {{}}\n'
+    )
+    ran = shell.run('import', str(file))
+    assert (ran.status, ran.stdout) == (0, f'took {first}\n')
+    assert ran.stderr.splitlines() == [
+        'left line 1: line 3 sets it anew',
+        f'left line 2: {second} has an entry here already',
+        'left line 10: it is neither SET KEY VALUE nor DEL',
+        f'left line 11: what it sets {third} to is no entry',
+    ]
+    assert folder.redis('GET', second) == before
+    assert shell.stored(first) == json.loads(value)
+    assert [entry['labels'] for entry in shell.listed()] == [['kitchen'], ['mine']]
+    again = shell.run('import', str(file))
+    assert (again.status, again.stdout) == (0, '')
+    assert f'left line 3: {first} has an entry here already\n' in again.stderr
+    said = shell.says('show', first)
+    assert 'codes:     of 6 digits\n' in said
+
+
+@pytest.mark.parametrize(
+    ('octets', 'sentence'),
+    [
+        (b'\x7fELF"\0\xff\n' * 1000, 'line 1 of {file} is no Redis command; the rest is left'),
+        (b'*3\r\n', 'line 1 of {file} is no Redis command; the rest is left'),
+        (b'x' * (1 << 24) + b'x', '{file} is larger than 16 MiB: that is no nedis.db'),
+        (None, 'can not read {file}: No such file or directory'),
+    ],
+)
+def test_file_that_is_no_nedis_db_is_refused(folder, shell, tmp_path, octets, sentence):
+    file = tmp_path / 'nedis.db'
+    if octets is not None:
+        file.write_bytes(octets)
+    ran = shell.run('import', str(file))
+    assert ran == (1, '', f'Error: {sentence.format(file=file)}\n')
+    assert shell.listed() == []
+
+
+def test_much_that_is_left_is_counted(folder, shell, tmp_path):
+    file = tmp_path / 'README.md'
+    file.write_text('words, and no commands\n' * 1000)
+    ran = shell.run('import', str(file))
+    lines = ran.stderr.splitlines()
+    assert (ran.status, ran.stdout, len(lines)) == (0, '', 21)
+    assert lines[-1] == 'left 980 more'
+
+
+@pytest.mark.parametrize('port', ['65536', '-1', 'x'])
+def test_port_that_is_none_is_refused(port):
+    with pytest.raises(click.BadParameter):
+        users_app.cli.main([f'--port={port}'], standalone_mode=False)
+
+
+def test_public_certificate_is_not_handed_out(tmp_path):
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    subject, issuer = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        for name in ('rendezvous.example', 'an authority')
+    )
+    certificate = (
+        x509.CertificateBuilder(issuer, subject, key.public_key(), 1, now, now + make_cert.VALID)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    crt_file = tmp_path / 'public.crt'
+    crt_file.write_bytes(certificate.public_bytes(make_cert.Encoding.PEM))
+    options = DEFAULTS | {'crt_file': str(crt_file), 'rendezvous_host': 'rendezvous.example'}
+    assert hidden_files.how_to_reach(options) == {'hostname': 'rendezvous.example', 'port': 8899}
+
+
+def test_plain_http_has_no_certificate():
+    server = {'hostname': '127.0.0.1', 'port': 8899}
+    assert hidden_files.how_to_reach(DEFAULTS | {'key_file': None, 'crt_file': 'none'}) == server
+
+
+def test_entry_that_is_no_json_can_be_deleted(folder, shell, uuid):
+    folder.redis('SET', uuid, 'not json')
+    assert f'UUID:      {uuid}' in shell.says('show', uuid)
+    assert shell.says('delete', '--yes', uuid) == f'deleted {uuid}\n'
+    assert folder.redis('EXISTS', uuid) == 0
+
+
+@pytest.mark.parametrize('command', ['enable', 'rekey', 'delete'])
+def test_wrong_codes_are_forgiven(folder, shell, uuid, command):
+    other = str(uuids.uuid4())
+    shell.says('add', '--uuid', uuid)
+    for each in (uuid, other):
+        folder.redis('HSET', guesses.record(each), 'used_up', 1)
+    shell.says(command, *(['--yes'] if command != 'enable' else []), uuid)
+    assert folder.redis('HKEYS', guesses.record(uuid)) == ['since']
+    assert folder.redis('HKEYS', guesses.record(other)) == ['used_up']
+
+
+@pytest.mark.parametrize('module', ['gevent', 'click', 'redis', 'flask'])
+def test_ctrl_c_is_no_traceback_however_early(tmp_path, module):
+    with Folder(tmp_path) as folder:
+        # What is imported from beside the program tells where it is, and stays there.
+        stays = f"print('now', flush=True)\nimport time\ntime.sleep({ENDS_SECONDS})\n"
+        (folder.path / f'{module}.py').write_text(stays)
+        program = folder.start('users_app.py', '--port', '0')
+        program.until_it_says('now')
+        assert program.end(signal.SIGINT) == -signal.SIGINT
+        assert program.said() == 'now\n'
+
+
+@pytest.mark.parametrize('command', [['list'], ['--help'], ['show', '{uuid}']])
+def test_output_on_a_full_disk_is_one_sentence(folder, shell, uuid, command):
+    shell.says('add', '--uuid', uuid)
+    arguments = [argument.format(uuid=uuid) for argument in command]
+    with open('/dev/full', 'w') as full:
+        ran = subprocess.run(
+            [sys.executable, 'users_app.py', *arguments],
+            cwd=folder.path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=20,
+        )
+    sentence = 'users_app.py: No space left on device\n'
+    assert (ran.returncode, ran.stderr) == (os.EX_IOERR, sentence)
+
+
+def test_page_on_a_network_always_asks_for_a_login(shell):
+    for host in ('0.0.0.0', '::', '192.0.2.1'):
+        ran = shell.run('--port', '0', '--host', host, '--no-login')
+        assert (ran.status, ran.stdout) == (2, '')
+        assert 'Error: --no-login is only for loopback' in ran.stderr
+
+
+def test_options_of_the_page_are_none_of_a_command(shell):
+    for options in (['--port', '1'], ['--host', '::1'], ['--no-login']):
+        assert shell.run(*options, 'list').status == 2
+    assert shell.run('--host', '').status == 2

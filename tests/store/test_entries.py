@@ -1,0 +1,138 @@
+"""How entries are changed in Redis: whole or not at all, and the servers are told."""
+
+import json
+import time
+
+import gevent
+import pytest
+from conftest import until
+
+from rendezvous.store import entry_json
+from rendezvous.store.entries import CHANGES
+
+
+@pytest.fixture
+def told(entries):
+    """The UUIDs that the servers are told."""
+    found = []
+
+    def listen(subscription) -> None:
+        for message in subscription.listen():
+            if message['type'] == 'message':
+                found.append(message['data'])
+
+    with entries._redis.pubsub() as subscription:
+        subscription.subscribe(CHANGES)
+        subscription.get_message(timeout=5)
+        listening = gevent.spawn(listen, subscription)
+        yield found
+        listening.kill()
+
+
+def test_servers_are_told_of_each_change_but_that_of_a_label(entries, uuid, told):
+    assert entries.rename(uuid, ['attic'])
+    assert entries.disable(uuid)
+    assert entries.enable(uuid)
+    assert entries.rekey(uuid)
+    assert entries.delete(uuid)
+    until(lambda: len(told) >= 4, 'they are told')
+    entries.ask(lambda redis: redis.publish(CHANGES, 'the end'))
+    until(lambda: 'the end' in told, 'they are told in order')
+    assert told == [uuid] * 4 + ['the end']
+
+
+def test_there_is_nothing_to_change_where_there_is_no_entry(entries, uuid):
+    entries.delete(uuid)
+    changes = entries.disable, entries.enable, entries.rekey, entries.delete
+    assert not any(change(uuid) for change in changes)
+    assert not entries.rename(uuid, ['attic'])
+    assert entries.get(uuid) is None
+
+
+def test_changes_at_the_same_time_lose_nothing(entries, uuid):
+    """Each reads the entry, changes a part of it and writes it back."""
+    before = entries.get(uuid)['authParams']['base32']
+    changes = [
+        gevent.spawn(change, uuid, *more)
+        for number in range(10)
+        for change, *more in [(entries.rename, [f'{number}']), (entries.rekey,), (entries.disable,)]
+    ]
+    gevent.joinall(changes, timeout=20, raise_error=True)
+    entry = entries.get(uuid)
+    assert entry['labels'][0].isdigit()
+    assert entry['disabled']
+    secrets = [each.value['authParams']['base32'] for each in changes[1::3]]
+    assert entry['authParams']['base32'] in secrets
+    assert before not in secrets
+
+
+def test_entry_is_disabled_since_the_first_time_and_enabled_since_the_last(entries, uuid):
+    entries.disable(uuid)
+    since = entries.get(uuid)['disabled']
+    assert abs(time.time() - since) < 60
+    entries.disable(uuid)
+    assert entries.get(uuid)['disabled'] == since
+    assert [entry['disabled'] for entry in entries.all() if entry['uuid'] == uuid] == [True]
+    entries.enable(uuid)
+    entry = entries.get(uuid)
+    assert 'disabled' not in entry
+    assert since <= entry['enabled'] <= time.time()
+    entries.enable(uuid)
+    assert entries.get(uuid) == entry
+
+
+@pytest.mark.parametrize(('given', 'digits'), [(6, 6), (8, 8), (None, 6), ('9', 8)])
+def test_new_secret_has_codes_of_as_many_digits_as_the_old_one(entries, uuid, given, digits):
+    """An entry of node-rendezvous does not say how many: they are six."""
+    entry = entries.get(uuid) | {'disabled': 1.0, 'qrcodeURL': 'https://chart.example/?secret'}
+    entry['authParams']['digits'] = given
+    if given is None:
+        del entry['authParams']['digits']
+    entries._redis.set(uuid, json.dumps(entry))
+    made = entries.rekey(uuid)
+    assert made == entries.get(uuid)
+    assert made['authParams']['digits'] == digits
+    assert f'digits={digits}' in made['authURL']
+    assert made['authParams']['base32'] in made['authURL']
+    assert made['authParams']['base32'] != entry['authParams']['base32']
+    assert {made[name] == entry[name] for name in ('labels', 'created', 'disabled')} == {True}
+    assert 'qrcodeURL' not in made
+    assert entries.rekey(uuid, 7)['authParams']['digits'] == 7
+
+
+@pytest.mark.parametrize('value', ['no json', '[]', '{"authParams": 1, "uuid": "../x"}'])
+def test_new_secret_mends_an_entry_that_makes_no_sense(entries, uuid, value):
+    entries._redis.set(uuid, value)
+    assert entry_json.is_sound(entries.rekey(uuid))
+    assert entries.get(uuid)['uuid'] == uuid
+
+
+def test_delete_forgets_who_was_here_and_leaves_a_key_of_another_type_alone(entries, uuid):
+    redis = entries._redis
+    for key in (f'seen:{uuid}', f'rendezvous:{uuid}'):
+        redis.set(key, 'x')
+    entries.delete(uuid)
+    assert not redis.exists(f'seen:{uuid}', f'rendezvous:{uuid}')
+    redis.hset(uuid, 'mine', 'x')
+    assert entries.get(uuid) is None
+    assert not entries.disable(uuid)
+    assert redis.hgetall(uuid) == {'mine': 'x'}
+
+
+@pytest.mark.parametrize(
+    ('entry', 'shown'),
+    [
+        ({'labels': ['\x1b[2J\0\u202e\u2066x']}, {'labels': ['\ufffd[2J\ufffd\ufffd\ufffdx']}),
+        ({'labels': [[['x']], {}, 1, None]}, {'labels': ['', '', '1', 'None']}),
+        ({'created': '1'}, {'created': None}),
+        ({'created': 1e300}, {'created': None}),
+        ({'created': float('nan')}, {'created': None}),
+        ({'created': True}, {'created': None}),
+        ({'created': 1}, {'created': 1.0}),
+        ({'disabled': 1.0}, {'disabled': True}),
+        ({'disabled': None}, {'disabled': False}),
+    ],
+)
+def test_what_can_be_shown_of_an_entry_that_anybody_wrote(entry, shown):
+    nothing = {'labels': [], 'created': None, 'disabled': False}
+    assert entry_json.summary(entry) == nothing | shown

@@ -1,0 +1,543 @@
+"""What the server tells of who is here, and what it ends when an entry is changed."""
+
+import gc
+import json
+import time
+import uuid as uuids
+from contextlib import contextmanager, suppress
+
+import gevent
+import pytest
+from conftest import DEADLINE_SECONDS, Peer, code, connect_request, cut_off, get, until
+from gevent import socket
+from gevent.server import StreamServer
+
+from rendezvous.store import embedded as store
+from rendezvous.store import entries as entries_module
+from rendezvous.store import presence as live
+from rendezvous.store.entries import CHANGES, StoreDown, slices
+from rendezvous.store.presence import Live, Now
+from rendezvous.wire.options import DEFAULTS
+
+
+def change(entries, uuid: str, **values) -> None:
+    """Writes an entry and publishes that, as the page does."""
+
+    def write(redis):
+        redis.set(uuid, json.dumps(entries.get(uuid) | values))
+        redis.publish(CHANGES, uuid)
+
+    entries.ask(write)
+
+
+class Cable:
+    """A way to Redis that can be cut: its address is what the server under test is given."""
+
+    def __init__(self, redis_port: int):
+        self._redis_port, self._greenlets = redis_port, []
+        self._connections, self._silent = [], set()
+        self.open(0)
+
+    def open(self, port: int) -> None:
+        self._server = StreamServer(('127.0.0.1', port), self._handle)
+        self._server.start()
+        self.port = self._server.server_port
+
+    def cut(self) -> None:
+        self._server.stop()
+        gevent.killall(self._greenlets)
+        self._greenlets = []
+
+    def silence(self) -> None:
+        """What is connected by now goes on to acknowledge, and passes nothing on."""
+        self._silent.update(*self._connections)
+
+    def _handle(self, sock, _) -> None:
+        with socket.create_connection(('127.0.0.1', self._redis_port)) as redis:
+            self._connections.append({sock, redis})
+            ways = [gevent.spawn(self._copy, *way) for way in ((sock, redis), (redis, sock))]
+            self._greenlets += ways
+            gevent.joinall(ways, count=1)
+            gevent.killall(ways)
+
+    def _copy(self, source, sink) -> None:
+        while octets := source.recv(65536):
+            if source not in self._silent:
+                sink.sendall(octets)
+
+
+@pytest.fixture
+def cable(redis_options, monkeypatch, tmp_path):
+    monkeypatch.setattr(store, 'DATA', tmp_path)  # what answers there is not the embedded one
+    cable = Cable(redis_options['redis_port'])
+    yield cable
+    cable.cut()
+
+
+def follows(server) -> bool:
+    """Whether the server is told of changes by now."""
+    return server.rendezvous._changes > 0
+
+
+@pytest.fixture
+def following(start):
+    """Starts servers that are told of changes."""
+
+    def following(**options):
+        server = start(**options)
+        until(lambda: follows(server), 'it has subscribed')
+        return server
+
+    return following
+
+
+def piped(connect, register, server, uuid) -> tuple[Peer, Peer]:
+    hidden, mobile = register(server, uuid), connect(server)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    return hidden, mobile
+
+
+@pytest.mark.parametrize('how', ['disabled', 'new secret', 'deleted'])
+def test_change_ends_what_waits_and_the_pipes_on_every_server(
+    following, connect, register, entries, uuid, how
+):
+    servers = following(), following()
+    waiting = [register(server, uuid) for server in servers]
+    pipes = [peer for server in servers for peer in piped(connect, register, server, uuid)]
+    began = time.monotonic()
+    if how == 'disabled':
+        change(entries, uuid, disabled=time.time())
+    elif how == 'new secret':
+        change(entries, uuid, authParams=entries.get(uuid)['authParams'] | {'base32': 'B' * 64})
+    else:
+        entries.ask(lambda redis: (redis.delete(uuid), redis.publish(CHANGES, uuid)))
+    for peer in waiting + pipes:
+        peer_ends(peer)
+    assert time.monotonic() - began < 2
+
+
+def test_answer_that_a_change_cuts_off_does_not_look_whole(
+    following, connect, register, entries, uuid
+):
+    server = following()
+    hidden, mobile = piped(connect, register, server, uuid)
+    hidden.send(b'HTTP/1.1 200 OK\r\n\r\nthe first half')
+    mobile.until(b'half')
+    mobile.sock.suppress_ragged_eofs = False
+    change(entries, uuid, disabled=time.time())
+    with cut_off():
+        mobile.rest()
+
+
+def peer_ends(peer: Peer) -> None:
+    with suppress(OSError):  # no close_notify: what is cut off must not look whole
+        assert peer.rest() == b''
+
+
+def test_new_label_and_other_entries_end_nothing(following, connect, register, entries, uuid):
+    server = following()
+    hidden, mobile = piped(connect, register, server, uuid)
+    waits = register(server, uuid)
+    seen = server.rendezvous._changes
+    change(entries, uuid, labels=['cellar'])
+    entries.ask(lambda redis: redis.publish(CHANGES, 'nobody'))
+    until(lambda: server.rendezvous._changes == seen + 2, 'it is told')
+    hidden.send(b'still here')
+    assert mobile.receive(10) == b'still here'
+    assert server.rendezvous.waiting.count(uuid) == 1
+    waits.close()
+
+
+def test_disabled_entry_is_refused_only_to_who_has_its_secret(server, connect, entries, uuid):
+    change(entries, uuid, disabled=time.time())
+    right, wrong = code(entries, uuid), '00000000'[: len(code(entries, uuid))]
+    answers = []
+    for tried in (right, wrong):
+        peer = connect(server)
+        peer.send(connect_request(uuid, tried))
+        answers.append(peer.answer())
+    assert [answer.status for answer in answers] == [503, 401]
+    assert answers[0].fields['Retry-After'] == '30'
+    assert 'disabled' in answers[0].body.decode()
+
+
+def test_change_in_the_moment_of_registering_is_not_missed(
+    following, connect, entries, uuid, monkeypatch
+):
+    server = following()
+    count_try = server.rendezvous.entries.count_try
+
+    def change_meanwhile(*args):
+        monkeypatch.undo()
+        seen = server.rendezvous._changes
+        change(entries, uuid, disabled=time.time())
+        until(lambda: server.rendezvous._changes > seen, 'it is told')
+        return count_try(*args)
+
+    monkeypatch.setattr(server.rendezvous.entries, 'count_try', change_meanwhile)
+    peer = connect(server)
+    peer.send(connect_request(uuid, code(entries, uuid)))
+    assert peer.answer().status == 503
+
+
+@pytest.mark.parametrize('silent', [False, True], ids=['lost', 'silent'])
+def test_change_while_redis_is_away_is_made_up_for(
+    cable, following, connect, register, entries, uuid, silent, monkeypatch
+):
+    monkeypatch.setattr(entries_module, 'SILENT_SECONDS', 0.2)
+    server = following(redis_port=cable.port)
+    hidden, mobile = piped(connect, register, server, uuid)
+    waits = register(server, uuid)
+    cable.silence() if silent else cable.cut()
+    change(entries, uuid, disabled=time.time())
+    change(entries, uuid, disabled=None, enabled=time.time())
+    gevent.sleep(0.05)
+    assert server.rendezvous.waiting.counts()[uuid] == (1, 1)
+    if not silent:
+        cable.open(cable.port)
+    for peer in (hidden, mobile, waits):
+        peer_ends(peer)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No waiting for the next batch."""
+    monkeypatch.setattr(live, 'WRITE_SECONDS', 0.02)
+
+
+def test_page_sees_who_waits_and_pipes_on_all_servers(
+    quick, start, connect, register, entries, uuid
+):
+    servers = start(), start()
+    assert uuid not in live.now(entries)
+    before = time.time()
+    peers = [register(server, uuid) for server in servers]
+    peers += piped(connect, register, servers[0], uuid)
+    until(lambda: live.now(entries).get(uuid, Now())[:2] == (2, 1), 'both are counted')
+    now = live.now(entries)[uuid]
+    assert now.address == '127.0.0.1'
+    assert before - 1 <= now.seen <= time.time()
+    for peer in peers:
+        peer.close()
+    until(lambda: live.now(entries)[uuid][:2] == (0, 0), 'none is counted')
+    assert live.now(entries)[uuid].seen >= now.seen
+
+
+def test_rendezvous_is_kept_as_it_was(quick, server, connect, register, entries, uuid):
+    hidden, mobile = piped(connect, register, server, uuid)
+    hidden.send(b'x' * 1000)
+    mobile.receive(1000)
+    hidden.close()
+    assert mobile.rest() == b''
+    (kept,) = until(lambda: live.history(entries, uuid), 'it is written')
+    assert abs(kept.pop('at') - time.time()) < DEADLINE_SECONDS
+    assert 0 <= kept.pop('seconds') < DEADLINE_SECONDS
+    sent = len(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
+    assert kept == {
+        'address': '127.0.0.1',
+        'sent': sent,
+        'received': 1000,
+        'how': 'hidden server closed',
+    }
+
+
+def test_last_hundred_rendezvous_are_kept_the_newest_first(server, entries, uuid):
+    told = server.rendezvous.live
+    for number in range(1, 151):
+        told.ended(uuid, at=number, address='', seconds=1, sent=1, received=1, how='')
+    told.write({})
+    assert [kept['at'] for kept in live.history(entries, uuid)] == list(range(150, 50, -1))
+
+
+def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
+    told = server.rendezvous.live
+    entries.delete(uuid)
+    told.seen(uuid, '127.0.0.1')
+    told.ended(uuid, at=1)
+    told.write({})
+    assert uuid not in live.now(entries)
+    assert live.history(entries, uuid) == []
+
+
+def test_one_is_told_as_all_are(server, connect, register, entries, uuid):
+    told, other = server.rendezvous.live, str(uuids.uuid4())
+    assert entries.shown(other) is None
+    assert live.now_of(entries, other) == Now()
+    entries.ask(lambda redis: redis.set('live:0123456789abcdef', 'no hash', ex=60))
+    peers = [register(server, uuid), *piped(connect, register, server, uuid)]
+    told.write(server.rendezvous.waiting.counts())
+    assert [entries.shown(uuid)] == [each for each in entries.all() if each['uuid'] == uuid]
+    one, of_all = live.now_of(entries, uuid), live.now(entries)[uuid]
+    assert one[:2] == (1, 1) == of_all[:2]
+    assert (one.address, one.seen > 0) == ('127.0.0.1', True)
+    entries.ask(lambda redis: redis.delete('live:0123456789abcdef'))
+    for peer in peers:
+        peer.close()
+
+
+def test_last_twenty_refusals_are_kept_the_newest_first_until_the_entry_is_deleted(
+    server, entries, uuid
+):
+    told, other = server.rendezvous.live, str(uuids.uuid4())
+    for number in range(50):
+        told.refused(uuid, '192.0.2.1', f'wrong code {number}')
+        told.refused(other, '192.0.2.1', 'unknown')
+    told.write({})
+    told.refused(uuid, '192.0.2.2', 'old secret')
+    told.write({})
+    kept = live.refusals(entries, uuid)
+    whys = ['old secret', *(f'wrong code {number}' for number in range(49, 30, -1))]
+    assert [each['why'] for each in kept] == whys
+    assert kept[0]['address'] == '192.0.2.2'
+    assert abs(kept[0]['at'] - time.time()) < DEADLINE_SECONDS
+    assert live.refusals(entries, other) == []
+    entries.delete(uuid)
+    assert live.refusals(entries, uuid) == []
+
+
+def test_refusals_of_made_up_uuids_are_bounded_while_redis_is_away(server, entries, uuid):
+    told = Live(entries, server.rendezvous.waiting)
+    for _ in range(live.REFUSED + 100):
+        made_up = str(uuids.uuid4())
+        for _ in range(live.REFUSALS + 1):
+            told.refused(made_up, '192.0.2.1', 'unknown')
+    assert sum(map(len, told._refused.values())) == live.REFUSED * live.REFUSALS
+    told.refused(uuid, '192.0.2.1', 'wrong code')
+    told.write({})
+    assert len(live.refusals(entries, uuid)) == 1
+
+
+ODD = ['x', '[]', '{"at": "x", "address": 1}', '{}', '1', '{"at": 1e999, "address": ""}']
+
+
+@pytest.mark.parametrize('value', ODD)
+def test_what_somebody_else_wrote_is_nothing(entries, uuid, value):
+    entries.ask(lambda redis: redis.set(f'seen:{uuid}', value))
+    assert live.now(entries)[uuid] == Now()
+    entries.ask(lambda redis: redis.lpush(f'rendezvous:{uuid}', value))
+    assert live.history(entries, uuid) == []
+
+
+def test_keys_of_other_programs_are_left_alone(entries, uuid):
+    def set_both(redis) -> None:
+        redis.set('live:config', 'x')
+        redis.hset('live:users', uuid, 'x y')
+
+    entries.ask(set_both)
+    assert uuid not in live.now(entries)
+    entries.ask(lambda redis: redis.delete('live:config', 'live:users'))
+
+
+def test_key_of_another_kind_costs_nobody_else_anything(server, entries, uuid):
+    other = str(uuids.uuid4())
+    entries.add(other, [])
+    entries.ask(lambda redis: redis.set(f'rendezvous:{uuid}', 'x'))
+    told = Live(entries, server.rendezvous.waiting)
+    ended = {'at': 1.0, 'address': '', 'seconds': 1.0, 'sent': 0, 'received': 0, 'how': ''}
+    for each in (other, uuid, other):
+        told.ended(each, **ended)
+    told.write({})
+    assert live.history(entries, other) == [ended, ended]
+    entries.delete(other)
+
+
+def test_server_that_was_killed_ages_out(quick, start, register, entries, uuid, monkeypatch):
+    monkeypatch.setattr(live, 'AGE_SECONDS', 1)
+    monkeypatch.setattr(live, 'SIGN_SECONDS', 0.1)
+    server = start()
+    peer = register(server, uuid)
+    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
+    server._greenlets.kill()
+    until(lambda: not live.now(entries)[uuid].waiting, 'it is offline')
+    peer.close()
+
+
+def test_server_that_was_held_up_for_long_is_seen_again(
+    quick, start, register, entries, uuid, monkeypatch
+):
+    monkeypatch.setattr(live, 'SIGN_SECONDS', 0.1)
+    server = start()
+    peer = register(server, uuid)
+    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
+    entries.ask(lambda redis: redis.delete(server.rendezvous.live._key))
+    until(lambda: live.now(entries)[uuid].waiting, 'it is online again')
+    peer.close()
+
+
+@pytest.mark.parametrize('how', ['flushed', 'aged out'])
+def test_what_waits_unchanged_is_written_anew_where_redis_has_lost_it(
+    quick, start, connect, register, entries, uuid, how
+):
+    server, other = start(), str(uuids.uuid4())
+    entries.add(other, [])
+    waits, changes = register(server, uuid), register(server, other)
+    until(lambda: live.now(entries).get(other, Now()).waiting, 'it is written')
+    key = server.rendezvous.live._key
+    entries.ask(lambda redis: redis.delete(key) if how == 'flushed' else redis.pexpire(key, 1))
+    changes.close()  # what changes is in the next batch
+    until(lambda: live.now(entries)[uuid].waiting, 'what has not changed is there again')
+    assert not live.now(entries)[other].waiting
+    waits.close()
+    entries.delete(other)
+
+
+def test_batch_whose_answer_gets_lost_is_written_once(redis_options, server, entries, uuid):
+    """Again and again, also where the server's hash has aged out meanwhile."""
+    lose = []
+
+    def handle(sock, _) -> None:
+        with socket.create_connection(('127.0.0.1', redis_options['redis_port'])) as redis:
+            while question := sock.recv(65536):
+                redis.sendall(question)
+                answer = redis.recv(65536)
+                if b'\r\nEVAL\r\n' in question and lose:
+                    lose.pop()
+                    return
+                sock.sendall(answer)
+
+    proxy = StreamServer(('127.0.0.1', 0), handle)
+    proxy.start()
+    between = entries_module.Entries(DEFAULTS | redis_options | {'redis_port': proxy.server_port})
+    told = Live(between, server.rendezvous.waiting)
+    row = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
+    for number, losses in enumerate([0, 1, 2, 4]):
+        lose += [True] * losses
+        told.ended(uuid, at=2 * number + 1, **row)
+        told.refused(uuid, '192.0.2.1', str(number))
+        with suppress(StoreDown):
+            told.write({uuid: (number, 0)})
+        told.ended(uuid, at=2 * number + 2, **row)  # that came later, and is in no batch yet
+        entries.ask(lambda redis: redis.delete(told._key))
+        while lose:
+            with suppress(StoreDown):
+                told.write({uuid: (number, 0)})
+    told.write({uuid: (3, 0)})
+    assert [each['at'] for each in live.history(entries, uuid)] == list(range(8, 0, -1))
+    assert [each['why'] for each in live.refusals(entries, uuid)] == ['3', '2', '1', '0']
+    assert live.now_of(entries, uuid).waiting == 3
+    told.write({})
+    between.close()
+    proxy.stop()
+
+
+def test_rendezvous_that_end_while_a_batch_is_written_are_not_dropped(
+    server, entries, uuid, monkeypatch
+):
+    """So many that the oldest fall out."""
+    monkeypatch.setattr(live, 'BACKLOG', 10)
+    told = Live(entries, server.rendezvous.waiting)
+    row = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
+    ask = entries.ask
+
+    def end_some_meanwhile(question):
+        monkeypatch.undo()
+        for number in range(11, 26):
+            told.ended(uuid, at=number, **row)
+        return ask(question)
+
+    for number in range(1, 11):
+        told.ended(uuid, at=number, **row)
+    monkeypatch.setattr(entries, 'ask', end_some_meanwhile)
+    told.write({})
+    kept = [*range(25, 15, -1), *range(10, 0, -1)]
+    assert [each['at'] for each in live.history(entries, uuid)] == kept
+
+
+def test_redis_that_goes_down_is_told_each_time_once(quick, cable, start, entries, uuid, caplog):
+    server = start(redis_port=cable.port)
+    told = server.rendezvous.live
+
+    def errors() -> int:
+        return sum(record.name == 'live' for record in caplog.records)
+
+    for count in (1, 2):
+        cable.cut()
+        for number in range(5):
+            told.ended(uuid, at=float(number), seconds=1, sent=1, received=1, address='', how='')
+            gevent.sleep(0.02)
+        until(lambda c=count: errors() == c, 'it is told')
+        cable.open(cable.port)
+        until(lambda c=count: len(live.history(entries, uuid)) == 5 * c, 'it is written')
+        assert errors() == count
+
+
+MANY = 10_000
+
+
+@contextmanager
+def turns():
+    """The longest that others had to wait for their turn, in seconds of this thread's time."""
+    longest, over = [0.0], []
+
+    def look() -> None:
+        while not over:
+            began = time.thread_time()
+            gevent.sleep(0)
+            longest[0] = max(longest[0], time.thread_time() - began)
+
+    looking = gevent.spawn(look)
+    gevent.sleep(0)
+    try:
+        yield longest
+    finally:
+        over.append(True)
+        looking.join()
+
+
+@pytest.mark.deadline(90)
+def test_many_entries_keep_nobody_waiting(server, entries):
+    entry = {'labels': ['kitchen'], 'created': 1.0, 'authParams': {'base32': 'A' * 64}}
+    made = [str(uuids.uuid4()) for _ in range(MANY)]
+    for some in slices(made, 500):
+        entries.ask(lambda redis, some=some: redis.mset(dict.fromkeys(some, json.dumps(entry))))
+    told = Live(entries, server.rendezvous.waiting)
+    for uuid in made:
+        told.seen(uuid, '192.0.2.1')
+        told.ended(uuid, at=1.0, seconds=1, sent=1, received=1, address='192.0.2.1', how='')
+    text, began, took = json.dumps(entry), time.thread_time(), {}
+    for _ in made:
+        json.loads(text)
+    all_at_once = time.thread_time() - began  # some 50 ms, of which 20 were wanted
+    for name, do in {
+        'writes': lambda: told.write(dict.fromkeys(made, (1, 1))),
+        'entries': entries.all,
+        'now': lambda: live.now(entries),
+        'changes': lambda: told.write(dict.fromkeys(made, (2, 1))),
+    }.items():
+        gc.collect()
+        gc.freeze()
+        with turns() as longest:
+            do()
+        took[name] = longest[0]
+    known = live.now(entries)
+    assert {known[uuid][:2] for uuid in made} == {(2, 1)}
+    assert len(live.history(entries, made[-1])) == 1
+    told.write({})
+    entries.ask(lambda redis: redis.flushall())
+    gc.unfreeze()
+    assert max(took.values()) < all_at_once / 2, took
+
+
+def test_what_happens_while_redis_is_away_is_written_later(
+    quick, cable, start, connect, register, entries, uuid
+):
+    server = start(redis_port=cable.port)
+    hidden, mobile = piped(connect, register, server, uuid)
+    cable.cut()
+    hidden.close()
+    assert mobile.rest() == b''
+    gevent.sleep(0.05)
+    cable.open(cable.port)
+    assert len(until(lambda: live.history(entries, uuid), 'it is written')) == 1
+
+
+def test_stop_says_that_nobody_is_here(quick, start, connect, register, entries, uuid):
+    server = start()
+    peer = register(server, uuid)
+    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
+    stopping = gevent.spawn(server.stop)
+    peer_ends(peer)
+    peer.close()
+    stopping.join()
+    assert not live.now(entries)[uuid].waiting
