@@ -1,15 +1,14 @@
 """The hidden server's end: registers at the rendezvous server and pipes to a local HTTP server."""
 
-from rendezvous.wire import in_venv
+from rendezvous.wire import programs
 
-in_venv.go_on()
+programs.use_venv()
 
 from gevent import monkey
 
 monkey.patch_all()
 
 from rendezvous.hidden import hidden_server
-from rendezvous.wire import options
 
 if __name__ == '__main__':
-    options.main(hidden_server.main)
+    programs.main(hidden_server.main)

@@ -1,11 +1,10 @@
 """Makes the key and the self-signed certificate of the server, where local.py names them."""
 
-from rendezvous.wire import in_venv
+from rendezvous.wire import programs
 
-in_venv.go_on()
+programs.use_venv()
 
 from rendezvous.admin import certificate
-from rendezvous.wire import options
 
 if __name__ == '__main__':
-    options.main(certificate.make)
+    programs.main(certificate.make)

@@ -1,15 +1,14 @@
 """The rendezvous server."""
 
-from rendezvous.wire import in_venv
+from rendezvous.wire import programs
 
-in_venv.go_on()
+programs.use_venv()
 
 from gevent import monkey
 
 monkey.patch_all()
 
 from rendezvous.server import worker
-from rendezvous.wire import options
 
 if __name__ == '__main__':
-    options.main(worker.main)
+    programs.main(worker.main)

@@ -4,16 +4,15 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, at any moment, without a traceback
 
-from rendezvous.wire import in_venv
+from rendezvous.wire import programs
 
-in_venv.go_on()
+programs.use_venv()
 
 from gevent import monkey
 
 monkey.patch_all()
 
 from rendezvous.admin import shell
-from rendezvous.wire import options
 
 if __name__ == '__main__':
-    options.main(shell.cli)
+    programs.main(shell.cli)

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rendezvous.wire import auth
+from rendezvous.wire import codes
 
 MEBIBYTE = bytes(1024 * 1024)
 REQUESTS, REGISTRATIONS = 1000, 1000
@@ -114,7 +114,7 @@ class Set:
 
     def register(self) -> ssl.SSLSocket:
         sock = self.connect(self.port)
-        code = auth.totp(self.parameters).now()
+        code = codes.totp(self.parameters).now()
         sock.sendall(f'CONNECT uuid:{self.entry.stem}?response={code} HTTP/1.1\r\n\r\n'.encode())
         assert sock.recv(100).startswith(b'HTTP/1.1 200 ')
         return sock

@@ -3,7 +3,7 @@
 # ends it all; SIGHUP makes the server read key and certificate again; SIGUSR2, or this script
 # started once more, has a new server take over from the one that runs: for a new version.
 set -u
-# Under nohup SIGHUP is ignored, and a shell that starts so can not heed it later.
+# Under nohup SIGHUP is ignored, and a shell that starts so cannot heed it later.
 if [ -n "$(trap -p HUP)" ] && env --default-signal=HUP true 2>/dev/null; then
   exec env --default-signal=HUP bash "$0"
 fi
@@ -34,7 +34,7 @@ reload() {
 serves() { # or did, if it is dead
   [ "$(cat server.pid 2>/dev/null)" = "$1" ]
 }
-take_over() { # the old server lets its pipes finish; where the new one can not serve, it goes on
+take_over() { # the old server lets its pipes finish; where the new one cannot serve, it goes on
   rm -f server.pid
   serve
   local next=$!

@@ -6,7 +6,7 @@ if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; 
   exit 78
 fi
 if [ ! -w . ]; then
-  say "can not write in $PWD: run it as the user to whom that belongs"
+  say "cannot write in $PWD: run it as the user to whom that belongs"
   exit 78
 fi
 # What is installed is compared with what is listed: an update of the project updates it.

@@ -25,10 +25,10 @@ from rendezvous.admin import certificate as make_cert
 from rendezvous.server.registry import RECENT_SECONDS
 from rendezvous.server.worker import Server
 from rendezvous.store import embedded as store
+from rendezvous.store import options as local
 from rendezvous.store import rations as guesses
 from rendezvous.store.entries import Entries
-from rendezvous.wire import auth
-from rendezvous.wire import options as local
+from rendezvous.wire import codes
 
 pytest_plugins = ['programs', 'visitor']  # more fixtures, of real programs
 DEADLINE_SECONDS = 30  # for every wait in a test that says no other: ten times what it takes
@@ -56,7 +56,7 @@ _kept: list[int] = []  # descriptors
 
 
 def free_port() -> int:
-    """A port for a program that can not tell which one it got.
+    """A port for a program that cannot tell which one it got.
 
     A socket keeps it that does not listen: who names the port may listen on it (SO_REUSEADDR), and
     who takes any, in whatever process, is given another one.
@@ -85,7 +85,7 @@ def redis_options(tmp_path_factory):
     entries = Entries(options)
     entries.open()
     own = {'redis_auth': store.password()}
-    yield {name: options[name] for name in ('redis_host', 'redis_port')} | own
+    yield {name: getattr(options, name) for name in ('redis_host', 'redis_port')} | own
     entries.close()
 
 
@@ -126,14 +126,14 @@ def start(redis_options, pair):
     def start(**options) -> Server:
         given = {'rendezvous_port': 0, 'drain': 0.3, 'rendezvous_wait': 0.5}
         server = Server(local.DEFAULTS | redis_options | pair | given | options)
-        server.rendezvous.waiting._since = -RECENT_SECONDS  # as if it had been up for long
+        server.rendezvous.registry._since = -RECENT_SECONDS  # as if it had been up for long
         server.start()
         servers.append(server)
         return server
 
     yield start
     for server in servers:
-        waiting = server.rendezvous.waiting
+        waiting = server.rendezvous.registry
         until(lambda c=server._connections: not c, 'every handler ends with its client')
         assert not server.rendezvous.unjoined
         left = waiting._registrations, waiting._mobile_clients, waiting._pipes
@@ -171,7 +171,7 @@ def connect(start, pair):
     def connect(server: Server) -> Peer:
         sock = socket.create_connection(('127.0.0.1', server.port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # sent is on loopback: is there
-        if server._options['key_file']:
+        if server._options.key_file:
             context = client_context(pair['crt_file'])
             sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
         peers.append(Peer(sock))
@@ -199,7 +199,7 @@ OK = b'HTTP/1.1 200 OK\r\n\r\n'
 
 
 def code(entries: Entries, uuid: str) -> str:
-    return auth.totp(entries.get(uuid)['authParams']).now()
+    return codes.totp(entries.get(uuid)['authParams']).now()
 
 
 def connect_request(uuid: str, code: str) -> bytes:

@@ -25,8 +25,8 @@ from gevent import socket
 from gevent.lock import Semaphore
 
 from rendezvous.store.entries import Entries
-from rendezvous.wire import auth
-from rendezvous.wire.options import DEFAULTS
+from rendezvous.store.options import DEFAULTS
+from rendezvous.wire import codes
 
 ENTRIES = 500
 LOOK_SECONDS = 0.05
@@ -50,7 +50,7 @@ def crowd(port: int, certificate: str, count: int) -> None:
             try:
                 with at_once if registered[0] < count else Semaphore():
                     peer = connected(context, port)
-                    peer.send(connect_request(entry['uuid'], auth.totp(entry['authParams']).now()))
+                    peer.send(connect_request(entry['uuid'], codes.totp(entry['authParams']).now()))
                     assert peer.receive(len(OK)) == OK
                 registered[0] += 1
                 peer.sock.recv(1)

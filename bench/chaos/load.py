@@ -23,8 +23,8 @@ from gevent.pool import Pool
 
 from rendezvous.server.worker import TRIM_SECONDS
 from rendezvous.store.entries import Entries
-from rendezvous.wire import auth
-from rendezvous.wire.options import DEFAULTS
+from rendezvous.store.options import DEFAULTS
+from rendezvous.wire import codes
 
 ENTRIES = 50
 LOOKS, LOOK_SECONDS = 25, 0.2  # one every so often
@@ -66,7 +66,7 @@ class Crowd:
 
     def register(self, number: int) -> None:
         entry, peer = self._entries[number % ENTRIES], self.peer()
-        code = auth.totp(entry['authParams']).now()
+        code = codes.totp(entry['authParams']).now()
         peer.send(connect_request(entry['uuid'], code))
         assert peer.receive(len(OK)) == OK
 

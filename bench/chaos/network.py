@@ -36,8 +36,8 @@ LIFETIME_SECONDS = 5
 SHORT_LIVED = (
     'from gevent import monkey; monkey.patch_all(); '
     'from rendezvous.hidden import hidden_server as hidden; '
-    'from rendezvous.wire import options; '
-    f'hidden.LIFETIME_SECONDS = {LIFETIME_SECONDS}; options.main(hidden.main)'
+    'from rendezvous.wire import programs; '
+    f'hidden.LIFETIME_SECONDS = {LIFETIME_SECONDS}; programs.main(hidden.main)'
 )
 
 

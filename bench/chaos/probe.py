@@ -48,7 +48,7 @@ def say(kind: type) -> None:
         'greenlets': sum(isinstance(one, gevent.Greenlet) and not one.dead for one in things),
         'pipes': sum(isinstance(one, kind) for one in things),
     }
-    for waiting in [one for one in things if type(one).__name__ == 'Waiting']:
+    for waiting in [one for one in things if type(one).__name__ == 'Registry']:
         inside['registrations'] = sum(map(len, waiting._registrations.values()))
         inside['mobile clients'] = len(waiting._mobile_clients)
     with open(f'inside.{os.getpid()}.new', 'w') as file:

@@ -1,6 +1,6 @@
 """What the page and the shell do with an entry: the input looked at, then Redis, then the files.
 
-Each function raises Refused, a Mistake or StoreDown.
+Each function raises Unable, a Mistake or StoreDown.
 """
 
 import uuid as uuids
@@ -13,29 +13,30 @@ import click
 from rendezvous.admin import entry_files as files
 from rendezvous.store import entry_json
 from rendezvous.store.entries import Entries
-from rendezvous.wire import auth
-from rendezvous.wire.options import Mistake
+from rendezvous.store.options import Options
+from rendezvous.wire import codes
+from rendezvous.wire.programs import Mistake
 
 LABEL_CHARACTERS = 100
 
 
-class Refused(click.ClickException):
-    """What was asked for can not be done, and why: a sentence."""
+class Unable(click.ClickException):
+    """What was asked for cannot be done, and why: a sentence."""
 
 
-def create(entries: Entries, options: dict, uuid: str, label: str, digits: int) -> Path:
+def create(entries: Entries, options: Options, uuid: str, label: str, digits: int) -> Path:
     """Makes an entry and its two files: their path less the suffix; its name is the UUID.
 
     `uuid` may be empty: one is made up.
     """
     uuid, labels = uuid.strip().lower() or str(uuids.uuid4()), _labels(label)
-    if not auth.UUID.fullmatch(uuid):
+    if not codes.UUID.fullmatch(uuid):
         example = uuids.uuid4()
-        raise Refused(f'{uuid[:50]!r} is no UUID; {example} is one, and left out, one is made up')
+        raise Unable(f'{uuid[:50]!r} is no UUID; {example} is one, and left out, one is made up')
     files.how_to_reach(options)  # a mistake in that, before there is an entry
     entry = entries.add(uuid, labels, digits)
     if not entry:
-        raise Refused(f'{uuid} has an entry already: delete it first, or take another UUID')
+        raise Unable(f'{uuid} has an entry already: delete it first, or take another UUID')
     try:
         return files.write(entry, options)
     except Mistake:
@@ -45,7 +46,7 @@ def create(entries: Entries, options: dict, uuid: str, label: str, digits: int) 
         raise
 
 
-def rename(entries: Entries, options: dict, uuid: str, label: str) -> None:
+def rename(entries: Entries, options: Options, uuid: str, label: str) -> None:
     """Gives an entry another label, in its files, too, where they are here."""
     uuid, labels = _known(uuid), _labels(label)
     _done(entries.rename(uuid, labels), uuid)
@@ -68,7 +69,7 @@ def enable(entries: Entries, uuid: str) -> None:
     entries.forgive(uuid)
 
 
-def rekey(entries: Entries, options: dict, uuid: str, digits: int | None = None) -> Path:
+def rekey(entries: Entries, options: Options, uuid: str, digits: int | None = None) -> Path:
     """Gives an entry a new secret and writes its files: their path less the suffix.
 
     The old secret stops working at once. `digits`: None means as many as before.
@@ -111,20 +112,20 @@ def _saying(done: str) -> Iterator[None]:
 
 def _known(uuid: str) -> str:
     uuid = uuid.strip().lower()
-    if not auth.UUID.fullmatch(uuid):
-        raise Refused(f'{uuid[:50]!r} is no UUID: list shows those that there are')
+    if not codes.UUID.fullmatch(uuid):
+        raise Unable(f'{uuid[:50]!r} is no UUID: list shows those that there are')
     return uuid
 
 
 def _done(there_was_one, uuid: str) -> None:
     if not there_was_one:
-        raise Refused(f'there is no entry {uuid}')
+        raise Unable(f'there is no entry {uuid}')
 
 
 def _labels(label: str) -> list[str]:
     label = label.strip().strip(entry_json.JOINERS)
     if len(label) > LABEL_CHARACTERS:
-        raise Refused(f'a label has at most {LABEL_CHARACTERS} characters, not {len(label)}')
+        raise Unable(f'a label has at most {LABEL_CHARACTERS} characters, not {len(label)}')
     if entry_json.printable(label) != label:
-        raise Refused('a label has no control characters, nor others that are not there to be seen')
+        raise Unable('a label has no control characters, nor others that are not there to be seen')
     return [label] if label else []

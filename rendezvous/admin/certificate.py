@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
-from rendezvous.wire import options as local
-from rendezvous.wire.options import Mistake
+from rendezvous.store import options as local
+from rendezvous.wire.programs import Mistake
 
 VALID = datetime.timedelta(days=3653)  # ten years: nobody has to hand it out anew before that
 BACKDATED = datetime.timedelta(days=1)  # for a client whose clock is slow
@@ -72,12 +72,12 @@ def write(path, octets: bytes, mode: int) -> None:
 @click.option('--if-missing', is_flag=True, help='Do nothing where there is a pair.')
 def make(force: bool, if_missing: bool) -> None:
     options = local.load()
-    if not options['key_file']:
+    if not options.key_file:
         if if_missing:
             return
         raise Mistake('key_file is None in local.py: plain HTTP needs no certificate')
-    key_file, crt_file = (local.file(options[name]) for name in ('key_file', 'crt_file'))
-    host = options['rendezvous_host']
+    key_file, crt_file = map(local.path_of, (options.key_file, options.crt_file))
+    host = options.rendezvous_host
     try:
         there = [file for file in (key_file, crt_file) if file.exists()]
         both = f'{key_file} and {crt_file}'
@@ -93,7 +93,7 @@ def make(force: bool, if_missing: bool) -> None:
         write(crt_file, certificate.public_bytes(Encoding.PEM), 0o444)
     except OSError as error:
         why = f'{error.filename or key_file}: {error.strerror}'
-        raise Mistake(f'can not write {why}; set key_file and crt_file in local.py') from None
+        raise Mistake(f'cannot write {why}; set key_file and crt_file in local.py') from None
     end = f'{certificate.not_valid_after_utc:%Y-%m-%d}'
     fingerprint = crypto.X509.from_cryptography(certificate).digest('sha256').decode()
     print(f'made {both} for {host}, good until {end}')

@@ -12,6 +12,7 @@ from rendezvous.admin import entry_files as files
 from rendezvous.admin import words
 from rendezvous.store import entry_json
 from rendezvous.store.entry_json import printable
+from rendezvous.store.options import Options
 from rendezvous.store.presence import Now
 
 LABEL_COLUMNS = 100  # where no terminal says how many it has
@@ -56,7 +57,7 @@ def _row(entry: dict, now: Now) -> tuple[str, ...]:
     return entry['uuid'], state(entry, now), *counts, seen, address, _label(entry)
 
 
-def about(entry: dict, now: Now, options: dict, secret: bool) -> list[str]:
+def about(entry: dict, now: Now, options: Options, secret: bool) -> list[str]:
     """What there is about an entry, and the commands for its two ends. Raises Mistake."""
     uuid, shown = entry['uuid'], entry_json.summary(entry)
     path = files.FILES / uuid
@@ -80,10 +81,10 @@ def about(entry: dict, now: Now, options: dict, secret: bool) -> list[str]:
     ]
 
 
-def _use(uuid: str, options: dict) -> list[str]:
+def _use(uuid: str, options: Options) -> list[str]:
     server = files.how_to_reach(options)
     url = f'https://{files.authority(options)}/'
-    trusted = f'--cacert {Path(options["crt_file"]).name} ' if 'ca' in server else ''
+    trusted = f'--cacert {Path(options.crt_file).name} ' if 'ca' in server else ''
     return [
         'on the hidden machine, for the HTTP server there:',
         f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',

@@ -31,8 +31,7 @@ from gevent.pywsgi import Input, WSGIHandler, WSGIServer, headers_factory
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
-from rendezvous.wire import options as local
-from rendezvous.wire import sockets
+from rendezvous.wire import addresses, sockets
 
 CONNECTIONS = 200  # a browser has six; where descriptors are few there are 256 (macOS)
 SILENT_SECONDS = 60  # in which no request begins, or an answer is not taken whole
@@ -154,7 +153,7 @@ class Handler(WSGIHandler):
             self.known, self.let_in = self.known or self.let_in, False
         if not self._is_whole:
             self.close_connection = True
-            sockets.goodbye(self.socket)  # reads the rest off, or the answer might be lost
+            sockets.close_gracefully(self.socket)  # reads the rest off, or the answer might be lost
 
     def _sendall(self, data) -> None:
         try:
@@ -192,7 +191,7 @@ class Guard:
     def _let_in(self):
         """Aborts, or answers, what may not pass."""
         name, also = _host().hostname or '', (self._page_host or '').lower()
-        if not (local.is_loopback(name) or (also and name == also)):
+        if not (addresses.is_loopback(name) or (also and name == also)):
             abort(403, f'This page is not called {name!r}: set page_host in local.py if it is.')
         reads = request.method in ('GET', 'HEAD', 'OPTIONS')
         if not reads and _is_foreign():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rendezvous.admin.actions import Refused
+from rendezvous.admin.actions import Unable
 from rendezvous.store import entry_json
 
 FILE_BYTES = 16 * 1024 * 1024  # over 20,000 changes; it is read into memory
@@ -41,14 +41,14 @@ class Found(NamedTuple):
 
 
 def read(file: Path) -> Found:
-    """The entries that are in a file in the end, and what else there is. Raises Refused."""
+    """The entries that are in a file in the end, and what else there is. Raises Unable."""
     try:
         with file.open('rb') as opened:
             octets = opened.read(FILE_BYTES + 1)
     except OSError as error:
-        raise Refused(f'can not read {file}: {error.strerror}') from None
+        raise Unable(f'cannot read {file}: {error.strerror}') from None
     if len(octets) > FILE_BYTES:
-        raise Refused(f'{file} is larger than {FILE_BYTES >> 20} MiB: that is no nedis.db')
+        raise Unable(f'{file} is larger than {FILE_BYTES >> 20} MiB: that is no nedis.db')
     return find(octets)
 
 

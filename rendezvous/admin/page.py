@@ -23,13 +23,13 @@ from markupsafe import Markup
 
 from rendezvous.admin import actions, listing, words
 from rendezvous.admin import entry_files as files
-from rendezvous.admin.actions import LABEL_CHARACTERS, Refused
+from rendezvous.admin.actions import LABEL_CHARACTERS, Unable
 from rendezvous.admin.login import NO_REFERRER, Guard, Server
 from rendezvous.store import presence as live
 from rendezvous.store.entries import DIGITS, Entries, StoreDown, slices
-from rendezvous.wire import auth, sockets
-from rendezvous.wire import options as local
-from rendezvous.wire.options import Mistake
+from rendezvous.store.options import Options
+from rendezvous.wire import addresses, codes, sockets
+from rendezvous.wire.programs import Mistake
 
 log = logging.getLogger('page')
 
@@ -50,7 +50,7 @@ DONE = {
 class Page:
     """What is shown and done; each method answers one kind of request."""
 
-    def __init__(self, entries: Entries, options: dict):
+    def __init__(self, entries: Entries, options: Options):
         self._entries, self._options = entries, options
         self._one_at_a_time, self._next = Semaphore(), None  # of `_listed`
 
@@ -73,7 +73,7 @@ class Page:
         digits = 6 if form.get('digits') == '6' else DIGITS
         try:
             made = actions.create(self._entries, self._options, *named, digits)
-        except Refused as refused:
+        except Unable as refused:
             return self.index(400, refused.message)
         return redirect(f'/entries/{made.name}?done=create', 303)
 
@@ -100,15 +100,15 @@ class Page:
                 actions.remove(entries, uuid)
             else:
                 (actions.disable if what == 'disable' else actions.enable)(entries, uuid)
-        except Refused as refused:
+        except Unable as refused:
             return self.entry(uuid, 400, refused.message)
         return redirect(f'{"/" if what == "delete" else "/entries/" + uuid}?done={what}', 303)
 
     def secret(self, uuid):
         """The secret, as text and as a QR code: asked for by POST, so no URL shows it again."""
         known, parameters = self._known(uuid), self._document(uuid)['authParams']
-        totp = auth.totp(parameters)
-        totp.issuer = self._options['rendezvous_host']
+        totp = codes.totp(parameters)
+        totp.issuer = self._options.rendezvous_host
         totp.name = ', '.join(known['labels'])[:QR_CHARACTERS] or known['uuid']
         code = segno.make(totp.provisioning_uri(), micro=False)
         svg = Markup(code.svg_inline(omitsize=True, light='#fff'))
@@ -196,10 +196,10 @@ def _mistaken(mistake: Mistake):
     return render_template('error.html', error=str(mistake)), status
 
 
-def app(entries: Entries, options: dict, announce: Callable[[str], None] | None = None) -> Flask:
+def app(entries: Entries, options: Options, announce: Callable[[str], None] | None = None) -> Flask:
     """The WSGI application; `announce` gets the codes that open it, None: it is open."""
     app, page = Flask(__name__), Page(entries, options)
-    Guard(app, options['page_host'], announce)
+    Guard(app, options.page_host, announce)
     app.jinja_env.globals |= {'server': files.authority(options), 'digits': DIGITS}
     app.jinja_env.globals['label_characters'] = LABEL_CHARACTERS
     app.jinja_env.filters |= {'ago': words.ago, 'utc': words.utc, 'lasting': words.lasting}
@@ -217,9 +217,9 @@ def app(entries: Entries, options: dict, announce: Callable[[str], None] | None 
     return app
 
 
-def serve(options: dict, host: str, port: int, login: bool) -> None:
-    """Shows the page until a signal ends it. Raises Refused or Mistake."""
-    entries, loopback = Entries(options), local.is_loopback(host)
+def serve(options: Options, host: str, port: int, login: bool) -> None:
+    """Shows the page until a signal ends it. Raises Unable or Mistake."""
+    entries, loopback = Entries(options), addresses.is_loopback(host)
     server = Server((host, port), log=None, error_log=None)  # they might quote a login code
     try:
         server.init_socket()
@@ -227,14 +227,14 @@ def serve(options: dict, host: str, port: int, login: bool) -> None:
         known = isinstance(error, OSError) and error.errno > 0
         why = os.strerror(error.errno) if known else 'there is no such host'
         where = f'port {port} of {host}'
-        raise Refused(f'can not listen on {where}: {why}; --port N takes another') from None
+        raise Unable(f'cannot listen on {where}: {why}; --port N takes another') from None
     # Inherited by what it accepts: pywsgi sends head and body apart, 40 ms apart without this.
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     entries.open()
     if not loopback:
         log.warning('the page listens on %s, beyond this machine, and nothing is encrypted', host)
-    name = host if loopback else options['page_host'] or HOST
-    url = f'http://{local.authority(name, server.server_port)}'
+    name = host if loopback else options.page_host or HOST
+    url = f'http://{addresses.authority(name, server.server_port)}'
 
     def announce(code: str) -> None:
         with suppress(OSError):  # nobody reads it any more

@@ -1,6 +1,6 @@
 """The entries: a page for a browser on this machine, and the same from the shell.
 
-Exit status: 0; 1 where it can not be done, 2 where the command is wrong, 78 where local.py is.
+Exit status: 0; 1 where it cannot be done, 2 where the command is wrong, 78 where local.py is.
 """
 
 import functools
@@ -13,10 +13,12 @@ from pathlib import Path
 import click
 
 from rendezvous.admin import actions, listing, nedis
-from rendezvous.admin.actions import Refused
+from rendezvous.admin.actions import Unable
+from rendezvous.store import options as local
 from rendezvous.store import presence as live
 from rendezvous.store.entries import DIGITS, Entries
-from rendezvous.wire import options as local
+from rendezvous.store.options import Options
+from rendezvous.wire import addresses
 
 HOST, PORT = '127.0.0.1', 8893
 LEFT_LINES = 20  # of an import that are told one by one
@@ -38,7 +40,7 @@ def cli(context: click.Context, port: int, host: str, no_login: bool) -> None:
         raise click.UsageError(f'{", ".join(of_page)} are of the page, not of a command')
     if not host:
         raise click.UsageError('--host must not be empty, but like 127.0.0.1')
-    if no_login and not local.is_loopback(host):
+    if no_login and not addresses.is_loopback(host):
         raise click.UsageError('--no-login is only for loopback: it would let in the network')
     if not context.invoked_subcommand:
         from rendezvous.admin import page  # only here: the shell need not wait for it
@@ -80,14 +82,14 @@ yes_option = click.option('--yes', is_flag=True, help='Do not ask.')
     help='Of its codes; programs for node-rendezvous know only 6.',
 )
 @label_argument
-def add(entries: Entries, options: dict, uuid: str, digits: int, label: str) -> None:
+def add(entries: Entries, options: Options, uuid: str, digits: int, label: str) -> None:
     """Makes an entry, and its files for the hidden server."""
     _tell_files(actions.create(entries, options, uuid, label, digits))
 
 
 @command('list')
 @click.option('--json', 'as_json', is_flag=True, help='For programs.')
-def list_entries(entries: Entries, options: dict, as_json: bool) -> None:
+def list_entries(entries: Entries, options: Options, as_json: bool) -> None:
     """Lists the entries, and what is known of their hidden servers."""
     listed, now = entries.all(), live.now(entries)
     if as_json:
@@ -103,7 +105,7 @@ def list_entries(entries: Entries, options: dict, as_json: bool) -> None:
 @command('show')
 @uuid_argument
 @click.option('--secret', is_flag=True, help='The secret, too.')
-def show(entries: Entries, options: dict, uuid: str, secret: bool) -> None:
+def show(entries: Entries, options: Options, uuid: str, secret: bool) -> None:
     """Shows all about an entry, and what to run."""
     entry = actions.found(entries, uuid)
     now = live.now_of(entries, entry['uuid'])
@@ -115,7 +117,7 @@ def show(entries: Entries, options: dict, uuid: str, secret: bool) -> None:
 @command('rename')
 @uuid_argument
 @click.argument('label')
-def rename(entries: Entries, options: dict, uuid: str, label: str) -> None:
+def rename(entries: Entries, options: Options, uuid: str, label: str) -> None:
     """Gives an entry another label; '' takes it away."""
     actions.rename(entries, options, uuid, label)
     click.echo(f'renamed {uuid.lower()}')
@@ -124,7 +126,7 @@ def rename(entries: Entries, options: dict, uuid: str, label: str) -> None:
 @command('disable')
 @uuid_argument
 @yes_option
-def disable(entries: Entries, options: dict, uuid: str, yes: bool) -> None:
+def disable(entries: Entries, options: Options, uuid: str, yes: bool) -> None:
     """Lets a hidden server register no more, until it is enabled."""
     _confirm(entries, uuid, 'Disable it?', yes)
     actions.disable(entries, uuid)
@@ -133,7 +135,7 @@ def disable(entries: Entries, options: dict, uuid: str, yes: bool) -> None:
 
 @command('enable')
 @uuid_argument
-def enable(entries: Entries, options: dict, uuid: str) -> None:
+def enable(entries: Entries, options: Options, uuid: str) -> None:
     """Lets a hidden server that was disabled register again."""
     actions.enable(entries, uuid)
     click.echo(f'enabled {uuid.lower()}')
@@ -143,7 +145,7 @@ def enable(entries: Entries, options: dict, uuid: str) -> None:
 @uuid_argument
 @click.option('--digits', type=click.IntRange(6, 8), help='Of its codes; as many as before.')
 @yes_option
-def rekey(entries: Entries, options: dict, uuid: str, digits: int | None, yes: bool) -> None:
+def rekey(entries: Entries, options: Options, uuid: str, digits: int | None, yes: bool) -> None:
     """Gives an entry a new secret and new files. The old secret works no more."""
     _confirm(entries, uuid, 'Give it a new secret?', yes)
     files = actions.rekey(entries, options, uuid, digits)
@@ -154,7 +156,7 @@ def rekey(entries: Entries, options: dict, uuid: str, digits: int | None, yes: b
 @command('delete')
 @uuid_argument
 @yes_option
-def delete(entries: Entries, options: dict, uuid: str, yes: bool) -> None:
+def delete(entries: Entries, options: Options, uuid: str, yes: bool) -> None:
     """Deletes an entry, and its files here."""
     _confirm(entries, uuid, 'Delete it and its secret?', yes)
     actions.remove(entries, uuid)
@@ -163,7 +165,7 @@ def delete(entries: Entries, options: dict, uuid: str, yes: bool) -> None:
 
 @command('import')
 @click.argument('file', type=click.Path(path_type=Path))
-def import_entries(entries: Entries, options: dict, file: Path) -> None:
+def import_entries(entries: Entries, options: Options, file: Path) -> None:
     """Takes the entries of node-rendezvous over from its nedis.db."""
     found = nedis.read(file)
     left = list(found.left)
@@ -177,13 +179,13 @@ def import_entries(entries: Entries, options: dict, file: Path) -> None:
     if len(left) > LEFT_LINES:
         click.echo(f'left {len(left) - LEFT_LINES} more', err=True)
     if found.unreadable:
-        raise Refused(f'line {found.unreadable} of {file} is no Redis command; the rest is left')
+        raise Unable(f'line {found.unreadable} of {file} is no Redis command; the rest is left')
 
 
 def _confirm(entries: Entries, uuid: str, question: str, yes: bool) -> None:
-    """Says what ends, and asks whether that is meant. Raises Refused or what click does."""
+    """Says what ends, and asks whether that is meant. Raises Unable or what click does."""
     if not yes and not _is_terminal(sys.stdin):
-        # As for what can not be undone elsewhere: a script has to say that it means it.
+        # As for what cannot be undone elsewhere: a script has to say that it means it.
         raise click.UsageError('there is no terminal to ask on: --yes says that it is meant')
     entry = actions.found(entries, uuid)
     now = live.now_of(entries, entry['uuid'])

@@ -4,7 +4,8 @@ import datetime
 import time
 
 from rendezvous.admin import entry_files as files
-from rendezvous.wire.options import MAKE_CERT, Mistake
+from rendezvous.store.options import MAKE_CERT, Options
+from rendezvous.wire.programs import Mistake
 
 ENDS = datetime.timedelta(days=30)  # Let's Encrypt renews that long before the end
 UNITS = ('day', 86400), ('hour', 3600), ('minute', 60)
@@ -35,9 +36,9 @@ def lasting(seconds: float) -> str:
     return f'{minutes // 60}:{minutes % 60:02} h'
 
 
-def certificate_notice(options: dict) -> str:
+def certificate_notice(options: Options) -> str:
     """What clients will soon complain of, or do already, or ''."""
-    if not options['key_file']:
+    if not options.key_file:
         return ''
     try:
         _, certificate = files.read_certificate(options)

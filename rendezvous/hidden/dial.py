@@ -17,8 +17,7 @@ import gevent
 import pyotp
 from gevent import Greenlet
 
-from rendezvous.wire import auth, sockets
-from rendezvous.wire import options as local
+from rendezvous.wire import addresses, codes, sockets
 
 log = logging.getLogger('hidden')
 
@@ -43,7 +42,7 @@ LEFT_OVER_SECONDS = 120
 Address = tuple[socket.AddressFamily, tuple]  # an IP address with its port, as socket takes it
 
 
-class Refused(Exception):
+class NotRegistered(Exception):
     """The rendezvous server's answer is not 200; `retry_after` in seconds."""
 
     def __init__(self, status: int, diagnostic: str, retry_after: int, ahead: float | None):
@@ -65,7 +64,7 @@ class Addresses:
     def __init__(self, host: str, port: int):
         self._host, self._port = host, port
         self._known: list[Address] = []
-        self._is_number = local.is_number(host)
+        self._is_number = addresses.is_number(host)
         self._looking: Greenlet | None = None  # one at a time: each has a thread
         self.last: Address | None = None  # that answered
         self._said = ''
@@ -178,7 +177,7 @@ class Server:
 
     def __init__(self, host: str, port: int, ca: str | None):
         """`ca`: its certificate in PEM; None where a public CA's is to be trusted."""
-        self._host, self.name = host, local.authority(host, port)
+        self._host, self.name = host, addresses.authority(host, port)
         self.addresses = Addresses(host, port)
         self._context = ssl.create_default_context(cadata=ca)
         self._context.set_alpn_protocols(['http/1.1'])
@@ -188,12 +187,12 @@ class Server:
         self._said: set[str] = set()
 
     def register(self, uuid: str, totp: pyotp.TOTP) -> tuple[sockets.TLSSocket, bytes]:
-        """A connection that got its 200, and what came behind it. Raises Refused or OSError."""
+        """A connection that got its 200, and what came after it. Raises NotRegistered, OSError."""
         try:
             if self._takes_long_codes:
-                return self._register(uuid, auth.long_code(totp, time.time()))
+                return self._register(uuid, codes.long_code(totp, time.time()))
             return self._register(uuid, totp.now())
-        except Refused as refused:
+        except NotRegistered as refused:
             if refused.status != 400 or not self._takes_long_codes:
                 raise
             self._takes_long_codes = False
@@ -269,7 +268,7 @@ def _hanging_up():
 
 
 def _answer(sock) -> tuple[bytes, bytes]:
-    """The head of the 200, and what came behind it. Raises Refused or OSError."""
+    """The head of the 200, and what came after it. Raises NotRegistered, OSError."""
     octets, more = b'', b'any'
     while more and b'\r\n\r\n' not in octets and len(octets) < ANSWER_BYTES:
         with _hanging_up():
@@ -291,14 +290,14 @@ def _answer(sock) -> tuple[bytes, bytes]:
     raise _refused(int(status[1]), head, rest)
 
 
-def _refused(status: int, head: bytes, body: bytes) -> Refused:
+def _refused(status: int, head: bytes, body: bytes) -> NotRegistered:
     try:
         diagnostic = json.loads(body)['error']['diagnostic']
     except (ValueError, TypeError, KeyError, RecursionError):
         diagnostic = 'and says no more'
     printable = re.sub('[^ -~]', '?', str(diagnostic))[:200]
     retry_after = re.search(rb'\r\nretry-after: *([0-9]{1,6})', head, re.I)
-    return Refused(status, printable, int(retry_after[1]) if retry_after else 0, _ahead(head))
+    return NotRegistered(status, printable, int(retry_after[1]) if retry_after else 0, _ahead(head))
 
 
 def _ahead(head: bytes) -> float | None:
@@ -314,7 +313,7 @@ def why(error: Exception) -> str:
     """What an administrator can make something of."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _why_no_trust(error)
-    if isinstance(error, Refused) and error.status == 401:
+    if isinstance(error, NotRegistered) and error.status == 401:
         return f'{error}: {_why_wrong(error.ahead)}'
     return getattr(error, 'strerror', None) or str(error) or type(error).__name__
 

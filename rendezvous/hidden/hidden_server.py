@@ -26,12 +26,11 @@ from gevent.lock import Semaphore
 from gevent.pool import Pool
 
 from rendezvous.hidden import dial
-from rendezvous.hidden.dial import Refused
+from rendezvous.hidden.dial import NotRegistered
 from rendezvous.hidden.surroundings import Surroundings, clock
-from rendezvous.wire import auth, logs, pipe, sockets
-from rendezvous.wire import options as local
+from rendezvous.wire import addresses, codes, logs, pipe, sockets
 from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.options import Mistake
+from rendezvous.wire.programs import Mistake
 
 try:
     import resource
@@ -104,11 +103,11 @@ class HiddenServer:
         host, port = address(server['hostname'] + f':{server["port"]}')
         self._server = dial.Server(host, port, server.get('ca'))
         self._surroundings = Surroundings(self._server.addresses)
-        self._totp = auth.totp(entry['authParams'])
-        if not auth.UUID.fullmatch(self._uuid):
+        self._totp = codes.totp(entry['authParams'])
+        if not codes.UUID.fullmatch(self._uuid):
             raise ValueError('uuid holds no UUID')
         self._local = dial.Addresses(*local_address)
-        self._local_name = local.authority(*local_address)
+        self._local_name = addresses.authority(*local_address)
         self._lines = [Line(is_scout=number == 0) for number in range(count)]
         # A greenlet for each registration, and one more for each pipe: as many as descriptors.
         self._connections, self._connecting = Pool(None), 0
@@ -172,7 +171,7 @@ class HiddenServer:
                     self._gone.clear()
                     self._say(logging.INFO, f'registered at {self._server.name} as {self._uuid}')
                     return found
-                except (Refused, OSError) as error:
+                except (NotRegistered, OSError) as error:
                     if not self._gone.is_set():
                         self._gone_at = time.monotonic()
                         self._gone.set()
@@ -206,7 +205,7 @@ class HiddenServer:
         except Exception:
             log.exception('a registration failed')
         finally:
-            sockets.goodbye(sock)
+            sockets.close_gracefully(sock)
 
     def _wait(self, registration: Registration) -> bytes:
         """The first octets of a mobile client, or b'': it hung up, or has been replaced."""

@@ -9,14 +9,16 @@ import gevent
 from rendezvous.server.reasons import WRONG, Reasons
 from rendezvous.store import rations as guesses
 from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
+from rendezvous.store.options import Options
 from rendezvous.store.presence import Live
 from rendezvous.store.rations import Verdict
-from rendezvous.wire import auth
+from rendezvous.wire import codes
+from rendezvous.wire.addresses import network
 from rendezvous.wire.http_head import Refusal
 
 log = logging.getLogger('admission')
 
-UNKNOWN, UNUSABLE = 'no such entry', 'the entry can not be used'
+UNKNOWN, UNUSABLE = 'no such entry', 'the entry cannot be used'
 KNOWN = 10_000  # UUIDs that are remembered to have an entry
 
 # Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
@@ -26,12 +28,12 @@ _DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
 class Admission:
     """What the registrations of a server have in common."""
 
-    def __init__(self, options: dict, entries: Entries, live: Live):
+    def __init__(self, options: Options, entries: Entries, live: Live):
         self._entries, self._live = entries, live
-        self._per_address = options['wrong_codes_per_address']
-        self._per_day = options['wrong_codes_per_day']
+        self._per_address = options.wrong_codes_per_address
+        self._per_day = options.wrong_codes_per_day
         # Behind something that terminates TLS everybody has the same address.
-        self._by_address = bool(options['key_file'] and self._per_address)
+        self._by_address = bool(options.key_file and self._per_address)
         self._tries, self._reasons = guesses.Tries(), Reasons()
         self._known: dict[str, None] = {}
         self._unwritten: Counter[str] = Counter()  # wrong codes that Redis did not write down
@@ -40,7 +42,7 @@ class Admission:
 
     def admit(self, uuid: str, code: str, address: str) -> dict:
         """The entry, as it is now. Raises Refusal, which says why to the log alone."""
-        place = guesses.network(address) if self._by_address else ''
+        place = network(address) if self._by_address else ''
         now, monotonic = time.time(), time.monotonic()
         entry, right = None, False
         with self._tries.turn(place):
@@ -79,16 +81,16 @@ class Admission:
 
     def _is_right(self, uuid: str, entry: dict, code: str, now: float) -> bool:
         try:
-            return auth.code_is_right(entry['authParams'], code, now)
+            return codes.code_is_right(entry['authParams'], code, now)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.error('the entry %s can not be used: %s', uuid, error)
+            log.error('the entry %s cannot be used: %s', uuid, error)
             return False
 
     def _count(
         self, uuid: str, code: str, place: str, known: bool, right: bool, now: float
     ) -> Verdict:
         """Where Redis does not write, what it does not is counted here."""
-        short = len(code) <= auth.SHORT_DIGITS
+        short = len(code) <= codes.SHORT_DIGITS
         kind = 'wrong' if not right else 'right' if short else 'long'
         try:
             verdict = self._entries.count_try(uuid, place, kind, known, now)

@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 import gevent
 
-from rendezvous.server import dialogue, takeover
+from rendezvous.server import credentials, dialogue, takeover
 from rendezvous.server.admission import Admission
-from rendezvous.server.limits import Evicted, Probes, Room
-from rendezvous.server.registry import Moved, Registration, Waiting
+from rendezvous.server.limits import ConnectionLimits, Evicted, UnknownUuids
+from rendezvous.server.registry import Moved, Registration, Registry
 from rendezvous.store.entries import Entries, StoreDown
+from rendezvous.store.options import Options
 from rendezvous.store.presence import Live
-from rendezvous.wire import auth
+from rendezvous.wire.addresses import authority
 from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.options import authority
 from rendezvous.wire.pipe import End, How, Pipe, join
-from rendezvous.wire.sockets import Ended, goodbye, keep_alive, receive
+from rendezvous.wire.sockets import Ended, close_gracefully, keep_alive, receive
 
 log = logging.getLogger('rendezvous')
 
@@ -43,17 +43,17 @@ class Peer(NamedTuple):
 class Rendezvous:
     """What the connections of a server share; `handle` is the life of one of them."""
 
-    def __init__(self, options: dict, entries: Entries, context: ssl.SSLContext | None):
+    def __init__(self, options: Options, entries: Entries, context: ssl.SSLContext | None):
         self.options, self.entries, self.context = options, entries, context
-        self.waiting = Waiting(options['max_waiting'])
-        self.live = Live(entries, self.waiting)
+        self.registry = Registry(options.max_waiting)
+        self.live = Live(entries, self.registry)
         self.admission = Admission(options, entries, self.live)
-        self.room = Room(
-            options['max_connections'],
-            options['max_connections_per_address'],
-            options['max_pipes_per_address'],
+        self.limits = ConnectionLimits(
+            options.max_connections,
+            options.max_connections_per_address,
+            options.max_pipes_per_address,
         )
-        self.probes = Probes(options['unknown_per_minute'])
+        self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
         self.predecessor: takeover.Predecessor | None = None
         self._away: list[
@@ -67,10 +67,10 @@ class Rendezvous:
         With a UUID it is one of a mobile client that our predecessor has accepted.
         """
         peer = Peer(address[0].removeprefix('::ffff:'), address[1])
-        greenlet, close = gevent.getcurrent(), goodbye
+        greenlet, close = gevent.getcurrent(), close_gracefully
         self.unjoined.add(greenlet)
         try:
-            self.room.enter(greenlet, peer.host)
+            self.limits.admit(greenlet, peer.host)
             if uuid:
                 close = self._mobile_client(sock, peer, uuid, octets)
             else:
@@ -92,9 +92,9 @@ class Rendezvous:
             log.exception('%s failed', peer)
         finally:
             self.unjoined.discard(greenlet)
-            self.room.may_go(greenlet)
+            self.limits.mark_leaving(greenlet)
             close(sock)
-            self.room.leave(greenlet)
+            self.limits.release(greenlet)
 
     def stop(self) -> None:
         """Ends every connection that is not in a pipe, each with a goodbye."""
@@ -106,7 +106,7 @@ class Rendezvous:
 
         A few at a time: all at once would keep it busy for seconds, and everybody waiting.
         """
-        for registration in self.waiting.move():
+        for registration in self.registry.move():
             while len(self._away) >= AWAY and time.monotonic() < self._away[0][1] + BACK_SECONDS:
                 gevent.sleep(AGAIN_SECONDS)
             del self._away[: max(0, len(self._away) - AWAY + 1)]
@@ -121,8 +121,8 @@ class Rendezvous:
         """
         if self.predecessor:
             self.predecessor.want(uuid)  # they may be with that still
-        for each in [uuid] if uuid else self.waiting.counts():
-            for registration in self.waiting.all(each):
+        for each in [uuid] if uuid else self.registry.counts():
+            for registration in self.registry.all(each):
                 if not registration.pipe:
                     registration.greenlet.kill(Ended, block=False)
 
@@ -139,14 +139,14 @@ class Rendezvous:
         with suppress(StoreDown):
             for changed in self.entries.changes():
                 self._changes += 1
-                for uuid in [changed] if changed else self.waiting.counts():
+                for uuid in [changed] if changed else self.registry.counts():
                     self._end_outdated(uuid)
 
     def _end_outdated(self, uuid: str) -> None:
-        if not self.waiting.all(uuid):
+        if not self.registry.all(uuid):
             return  # most changes are of entries of which nobody is here
         entry = self.entries.get(uuid)
-        for registration in self.waiting.all(uuid):
+        for registration in self.registry.all(uuid):
             if registration.stamp != _stamp(entry):
                 log.info('the entry %s is changed: a registration is ended', uuid)
                 if registration.pipe:
@@ -166,35 +166,35 @@ class Rendezvous:
                 head = None  # it may wait for days: nothing is kept for that
                 return self._hidden_server(sock, peer, target, instance[:32], octets)
             try:
-                uuid, forwarded = auth.wanted(head)
+                uuid, forwarded = credentials.wanted(head)
                 if uuid:
                     return self._mobile_client(sock, peer, uuid, forwarded + octets)
                 octets = dialogue.ask_who(sock, head, octets)
             except Refusal as refusal:
                 refusal.without_body = head.method == 'HEAD'
                 raise
-        return goodbye
+        return close_gracefully
 
     def _hidden_server(
         self, sock, peer: Peer, target: str, instance: str, octets: bytes
     ) -> Callable[..., None]:
-        uuid, code = auth.registration(target)
+        uuid, code = credentials.registration(target)
         stamp = _stamp(self._authenticate(uuid, code, peer.host))
         if octets or dialogue.spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
-        if self.waiting.moved:
+        if self.registry.moved:
             raise Refusal(503, 'a new server has taken over: connect again', 'Retry-After: 0')
-        self.room.know(gevent.getcurrent(), 'hidden server')
+        self.limits.identify(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, stamp, sock)
         registration.instance, registration.host = instance, peer.host
-        other = self.waiting.other(registration)  # two machines with one ID.json
+        other = self.registry.other(registration)  # two machines with one ID.json
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
         dialogue.say_at_once(sock, dialogue.registered(other))
-        evicted = self.waiting.add(registration)
+        evicted = self.registry.add(registration)
         if evicted:
             evicted.greenlet.kill(Ended, block=False)
             log.info('%s has max_waiting registrations: the oldest is ended', uuid)
-        log.info('%s registered %s, %d wait', peer, uuid, self.waiting.count(uuid))
+        log.info('%s registered %s, %d wait', peer, uuid, self.registry.count(uuid))
         self.live.seen(uuid, peer.host)
         if self.predecessor:
             self.predecessor.has_back(uuid)
@@ -207,16 +207,16 @@ class Rendezvous:
                 raise
             octets = None  # the mobile client was faster
         finally:
-            self.waiting.discard(registration)
+            self.registry.remove(registration)
             self.live.seen(uuid, peer.host)
         if registration.pipe:
             if octets is not None:
                 registration.pipe.from_hidden(octets)
             registration.pipe = None  # which has us: nothing is left for the garbage collector
-            return partial(goodbye, may_stop=True)
+            return partial(close_gracefully, may_stop=True)
         why = 'it spoke out of turn' if octets else 'it hung up'
         log.info('%s waits no more for %s: %s', peer, uuid, why)
-        return goodbye
+        return close_gracefully
 
     def _authenticate(self, uuid: str, code: str, address: str) -> dict:
         """The entry, as it is now; raises Refusal."""
@@ -226,24 +226,24 @@ class Rendezvous:
         return entry if before == self._changes else self._authenticate(uuid, code, address)
 
     def _mobile_client(self, sock, peer: Peer, uuid: str, octets: bytes) -> Callable[..., None]:
-        self.probes.admit(peer.host)
+        self.unknown_uuids.check(peer.host)
         mobile, began = End(sock), time.monotonic()
-        self.room.visit(mobile.greenlet, uuid)
+        self.limits.begin_visit(mobile.greenlet, uuid)
         while True:
             try:
                 registration = self._take(mobile, uuid, peer.host)
             except Moved:
                 log.info('%s is passed on to the new server', peer)
                 near = takeover.pass_on(peer, uuid)
-                how = join(mobile, near, octets, self.options['drain'])
+                how = join(mobile, near, octets, self.options.drain)
                 break
             # No yield from here until the pipe is known to both.
             mobile.octets = 0
-            draining = partial(self.room.may_go, mobile.greenlet)
-            pipe = registration.pipe = Pipe(mobile, registration, self.options['drain'], draining)
+            draining = partial(self.limits.mark_leaving, mobile.greenlet)
+            pipe = registration.pipe = Pipe(mobile, registration, self.options.drain, draining)
             self.unjoined -= {mobile.greenlet, registration.greenlet}
-            self.room.visited(registration.greenlet)
-            self.waiting.pipe_began(registration)
+            self.limits.mark_visited(registration.greenlet)
+            self.registry.pipe_began(registration)
             log.info('%s rendezvous with %s', peer, uuid)
             octets = self._pipe(pipe, octets, peer, began)
             how = pipe.how
@@ -251,7 +251,7 @@ class Rendezvous:
                 break
             if time.monotonic() - began > RETRY_SECONDS:
                 raise Refusal(503, 'the hidden server does not answer', 'Retry-After: 5')
-        return partial(goodbye, is_whole=how.is_whole)
+        return partial(close_gracefully, is_whole=how.is_whole)
 
     def _pipe(self, pipe: Pipe, octets: bytes, peer: Peer, began: float) -> bytes:
         """Pipes to the end; gives what is to be sent to another one, as from_mobile does."""
@@ -264,7 +264,7 @@ class Rendezvous:
         except Ended:
             pipe.cut(How.ENDED)
         finally:
-            self.waiting.pipe_ended(pipe.hidden)
+            self.registry.pipe_ended(pipe.hidden)
             if not left:
                 self._tell(peer, pipe, began)
         return left
@@ -288,17 +288,17 @@ class Rendezvous:
         )
 
     def _take(self, mobile: End, uuid: str, address: str) -> Registration:
-        if self.predecessor and not self.waiting.count(uuid):
+        if self.predecessor and not self.registry.count(uuid):
             self.predecessor.want(uuid)
         try:
-            registration = self.waiting.take(uuid, self.options['rendezvous_wait'], mobile.sock)
+            registration = self.registry.claim(uuid, self.options.rendezvous_wait, mobile.sock)
         except Refusal:
-            gevent.sleep(self.probes.absent(address, uuid))
+            gevent.sleep(self.unknown_uuids.note(address, uuid))
             raise
         try:
-            self.room.know(mobile.greenlet, 'mobile client')
+            self.limits.identify(mobile.greenlet, 'mobile client')
         except (Refusal, Evicted):
-            self.waiting.put_back(registration)
+            self.registry.unclaim(registration)
             raise
         return registration
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import gevent
 
-from rendezvous.wire import auth
+from rendezvous.server import credentials
 from rendezvous.wire.http_head import Head, HeadReader, Refusal, error_body, response
 from rendezvous.wire.sockets import TLSSocket, receive, set_tcp, take_turn
 
@@ -75,7 +75,7 @@ def ask_who(sock, head: Head, octets: bytes) -> bytes | None:
             while len(octets) < length:
                 length -= len(octets)
                 octets = _more(sock)
-    fields = [*auth.challenge(), *(['Connection: close'] if close else [])]
+    fields = [*credentials.challenge(), *(['Connection: close'] if close else [])]
     if 'text/html' in ', '.join(head.values('accept')):  # a browser, that shows it on Cancel
         kind, body = 'text/plain; charset=utf-8', f'{WHO}\n'.encode()
     else:

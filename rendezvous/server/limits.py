@@ -7,7 +7,7 @@ from collections import Counter
 
 from gevent import Greenlet
 
-from rendezvous.store.rations import network
+from rendezvous.wire.addresses import network
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.sockets import Ended
 
@@ -25,7 +25,7 @@ class Evicted(Ended):
     """Raised in the greenlet of a connection whose place another one needs: close at once."""
 
 
-class Room:
+class ConnectionLimits:
     """The places for connections, each taken by a greenlet.
 
     A stranger is who has not said yet who it is; a leaver has had its answer: its pipe drains, or
@@ -47,38 +47,38 @@ class Room:
         self._of_household: Counter[str] = Counter()
         self._of_visit: Counter[tuple[str, str]] = Counter()
         self._of_kind: Counter[str] = Counter()
-        self._complain = Seldom()
+        self._warn = ThrottledWarning()
 
-    def enter(self, greenlet: Greenlet, address: str) -> None:
+    def admit(self, greenlet: Greenlet, address: str) -> None:
         """Takes a place, until it leaves. Raises Evicted where there is none."""
         household = network(address)
         if self._per_address and self._of_household[household] >= self._per_address:
             if not self._evict_leaver(self._households, household):
-                self._complain('%s has max_connections_per_address and gets no more', household)
+                self._warn('%s has max_connections_per_address and gets no more', household)
                 raise Evicted
         elif len(self._households) >= self._places:
-            self._complain('there are max_connections: a new one takes the place of an old one')
+            self._warn('there are max_connections: a new one takes the place of an old one')
             if not self.evict():
                 raise Evicted
         self._households[greenlet] = household
         self._of_household[household] += 1
         self._strangers[greenlet] = None
 
-    def leave(self, greenlet: Greenlet) -> None:
+    def release(self, greenlet: Greenlet) -> None:
         """Gives the place back, if it has one."""
-        self.may_go(greenlet)
+        self.mark_leaving(greenlet)
         self._leavers.pop(greenlet, None)
         _one_less(self._of_household, self._households.pop(greenlet, None))
         _one_less(self._of_kind, self._kinds.pop(greenlet, None))
 
-    def may_go(self, greenlet: Greenlet) -> None:
+    def mark_leaving(self, greenlet: Greenlet) -> None:
         """It is a leaver from now on."""
         _one_less(self._of_visit, self._visits.pop(greenlet, None))
         self._strangers.pop(greenlet, None)
         if greenlet in self._households:
             self._leavers[greenlet] = None
 
-    def visit(self, greenlet: Greenlet, uuid: str) -> None:
+    def begin_visit(self, greenlet: Greenlet, uuid: str) -> None:
         """A mobile client asks for this hidden server. Raises Refusal: it has too many pipes."""
         visit = self._households.get(greenlet, ''), uuid
         if self._visits_per_address and self._of_visit[visit] >= self._visits_per_address:
@@ -87,7 +87,7 @@ class Room:
         self._visits[greenlet] = visit
         self._of_visit[visit] += 1
 
-    def visited(self, greenlet: Greenlet) -> None:
+    def mark_visited(self, greenlet: Greenlet) -> None:
         """A hidden server has a visitor: its own address has this place free again."""
         _one_less(self._of_household, self._households.get(greenlet))
         self._households[greenlet] = ''
@@ -105,14 +105,14 @@ class Room:
                 return _evict(greenlet, self._leavers)
         return False
 
-    def know(self, greenlet: Greenlet, kind: str) -> None:
+    def identify(self, greenlet: Greenlet, kind: str) -> None:
         """It is one of this kind, no stranger any more. Raises Refusal where they are too many."""
         if greenlet in self._kinds:
             return
         if greenlet not in self._strangers:
             raise Evicted  # just now: it has not been told yet
         if self._of_kind[kind] >= self._most[kind] and not self._evict_leaver(self._kinds, kind):
-            self._complain('no room for one more %s: max_connections is too low', kind)
+            self._warn('no room for one more %s: max_connections is too low', kind)
             raise Refusal(503, 'the server is full', f'Retry-After: {FULL_SECONDS}')
         del self._strangers[greenlet]
         self._kinds[greenlet] = kind
@@ -133,7 +133,7 @@ def _one_less(counter: Counter, key) -> None:
             del counter[key]
 
 
-class Probes:
+class UnknownUuids:
     """The UUIDs that an address asked for within a minute and that are not here.
 
     Whether there is an entry makes no difference: nobody learns that here. An address that asks for
@@ -144,14 +144,14 @@ class Probes:
         self._most = per_minute
         self._asked: dict[str, dict[str, float]] = {}  # time.monotonic(), the oldest first
 
-    def admit(self, address: str) -> None:
+    def check(self, address: str) -> None:
         """Raises Refusal where the address has asked for far too many."""
         asked = self._asked_lately(address)
         if self._most and len(asked) >= REFUSED_AT * self._most:
             wait = math.ceil(next(iter(asked.values())) + MINUTE - time.monotonic())
             raise Refusal(429, 'too many unknown UUIDs', f'Retry-After: {max(1, wait)}')
 
-    def absent(self, address: str, uuid: str) -> float:
+    def note(self, address: str, uuid: str) -> float:
         """It asked for one that is not here; seconds to wait with the answer."""
         if not self._most:
             return 0
@@ -172,7 +172,7 @@ class Probes:
         return asked
 
 
-class Seldom:
+class ThrottledWarning:
     """A warning for what may happen a thousand times a second: said once a second at the most."""
 
     def __init__(self):

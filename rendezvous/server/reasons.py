@@ -5,7 +5,7 @@ import time
 import gevent
 from gevent.lock import Semaphore
 
-from rendezvous.wire import auth
+from rendezvous.wire import codes
 
 WRONG = 'wrong code'
 FORMER = 'the secret from before the last rekey'
@@ -25,17 +25,17 @@ class Reasons:
         self._one_at_a_time = Semaphore()
 
     def find(self, uuid: str, entry: dict, code: str, now: float) -> str:
-        """Why `code` was wrong at `now`, in seconds since 1970; raises as auth.totp does."""
+        """Why `code` was wrong at `now`, in seconds since 1970; raises as codes.totp does."""
         former = entry.get('formerly')
-        if former and auth.steps_off(former, code, now, auth.WINDOW) is not None:
+        if former and codes.steps_off(former, code, now, codes.WINDOW) is not None:
             return FORMER
         parameters = entry['authParams']
         with self._one_at_a_time:
             steps = self._steps_off(uuid, parameters, code, now)
         if steps is None:
             return WRONG
-        surely = '' if len(code) > auth.SHORT_DIGITS else 'probably '
-        seconds = abs(steps) * auth.totp(parameters).interval
+        surely = '' if len(code) > codes.SHORT_DIGITS else 'probably '
+        seconds = abs(steps) * codes.totp(parameters).interval
         return f'its clock is {surely}{seconds:,} s {"ahead" if steps > 0 else "behind"}'
 
     def _steps_off(self, uuid: str, parameters: dict, code: str, now: float) -> int | None:
@@ -44,7 +44,7 @@ class Reasons:
         if uuid in self._found:
             steps = self._found[uuid][1]
             near = [] if steps is None else [steps, steps - 1, steps + 1]
-            return auth.steps_off(parameters, code, now, near)
+            return codes.steps_off(parameters, code, now, near)
         if len(self._found) >= SEARCHES:
             return None
         steps = _search(parameters, code, now)
@@ -58,10 +58,10 @@ def _is_over(at: float) -> bool:
 
 def _search(parameters: dict, code: str, now: float) -> int | None:
     """How many steps from now the code is right: the nearest ones first."""
-    most = LONG_STEPS if len(code) > auth.SHORT_DIGITS else SHORT_STEPS
+    most = LONG_STEPS if len(code) > codes.SHORT_DIGITS else SHORT_STEPS
     for start in range(1, most + 1, TURN_STEPS // 2):
         steps = [sign * step for step in range(start, start + TURN_STEPS // 2) for sign in (1, -1)]
-        found = auth.steps_off(parameters, code, now, steps)
+        found = codes.steps_off(parameters, code, now, steps)
         if found is not None:
             return found
         gevent.sleep(0)

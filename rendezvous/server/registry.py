@@ -41,7 +41,7 @@ class Registration(End):
         return not (self.over or has_spoken(self.sock))
 
 
-class Waiting:
+class Registry:
     """The registrations that wait, by UUID, and the mobile clients that wait for one."""
 
     def __init__(self, max_waiting: int):
@@ -82,11 +82,11 @@ class Waiting:
 
     def add(self, registration: Registration) -> Registration | None:
         """Lets it wait, or hands it to the first who waits for it; answers with one it evicts."""
-        self.put_back(registration)
+        self.unclaim(registration)
         registrations = self._registrations.get(registration.uuid, ())
         return registrations.pop(0) if len(registrations) > self._max_waiting else None
 
-    def put_back(self, registration: Registration) -> None:
+    def unclaim(self, registration: Registration) -> None:
         """It was taken in vain: it waits on, or the next who waits for it has it."""
         uuid = registration.uuid
         self._hand_back(registration)
@@ -99,7 +99,7 @@ class Waiting:
         else:
             self._registrations.setdefault(uuid, []).append(registration)
 
-    def discard(self, registration: Registration) -> None:
+    def remove(self, registration: Registration) -> None:
         """Forgets it, and only it, for good."""
         registration.over = True
         self._hand_back(registration)
@@ -108,7 +108,7 @@ class Waiting:
             self._registrations[registration.uuid].remove(registration)
             self._drop_empty(registration.uuid)
 
-    def take(self, uuid: str, seconds: float, sock) -> Registration:
+    def claim(self, uuid: str, seconds: float, sock) -> Registration:
         """The newest registration: an old one is likelier to be a dead NAT mapping.
 
         None waits but one did a moment ago: waits for the next one, up to `seconds`, first come
@@ -127,12 +127,12 @@ class Waiting:
                 return registration
             registration = self._wait(uuid, deadline - time.monotonic(), first, sock)
             if has_shut(sock):
-                self.put_back(registration)
+                self.unclaim(registration)
                 raise _absent()
             if registration.is_good():
                 self._hand_back(registration)
                 return registration
-            self.put_back(registration)
+            self.unclaim(registration)
             first = True  # it hung up before we woke: it is our turn still
 
     def pipe_began(self, registration: Registration) -> None:
@@ -174,7 +174,7 @@ class Waiting:
             return registration
         except Ended:  # the server stops, or the place is needed
             if result.successful():
-                self.put_back(result.value)
+                self.unclaim(result.value)
             raise Refusal(503, 'the server is stopping or full', 'Retry-After: 5') from None
         finally:
             if result in mobile_clients:

@@ -19,11 +19,12 @@ from gevent.server import StreamServer
 
 from rendezvous.server import takeover
 from rendezvous.server.connection import Rendezvous
-from rendezvous.server.limits import Seldom
+from rendezvous.server.limits import ThrottledWarning
+from rendezvous.store import options as local
 from rendezvous.store.entries import Entries, StoreDown
-from rendezvous.wire import logs
-from rendezvous.wire import options as local
-from rendezvous.wire.options import HERE, Mistake
+from rendezvous.store.options import Options
+from rendezvous.wire import addresses, logs
+from rendezvous.wire.programs import HERE, Mistake
 from rendezvous.wire.sockets import Ended, keep_watch
 
 log = logging.getLogger('server')
@@ -45,12 +46,12 @@ CIPHERS = 'ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL'
 class Server:
     """A listening socket and the rendezvous behind it."""
 
-    def __init__(self, options: dict, inherited: socket.socket | None = None):
-        self._options = options | {'max_connections': room(options['max_connections'])}
+    def __init__(self, options: Options, inherited: socket.socket | None = None):
+        self._options = options | {'max_connections': room(options.max_connections)}
         self._inherits = inherited is not None
         self._connections = Pool(None)  # without a bound: those who wait would fill it
         self._entries = Entries(options)
-        self._tls = bool(options['key_file'])
+        self._tls = bool(options.key_file)
         context = self._tls and tls_context(options)
         self.rendezvous = Rendezvous(self._options, self._entries, context)
         self._server = Listener(listener(options, inherited), self.rendezvous, self._connections)
@@ -164,7 +165,7 @@ class Listener(StreamServer):
 
     def __init__(self, sock, rendezvous: Rendezvous, connections: Pool):
         super().__init__(sock, rendezvous.handle, spawn=connections)
-        self._rendezvous, self._complain = rendezvous, Seldom()
+        self._rendezvous, self._complain = rendezvous, ThrottledWarning()
 
     def do_read(self):
         try:
@@ -172,18 +173,18 @@ class Listener(StreamServer):
         except OSError as error:
             if self.is_fatal_error(error):
                 raise
-            self._rendezvous.room.evict()
-            self._complain('can not accept a connection: %s', error.strerror)
+            self._rendezvous.limits.evict()
+            self._complain('cannot accept a connection: %s', error.strerror)
             # The one exception for which gevent prints no traceback; it pauses as for any.
             raise gevent.GreenletExit from None
 
 
-def listener(options: dict, inherited: socket.socket | None = None) -> socket.socket:
+def listener(options: Options, inherited: socket.socket | None = None) -> socket.socket:
     """The listening socket: the inherited one where it is the same. Raises Mistake."""
-    host, port = options['listen_host'], options['rendezvous_port']
+    host, port = options.listen_host, options.rendezvous_port
     if host is None:
-        loopback = local.is_loopback(options['rendezvous_host'])
-        host = options['rendezvous_host'] if loopback else '::'
+        loopback = addresses.is_loopback(options.rendezvous_host)
+        host = options.rendezvous_host if loopback else '::'
     dual = host == '::' and socket.has_dualstack_ipv6()
     if host == '::' and not dual:
         host = '0.0.0.0'  # this machine has no IPv6
@@ -197,7 +198,7 @@ def listener(options: dict, inherited: socket.socket | None = None) -> socket.so
     except OSError as error:
         why = os.strerror(error.errno) if error.errno > 0 else error.strerror
         raise Mistake(
-            f'can not listen on {host}, port {port}: {why}; '
+            f'cannot listen on {host}, port {port}: {why}; '
             'set rendezvous_port or listen_host in local.py, or end what listens there'
         ) from None
 
@@ -207,15 +208,15 @@ def _is_at(sock: socket.socket, host: str, port: int) -> bool:
     return at_host == host and port in (at_port, 0)
 
 
-def tls_context(options: dict) -> ssl.SSLContext:
+def tls_context(options: Options) -> ssl.SSLContext:
     """The context for key_file and crt_file; the log says what clients will refuse it for.
 
     Raises Mistake.
     """
-    key_file, crt_file = (local.file(options[name]) for name in ('key_file', 'crt_file'))
+    key_file, crt_file = map(local.path_of, (options.key_file, options.crt_file))
     for file in (key_file, crt_file):
         if not (os.access(file, os.R_OK) and file.is_file()):
-            raise Mistake(f'can not read {file}: {local.MAKE_CERT} makes it, or set it in local.py')
+            raise Mistake(f'cannot read {file}: {local.MAKE_CERT} makes it, or set it in local.py')
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
@@ -233,7 +234,7 @@ def tls_context(options: dict) -> ssl.SSLContext:
         raise Mistake(f'{sentence}: {local.MAKE_CERT} --force makes a new pair') from None
     if key_file.stat().st_mode & 0o007:
         raise Mistake(f'every user of this machine may read {key_file}: chmod 400 {key_file}')
-    complaint = what_clients_say(context, pem, options['rendezvous_host'])
+    complaint = what_clients_say(context, pem, options.rendezvous_host)
     if complaint:
         log.error('EVERY CLIENT WILL REFUSE %s: %s', crt_file, complaint)
         log.error('%s --force makes one for rendezvous_host', local.MAKE_CERT)
@@ -272,7 +273,7 @@ def main() -> None:
         raise
 
 
-def serve(options: dict) -> None:
+def serve(options: Options) -> None:
     """Until a signal ends it, or a successor has taken over. Raises Mistake."""
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, 1_000_000_000)  # collect_garbage looks at the old
@@ -295,7 +296,7 @@ def serve(options: dict) -> None:
     server.open_door().rawlink(lambda _: stopping.set())
     if predecessor:
         predecessor.let_go()
-    log.info('listening on port %d of %s', server.port, options['rendezvous_host'])
+    log.info('listening on port %d of %s', server.port, options.rendezvous_host)
     stopping.wait()
     log.info('stopping: pipes may take %d seconds to finish', FINISH_SECONDS)
     server.stop()

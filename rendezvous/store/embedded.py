@@ -18,7 +18,9 @@ import gevent
 import redis
 from gevent.lock import RLock
 
-from rendezvous.wire.options import HERE, is_loopback
+from rendezvous.store.options import Options
+from rendezvous.wire.addresses import is_loopback
+from rendezvous.wire.programs import HERE
 
 log = logging.getLogger('store')
 
@@ -37,11 +39,11 @@ _WITH_US += ['[ "$PPID" = "$0" ] && exec flock --nonblock --no-fork "$1" "$2" -'
 class Store:
     """The server that `redis_host` and `redis_port` name, as far as it is ours."""
 
-    def __init__(self, options: dict, client: redis.Redis):
+    def __init__(self, options: Options, client: redis.Redis):
         self._options, self._redis = options, client
         self._lock = RLock()
         self._process: subprocess.Popen | None = None
-        self._foreign = not is_loopback(options['redis_host'])
+        self._foreign = not is_loopback(options.redis_host)
         self._not_before = 0.0
 
     def look(self) -> None:
@@ -98,7 +100,7 @@ class Store:
 
     def _nobody_listens(self) -> bool:
         """Who listens and does not answer reads its data still, or is somebody else."""
-        address = self._options['redis_host'], self._options['redis_port']
+        address = self._options.redis_host, self._options.redis_port
         try:
             socket.create_connection(address, timeout=LOOK_SECONDS).close()
         except OSError as error:
@@ -112,11 +114,11 @@ class Store:
             why = 'there is no embedded one for this machine, apt install redis-server'
             raise redis.ConnectionError(why) from None
         DATA.mkdir(mode=0o700, exist_ok=True)
-        host, port = self._options['redis_host'], self._options['redis_port']
+        host, port = self._options.redis_host, self._options.redis_port
         configuration = [
             f'bind {"127.0.0.1" if host.lower() == "localhost" else host}',
             f'port {port}',
-            f'requirepass {_quoted(self._options["redis_auth"] or _own_password())}',
+            f'requirepass {_quoted(self._options.redis_auth or _own_password())}',
             f'dir {_quoted(str(DATA))}',
             'appendonly yes',
             'appendfsync always',
@@ -150,9 +152,7 @@ def password() -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        why = (
-            f'{DATA}/password can not be read ({error.strerror}): run it as the user who made that'
-        )
+        why = f'{DATA}/password cannot be read ({error.strerror}): run it as the user who made that'
         raise redis.RedisError(why) from None
 
 

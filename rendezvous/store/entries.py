@@ -18,9 +18,10 @@ from rendezvous.store import embedded as store
 from rendezvous.store import entry_json
 from rendezvous.store import rations as guesses
 from rendezvous.store.entry_json import DIGITS
+from rendezvous.store.options import Options
 from rendezvous.wire import sockets
-from rendezvous.wire.auth import UUID
-from rendezvous.wire.options import Mistake
+from rendezvous.wire.codes import UUID
+from rendezvous.wire.programs import Mistake
 
 log = logging.getLogger('entries')
 
@@ -50,20 +51,20 @@ class WrongPassword(StoreDown):
 class Entries:
     """The entries, by UUID in lower case; keys that are not UUIDs are nobody's and left alone."""
 
-    def __init__(self, options: dict):
-        self._options, self._issuer = options, options['rendezvous_host']
+    def __init__(self, options: Options):
+        self._options, self._issuer = options, options.rendezvous_host
         self._places = Semaphore(CONNECTIONS)
         self._anew_at = -math.inf
         pool = redis.ConnectionPool(
-            host=options['redis_host'],
-            port=options['redis_port'],
-            password=options['redis_auth'] or None,
+            host=options.redis_host,
+            port=options.redis_port,
+            password=options.redis_auth or None,
             socket_timeout=ANSWER_SECONDS,
             socket_connect_timeout=ANSWER_SECONDS,
             decode_responses=True,
             encoding_errors='replace',  # in keys that are nobody's entries
             protocol=2,
-            redis_connect_func=None if options['redis_auth'] else store.vet,
+            redis_connect_func=None if options.redis_auth else store.vet,
             # once more at once: a connection that waited in the pool may be dead
             retry=Retry(NoBackoff(), 1),
         )
@@ -102,7 +103,7 @@ class Entries:
         `place` is what guesses.network gives, or '' where addresses say nothing. `code` is what it
         is: 'wrong', 'right', or 'long', which is a right one, too. Raises StoreDown.
         """
-        most = self._options['wrong_codes_per_address'], self._options['wrong_codes_per_day']
+        most = self._options.wrong_codes_per_address, self._options.wrong_codes_per_day
         record = guesses.record(uuid) if known else guesses.NOBODY
         keys = guesses.ADDRESSES, guesses.LATEST, record
         more = *most, now, guesses.MOST, guesses.MAX_SHARED
@@ -287,7 +288,7 @@ class Entries:
     def _learn_password(self) -> bool:
         """Whether what we lacked is the embedded server's own password."""
         pool = self._redis.connection_pool
-        if self._options['redis_auth'] or pool.connection_kwargs['password'] == store.password():
+        if self._options.redis_auth or pool.connection_kwargs['password'] == store.password():
             return False
         pool.connection_kwargs['password'] = store.password()
         pool.reset()  # those that there are go on without

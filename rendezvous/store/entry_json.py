@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 
 import pyotp
 
-from rendezvous.wire import auth
+from rendezvous.wire import codes
 
 DIGITS = 8  # of a code; programs for node-rendezvous know only 6
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
@@ -68,7 +68,7 @@ def digits(entry: dict) -> int:
 def is_sound(entry: dict) -> bool:
     """Whether a code can be made with it."""
     try:
-        return bool(auth.totp(entry['authParams']).now())
+        return bool(codes.totp(entry['authParams']).now())
     except (ValueError, TypeError, KeyError, AttributeError):
         return False
 

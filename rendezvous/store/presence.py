@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import gevent
 
-from rendezvous.server.registry import Waiting
+from rendezvous.server.registry import Registry
 from rendezvous.store import entry_json
 from rendezvous.store.entries import ANY_UUID, SLICE, Entries, StoreDown, scan, slices
 from rendezvous.store.entry_json import LATEST, printable
@@ -87,7 +87,7 @@ class Now(NamedTuple):
 class Live:
     """What one server tells of its registrations and pipes."""
 
-    def __init__(self, entries: Entries, waiting: Waiting):
+    def __init__(self, entries: Entries, waiting: Registry):
         self._entries, self._waiting = entries, waiting
         name = secrets.token_hex(8)
         self._key, self._number_key, self._number = f'live:{name}', f'batch:{name}', 0

@@ -5,7 +5,6 @@ asked hundreds of times a second. No answer tells whether a UUID has an entry: t
 addresses count alike for all UUIDs, and above those of a UUID the answer is that to a wrong code.
 """
 
-import ipaddress
 import math
 from array import array
 from contextlib import AbstractContextManager, nullcontext
@@ -207,9 +206,3 @@ class Tries:
 def record(uuid: str) -> str:
     """The key of what is known of the tries for an entry."""
     return f'guesses:{uuid.replace("-", "")}'
-
-
-def network(address: str) -> str:
-    """What counts as one address: for IPv6 a /64, which is what one household is given."""
-    ip = ipaddress.ip_address(address.partition('%')[0])
-    return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))

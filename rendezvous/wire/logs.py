@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gevent
 
-from rendezvous.wire.options import Mistake
+from rendezvous.wire.programs import Mistake
 
 LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
 BACKLOG = 10_000  # lines that are remembered while nothing can be written, some 2 MB
@@ -29,7 +29,7 @@ def file(path: Path) -> logging.Handler:
         handler = logging.handlers.RotatingFileHandler(path, 'a', LOG_BYTES, LOG_FILES)
     except OSError as error:
         raise Mistake(
-            f'can not write {path}: {error.strerror}; change its owner or rights'
+            f'cannot write {path}: {error.strerror}; change its owner or rights'
         ) from None
     return Behind(handler)
 

@@ -17,7 +17,7 @@ from gevent.event import Event
 from rendezvous.wire.sockets import (
     USER_TIMEOUT_SECONDS,
     Ended,
-    goodbye,
+    close_gracefully,
     receive,
     send,
     tcp_info,
@@ -203,7 +203,7 @@ def join(mobile: End, near, octets: bytes, drain: float, spawn=gevent.spawn) -> 
         try:
             joined.from_hidden()
         finally:
-            goodbye(near, may_stop=True)
+            close_gracefully(near, may_stop=True)
 
     joined = Pipe(mobile, End(near, spawn(answer)), drain)
     gevent.sleep(0)  # it runs: one that is ended before that never says goodbye

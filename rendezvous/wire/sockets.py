@@ -41,7 +41,7 @@ LOOK_SECONDS = 0.1  # between two looks whether who waits is still there
 
 
 class Ended(gevent.GreenletExit):
-    """Raised in the greenlet that owns a socket: say goodbye, it is over."""
+    """Raised in the greenlet that owns a socket: say close_gracefully, it is over."""
 
 
 class _Turn:
@@ -238,7 +238,7 @@ def set_tcp(sock, name: str, value: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def goodbye(sock, is_whole: bool = True, may_stop: bool = False) -> None:
+def close_gracefully(sock, is_whole: bool = True, may_stop: bool = False) -> None:
     """Closes: all that was sent arrives, and TLS says whether this was all.
 
     Only for the greenlet that owns the socket. Nothing is raised, and Ended ends it at once.

@@ -314,7 +314,7 @@ def test_host_that_is_not_here_is_one_sentence(folder):
     for host, ran in zip(hosts, running, strict=True):
         status, said, complaint = ran.get()
         assert (status, said) == (1, '')
-        assert complaint.startswith(f'Error: can not listen on port 0 of {host}: ')
+        assert complaint.startswith(f'Error: cannot listen on port 0 of {host}: ')
 
 
 def test_more_header_fields_than_python_reads_are_a_400_and_nothing_is_said(page, stranger):

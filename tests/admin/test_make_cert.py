@@ -160,7 +160,7 @@ def test_force_brings_the_new_certificate_into_the_entries_files(folder):
     assert before['server']['ca'] != new
     json_file.write_text('no json')
     assert re.match(
-        'can not read .*: delete it',
+        'cannot read .*: delete it',
         folder.run('make_cert.py', '--force').stderr.partition(': ')[2],
     )
 
@@ -194,7 +194,7 @@ def test_files_are_where_local_py_says(folder, tmp_path):
 def test_folder_that_there_is_not_is_one_sentence(folder):
     folder.set(key_file='nowhere/registrar.key')
     sentence = folder.run('make_cert.py').sentence()
-    assert re.match(r'can not write .*/nowhere/registrar\.key\S*: No such file', sentence)
+    assert re.match(r'cannot write .*/nowhere/registrar\.key\S*: No such file', sentence)
 
 
 def test_plain_http_needs_none(folder):

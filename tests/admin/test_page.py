@@ -26,8 +26,8 @@ from rendezvous.admin import certificate as make_cert
 from rendezvous.admin import page as our_page
 from rendezvous.admin import words
 from rendezvous.admin.login import Server
-from rendezvous.wire import auth
-from rendezvous.wire import options as local
+from rendezvous.store import options as local
+from rendezvous.wire import codes
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_files_hold_what_a_hidden_server_needs(page):
             'ca': (page.folder.path / 'registrar.crt').read_text(),
         },
     }
-    assert re.fullmatch('[0-9]{8}', auth.totp(entry['authParams']).now())
+    assert re.fullmatch('[0-9]{8}', codes.totp(entry['authParams']).now())
     assert found == {
         f'{uuid}.json': found[f'{uuid}.json'],
         f'{uuid}.js': f'exports.params = {found[f"{uuid}.json"].rstrip()};\n',
@@ -145,7 +145,7 @@ def test_where_the_files_can_not_be_made_no_entry_is_made(folder):
     page = Visitor(folder)
     (folder.path / 'entries').write_text('no folder')
     sentence = page.refusal(page.create(), 500)
-    assert sentence == f'can not write {folder.path}/entries: File exists'
+    assert sentence == f'cannot write {folder.path}/entries: File exists'
     (folder.path / 'registrar.crt').unlink()
     sentence = page.refusal(page.create(), 500)
     assert sentence.endswith('/registrar.crt: .venv/bin/python make_cert.py makes it')
@@ -313,7 +313,7 @@ def test_port_in_use_is_one_sentence(folder):
         port = other.getsockname()[1]
         ran = folder.run('users_app.py', '--port', str(port))
     why = 'Address already in use; --port N takes another'
-    assert ran == (1, '', f'Error: can not listen on port {port} of 127.0.0.1: {why}\n')
+    assert ran == (1, '', f'Error: cannot listen on port {port} of 127.0.0.1: {why}\n')
     folder.until_nothing_runs()
 
 

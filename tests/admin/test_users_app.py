@@ -27,9 +27,10 @@ from rendezvous.admin import certificate as make_cert
 from rendezvous.admin import entry_files as hidden_files
 from rendezvous.admin import shell as users_app
 from rendezvous.store import embedded as store
+from rendezvous.store import options as local
 from rendezvous.store import rations as guesses
-from rendezvous.wire import options as local
-from rendezvous.wire.options import DEFAULTS, Mistake
+from rendezvous.store.options import DEFAULTS
+from rendezvous.wire.programs import Mistake
 
 
 @pytest.fixture(scope='module')
@@ -197,7 +198,7 @@ def test_files_that_can_not_be_deleted_are_said(folder, shell, uuid):
     file = folder.path / 'entries' / f'{uuid}.json'
     file.unlink()
     file.mkdir()
-    with pytest.raises(Mistake, match=f'can not delete {file}: .* delete its files'):
+    with pytest.raises(Mistake, match=f'cannot delete {file}: .* delete its files'):
         shell.run('delete', '--yes', uuid)
     assert not folder.redis('EXISTS', uuid)
     file.rmdir()
@@ -474,7 +475,7 @@ def test_entries_of_node_rendezvous_are_taken_and_none_is_overwritten(folder, sh
         (b'\x7fELF"\0\xff\n' * 1000, 'line 1 of {file} is no Redis command; the rest is left'),
         (b'*3\r\n', 'line 1 of {file} is no Redis command; the rest is left'),
         (b'x' * (1 << 24) + b'x', '{file} is larger than 16 MiB: that is no nedis.db'),
-        (None, 'can not read {file}: No such file or directory'),
+        (None, 'cannot read {file}: No such file or directory'),
     ],
 )
 def test_file_that_is_no_nedis_db_is_refused(folder, shell, tmp_path, octets, sentence):

@@ -33,8 +33,7 @@ from test_dial import answers_no_syn
 from rendezvous.admin import certificate as make_cert
 from rendezvous.hidden import dial
 from rendezvous.hidden import hidden_server as hidden
-from rendezvous.wire import auth
-from rendezvous.wire import options as local
+from rendezvous.wire import codes, programs
 from rendezvous.wire.http_head import Refusal
 
 HELLO = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello'
@@ -138,18 +137,18 @@ def run_hidden(tmp_path, start, entry):
 @pytest.fixture
 def shown(monkeypatch):
     """The codes that the rendezvous servers in this process are shown."""
-    codes, check = [], auth.code_is_right
+    found, check = [], codes.code_is_right
 
     def code_is_right(parameters, code, now):
-        codes.append(code)
+        found.append(code)
         return check(parameters, code, now)
 
-    monkeypatch.setattr(auth, 'code_is_right', code_is_right)
-    return codes
+    monkeypatch.setattr(codes, 'code_is_right', code_is_right)
+    return found
 
 
 def waiting(server, uuid: str) -> int:
-    return server.rendezvous.waiting.count(uuid)
+    return server.rendezvous.registry.count(uuid)
 
 
 def until_waiting(server, uuid: str, count: int, seconds: float = 5) -> None:
@@ -269,7 +268,7 @@ def test_local_server_hears_nothing_before_the_first_octet(server, uuid, hide, l
 def test_registers_again_the_moment_one_is_taken(server, uuid, hide, listen, connect):
     hide(server, listen(silent), count=3)
     until_waiting(server, uuid, 3)
-    counts = server.rendezvous.waiting.counts
+    counts = server.rendezvous.registry.counts
     for open_pipes in range(1, 9):
         asked(connect, server, uuid)
         until(lambda n=open_pipes: counts()[uuid] == (3, n), 'a pipe, and three wait', seconds=1)
@@ -281,14 +280,14 @@ def test_registration_is_replaced_after_its_lifetime_the_new_one_first(
     monkeypatch.setattr(hidden, 'LIFETIME_SECONDS', 0.3)
     hide(server, count=3)
     until_waiting(server, uuid, 3)
-    first = list(server.rendezvous.waiting._registrations[uuid])
-    counts, discard = [], server.rendezvous.waiting.discard
+    first = list(server.rendezvous.registry._registrations[uuid])
+    counts, discard = [], server.rendezvous.registry.remove
 
     def count_what_is_left(registration):
         discard(registration)
         counts.append(waiting(server, uuid))
 
-    monkeypatch.setattr(server.rendezvous.waiting, 'discard', count_what_is_left)
+    monkeypatch.setattr(server.rendezvous.registry, 'remove', count_what_is_left)
     until(lambda: all(registration.over for registration in first), 'they are replaced')
     assert min(counts) >= 3
 
@@ -331,7 +330,7 @@ def test_replacing_adds_no_registration(server, uuid, hide, listen, connect, mon
     monkeypatch.setattr(hidden, 'LIFETIME_SECONDS', 0.5)
     hidden_server = hide(server, listen(hello), count=1)
     until(lambda: hidden_server._said, 'it is registered, and knows it')
-    (old,) = server.rendezvous.waiting._registrations[uuid]
+    (old,) = server.rendezvous.registry._registrations[uuid]
     monkeypatch.undo()
     until_waiting(server, uuid, 2)
     assert asked(connect, server, uuid).answer().body == b'hello'
@@ -403,7 +402,7 @@ def test_suspension_has_all_registrations_made_anew(
     caplog.set_level('INFO', 'hidden')
     hide(server, count=3)
     until_waiting(server, uuid, 3)
-    first, tell = list(server.rendezvous.waiting._registrations[uuid]), getattr(time, clock)
+    first, tell = list(server.rendezvous.registry._registrations[uuid]), getattr(time, clock)
     monkeypatch.setattr(time, clock, lambda *which: tell(*which) + 20)
     until(lambda: all(registration.over for registration in first), 'they are replaced')
     monkeypatch.undo()
@@ -426,7 +425,7 @@ def test_another_address_has_all_registrations_made_anew(server, uuid, hide, mon
     hidden_server = hide(server, count=3)
     until_waiting(server, uuid, 3)
     until(lambda: hidden_server._surroundings._own == '127.0.0.1', 'it has looked')
-    first = list(server.rendezvous.waiting._registrations[uuid])
+    first = list(server.rendezvous.registry._registrations[uuid])
     for own in ('', '192.0.2.7'):  # the network is gone, and another one is there
         assert not any(registration.over for registration in first)
         monkeypatch.setattr(dial.Addresses, 'own', lambda _, own=own: own)
@@ -544,14 +543,14 @@ def test_many_restarts_of_the_server(start, uuid, hide, caplog):
     [
         (ConnectionRefusedError(), 0, 0.05, 0.1),
         (ConnectionRefusedError(), 50, 0.5, 1),
-        (dial.Refused(503, '', 0, None), 3600, 0.75, 1.5),
-        (dial.Refused(503, '', 30, None), 0, 30.05, 30.1),
-        (dial.Refused(503, '', 3600, None), 0, 60, 60),
+        (dial.NotRegistered(503, '', 0, None), 3600, 0.75, 1.5),
+        (dial.NotRegistered(503, '', 30, None), 0, 30.05, 30.1),
+        (dial.NotRegistered(503, '', 3600, None), 0, 60, 60),
         (ssl.SSLCertVerificationError(), 3600, 2, 4),
-        (dial.Refused(401, '', 0, None), 0, 7.5, 15),
-        (dial.Refused(401, '', 0, None), 3600, 30, 60),
-        (dial.Refused(429, '', 3600, None), 3600, 60, 60),
-        (dial.Refused(407, '', 0, None), 3600, 30, 60),
+        (dial.NotRegistered(401, '', 0, None), 0, 7.5, 15),
+        (dial.NotRegistered(401, '', 0, None), 3600, 30, 60),
+        (dial.NotRegistered(429, '', 3600, None), 3600, 60, 60),
+        (dial.NotRegistered(407, '', 0, None), 3600, 30, 60),
     ],
 )
 def test_pauses_grow_up_to_a_bound_and_are_jittered(error, gone_seconds, least, most):
@@ -934,7 +933,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 100))
 from gevent import monkey; monkey.patch_all()
 import hidden, options
-options.main(hidden.main)
+programs.main(hidden.main)
 """
 
 
@@ -1140,8 +1139,8 @@ def test_second_ctrl_c_ends_it_at_once(server, uuid, run_hidden, listen, connect
 IN_A_HURRY = (
     'from gevent import monkey; monkey.patch_all(); '
     'from rendezvous.hidden import hidden_server as hidden; '
-    'from rendezvous.wire import options; '
-    'hidden.FINISH_SECONDS = 0.5; options.main(hidden.main)'
+    'from rendezvous.wire import programs; '
+    'hidden.FINISH_SECONDS = 0.5; programs.main(hidden.main)'
 )
 
 
@@ -1246,7 +1245,7 @@ def ran(monkeypatch, capsys, *arguments) -> tuple[int, str]:
     """hidden.py's exit status and its last words."""
     monkeypatch.setattr('sys.argv', ['hidden.py', *map(str, arguments)])
     with gevent.Timeout(5, AssertionError('it runs')), pytest.raises(SystemExit) as ended:
-        local.main(hidden.main)
+        programs.main(hidden.main)
     stdout, stderr = capsys.readouterr()
     assert stdout == ''
     assert 'Traceback' not in stderr

@@ -90,7 +90,7 @@ def hide(relay, entry):
 
 
 def until_waiting(server, uuid: str, count: int) -> None:
-    waiting = server.rendezvous.waiting
+    waiting = server.rendezvous.registry
     until(lambda: waiting.count(uuid) == count, f'{count} registrations wait')
 
 
@@ -269,7 +269,7 @@ def full_disk(tmp_path):
     mount = ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'none', tmp_path]
     ran = subprocess.run(mount, capture_output=True, text=True)
     if ran.returncode:
-        pytest.skip(f'a small disk can not be mounted, which needs root: {ran.stderr.strip()}')
+        pytest.skip(f'a small disk cannot be mounted, which needs root: {ran.stderr.strip()}')
 
     def fill() -> Path:
         with suppress(OSError), (tmp_path / 'filler').open('wb', 0) as filler:
@@ -282,7 +282,7 @@ def full_disk(tmp_path):
 
 
 def writes(folder) -> bool:
-    """Whether the store writes down what it is told; it ends where it can not, and is restarted."""
+    """Whether the store writes down what it is told; it ends where it cannot, and is restarted."""
     with suppress(redis.ConnectionError):
         return folder.redis('set', 'large', 'x' * 10_000)
     return False
@@ -302,7 +302,7 @@ def test_full_disk_under_log_and_store_costs_no_request(full_disk, served):
     assert served.server.said() == ''
 
 
-@pytest.mark.skipif(not FAKETIME, reason='the clock of one program can not be set: no libfaketime')
+@pytest.mark.skipif(not FAKETIME, reason='the clock of one program cannot be set: no libfaketime')
 @pytest.mark.parametrize('seconds', [3600, -3600])
 def test_hidden_server_whose_clock_was_an_hour_wrong_comes_back(
     start, tmp_path, entry, uuid, connect, origin, monkeypatch, seconds
@@ -319,8 +319,8 @@ def test_hidden_server_whose_clock_was_an_hour_wrong_comes_back(
     impatient = (
         'from gevent import monkey; monkey.patch_all(); '
         'from rendezvous.hidden import hidden_server as hidden; '
-        'from rendezvous.wire import options; '
-        'hidden.REFUSED_PAUSES_SECONDS = 0.2, 0.2; options.main(hidden.main)'
+        'from rendezvous.wire import programs; '
+        'hidden.REFUSED_PAUSES_SECONDS = 0.2, 0.2; programs.main(hidden.main)'
     )
     with Folder(tmp_path) as folder:
         address = '{}:{}'.format(*origin('kitchen'))

@@ -27,8 +27,8 @@ from conftest import OK, Peer, code, get
 from gevent.server import StreamServer
 
 from rendezvous.store import embedded as store
+from rendezvous.store import options as local
 from rendezvous.store.entries import Entries, StoreDown
-from rendezvous.wire import options as local
 
 UUID = '7d4e1a52-3c0b-4f6e-9a81-52c60b8f1d27'  # in the files; ffffffff-… is nobody's
 FILES = sorted(Path(__file__).with_name('hostile').rglob('*.http'))

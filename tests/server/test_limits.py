@@ -16,7 +16,7 @@ from conftest import OK, Peer, code, connect_request, get, until
 from programs import Folder
 
 from rendezvous.server import limits
-from rendezvous.server.limits import Room
+from rendezvous.server.limits import ConnectionLimits
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_places_of_a_pipe_that_drains_are_anybodys(plain, come, entries, uuid, c
     server = plain(max_connections_per_address=3, drain=300)
     hidden, mobile = visited(come, server, entries, uuid, '127.0.0.1')
     mobile.shut_sending()
-    until(lambda: server.rendezvous.room._leavers, 'it drains')
+    until(lambda: server.rendezvous.limits._leavers, 'it drains')
     others = [come(server) for _ in range(3)]
     assert all(is_served(peer) for peer in others)
     assert mobile.rest() == hidden.rest() == b''
@@ -132,18 +132,18 @@ def test_hidden_server_does_not_pay_for_its_visitors(plain, come, entries, uuid)
 
 
 def test_ipv6_addresses_of_one_household_count_as_one():
-    room = Room(100, 2, 0)
+    room = ConnectionLimits(100, 2, 0)
     first, second, third = gevent.Greenlet(), gevent.Greenlet(), gevent.Greenlet()
-    room.enter(first, '2001:db8::1')
-    room.enter(second, '2001:db8::2')
+    room.admit(first, '2001:db8::1')
+    room.admit(second, '2001:db8::2')
     with pytest.raises(limits.Evicted):
-        room.enter(third, '2001:db8::3')
-    room.enter(third, '2001:db8:0:1::3')
+        room.admit(third, '2001:db8::3')
+    room.admit(third, '2001:db8:0:1::3')
 
 
 def test_those_who_have_left_leave_nothing_behind(plain, come, entries, uuid):
     server, peers = plain(), []
-    before = repr(vars(server.rendezvous.room))
+    before = repr(vars(server.rendezvous.limits))
     for number in range(1, 20):
         hidden, mobile = registered(come, server, entries, uuid), come(server, f'127.0.1.{number}')
         peers += hidden, mobile, come(server, f'127.0.2.{number}')
@@ -153,7 +153,7 @@ def test_those_who_have_left_leave_nothing_behind(plain, come, entries, uuid):
     for peer in peers:
         peer.close()
     until(lambda: not server._connections, 'they have left')
-    assert repr(vars(server.rendezvous.room)) == before
+    assert repr(vars(server.rendezvous.limits)) == before
 
 
 def test_the_oldest_stranger_makes_room_for_a_new_one(plain, come):
@@ -198,10 +198,10 @@ def test_pipes_leave_room_for_registrations(plain, come, entries, uuid):
     waits = registered(come, server, entries, uuid)
     answer = refusal(come, server, get(uuid))
     assert (answer.status, answer.fields['Retry-After']) == (503, '30')
-    until(lambda: server.rendezvous.waiting.count(uuid) == 1, 'the registration waits on')
+    until(lambda: server.rendezvous.registry.count(uuid) == 1, 'the registration waits on')
     pipes[0].close()
     pipes[1].close()
-    until(lambda: len(server.rendezvous.room._kinds) == 5, 'it ends')
+    until(lambda: len(server.rendezvous.limits._kinds) == 5, 'it ends')
     mobile = come(server)
     mobile.send(get(uuid))
     assert waits.until(b'\r\n\r\n').startswith(b'GET / ')
@@ -210,20 +210,23 @@ def test_pipes_leave_room_for_registrations(plain, come, entries, uuid):
 def test_mobile_client_that_is_evicted_takes_no_registration_along(plain, come, entries, uuid):
     """... that was handed to it in the very moment."""
     server = plain(max_connections=8, rendezvous_wait=60)
-    waiting = server.rendezvous.waiting
+    waiting = server.rendezvous.registry
     registered(come, server, entries, uuid).close()
     mobile = come(server)
     mobile.send(get(uuid))
     until(lambda: uuid in waiting._mobile_clients, 'it waits')
-    put_back = waiting.put_back
-    waiting.put_back = lambda registration: (put_back(registration), server.rendezvous.room.evict())
+    unclaim = waiting.unclaim
+    waiting.unclaim = lambda registration: (
+        unclaim(registration),
+        server.rendezvous.limits.evict(),
+    )
     hidden = come(server)
     until(lambda: len(server._connections) == 2, 'it is accepted')
     waiting._mobile_clients[uuid].rotate()
     hidden.send(connect_request(uuid, code(entries, uuid)))
     assert hidden.receive(len(OK)) == OK
     until(lambda: waiting.count(uuid) == 1, 'it waits for the next one')
-    del waiting.put_back
+    del waiting.unclaim
     assert mobile.answer().status == 503
     another = come(server)
     another.send(get(uuid))
@@ -241,13 +244,13 @@ def pauses(monkeypatch):
     """How often an answer was slowed."""
     slowed = []
     monkeypatch.setattr(limits, 'SLOW_SECONDS', 0.01)
-    absent = limits.Probes.absent
+    absent = limits.UnknownUuids.note
 
     def noted(self, *args) -> float:
         slowed.append(absent(self, *args))
         return slowed[-1]
 
-    monkeypatch.setattr(limits.Probes, 'absent', noted)
+    monkeypatch.setattr(limits.UnknownUuids, 'note', noted)
     return slowed
 
 
@@ -309,19 +312,19 @@ def test_probing_may_be_let_be(plain, come, pauses):
 
 def test_many_probers_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr(limits, 'MAX_ADDRESSES', 10)
-    probes = limits.Probes(5)
+    probes = limits.UnknownUuids(5)
     for number in range(1000):
-        probes.absent(f'10.0.{number // 256}.{number % 256}', 'x')
+        probes.note(f'10.0.{number // 256}.{number % 256}', 'x')
     assert len(probes._asked) == 10
 
 
 def test_server_that_has_just_begun_lets_mobile_clients_wait(start, connect, register, uuid):
     """It does not know who was here a moment ago, before it was restarted."""
     server = start(rendezvous_wait=60)
-    server.rendezvous.waiting._since = time.monotonic()  # as a server in truth begins
+    server.rendezvous.registry._since = time.monotonic()  # as a server in truth begins
     mobile = connect(server)
     mobile.send(get(uuid))
-    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    until(lambda: server.rendezvous.registry._mobile_clients, 'it waits')
     hidden = register(server, uuid)
     assert hidden.until(b'\r\n\r\n').startswith(b'GET / ')
 
@@ -345,13 +348,13 @@ def test_descriptors_used_up_are_said_once_a_second_and_it_serves_on(folder):
             return Peer(client)
 
         silent = [come() for _ in range(200)]
-        sentence = 'can not accept a connection: Too many open files'
+        sentence = 'cannot accept a connection: Too many open files'
         until(lambda: sentence in folder.log(), 'it says so')
         assert is_served(come())
         for peer in silent:
             peer.close()
         assert is_served(come())
-    times = re.findall(r'^(\S+ \S+),\d+ WARNING can not accept', folder.log(), re.M)
+    times = re.findall(r'^(\S+ \S+),\d+ WARNING cannot accept', folder.log(), re.M)
     assert len(times) <= len(set(times)) + 1
     assert 'Traceback' not in folder.log() + program.said()
     assert program.end() == 0
@@ -368,7 +371,7 @@ def test_fewer_descriptors_than_connections_are_said_at_start(folder):
 def test_seldom_counts_what_it_does_not_say(caplog, monkeypatch):
     now = 100.0
     monkeypatch.setattr(limits.time, 'monotonic', lambda: now)
-    say = limits.Seldom()
+    say = limits.ThrottledWarning()
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             say('%s', 'x')

@@ -13,7 +13,7 @@ import pytest
 from conftest import OK, Peer, code, connect_request, get, until
 
 from rendezvous.server import dialogue
-from rendezvous.server.registry import Registration, Waiting
+from rendezvous.server.registry import Registration, Registry
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.sockets import Ended
 
@@ -27,10 +27,10 @@ def waiter(register, connect, uuid):
 
     def waiter(server) -> Peer:
         register(server, uuid).close()
-        until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+        until(lambda: server.rendezvous.registry.count(uuid) == 0, 'it is forgotten')
         mobile = connect(server)
         mobile.send(get(uuid))
-        until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+        until(lambda: server.rendezvous.registry._mobile_clients, 'it waits')
         return mobile
 
     return waiter
@@ -84,10 +84,10 @@ def test_unknown_and_offline_get_the_same_answer_at_once(server, connect, uuid):
 def test_mobile_client_waits_for_a_hidden_server_that_was_here(start, register, connect, uuid):
     server = start(rendezvous_wait=60)
     register(server, uuid).close()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+    until(lambda: server.rendezvous.registry.count(uuid) == 0, 'it is forgotten')
     mobile = connect(server)
     mobile.send(get(uuid))
-    until(lambda: server.rendezvous.waiting._mobile_clients, 'the mobile client waits')
+    until(lambda: server.rendezvous.registry._mobile_clients, 'the mobile client waits')
     hidden = register(server, uuid)
     assert hidden.until(b'\r\n\r\n') == REQUEST
     hidden.send(ANSWER)
@@ -112,7 +112,7 @@ def test_mobile_clients_that_wait_are_served_in_turn(start, register, connect, u
         mobiles.append(connect(server))
         mobiles[-1].send(get(uuid, f'/{number}'))
         until(
-            lambda n=number: len(server.rendezvous.waiting._mobile_clients.get(uuid, ())) == n + 1,
+            lambda n=number: len(server.rendezvous.registry._mobile_clients.get(uuid, ())) == n + 1,
             'it waits',
         )
     for number in range(5):
@@ -124,7 +124,7 @@ def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
 ):
     """One is handed over and gone before the mobile client wakes; another one comes in between."""
     server = start(rendezvous_wait=60)
-    waiting = server.rendezvous.waiting
+    waiting = server.rendezvous.registry
     register(server, uuid).close()
     hidden = register(server, uuid)
     until(lambda: waiting.count(uuid) == 1, 'the first is forgotten')
@@ -134,7 +134,7 @@ def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
     until(lambda: waiting._mobile_clients, 'the mobile client waits')
     gone = Registration(uuid, 0, None)
     waiting.add(gone)
-    waiting.discard(gone)
+    waiting.remove(gone)
     waiting.add(living)
     assert hidden.until(b'\r\n\r\n') == REQUEST
 
@@ -144,7 +144,7 @@ def test_turn_of_a_mobile_client_whose_registration_hung_up_is_not_lost(
 ):
     """It stays before one that came later."""
     server = start(rendezvous_wait=60)
-    waiting = server.rendezvous.waiting
+    waiting = server.rendezvous.registry
     register(server, uuid).close()
     until(lambda: not waiting.count(uuid), 'it is forgotten')
 
@@ -156,7 +156,7 @@ def test_turn_of_a_mobile_client_whose_registration_hung_up_is_not_lost(
         wait(number)
     gone = Registration(uuid, 0, None)
     waiting.add(gone)
-    waiting.discard(gone)
+    waiting.remove(gone)
     wait(2)
     for target in (b'/first', b'/second'):
         assert register(server, uuid).until(b'\r\n').split()[1] == target
@@ -168,11 +168,11 @@ class Name(str):
 
 def test_those_who_were_here_long_ago_are_forgotten(monkeypatch):
     monkeypatch.setattr('rendezvous.server.registry.RECENT_SECONDS', 0)
-    waiting, kept = Waiting(32), weakref.WeakSet()
+    waiting, kept = Registry(32), weakref.WeakSet()
     for number in range(1000):
         name = Name(number)
         kept.add(name)
-        waiting.discard(Registration(name, 0, None))
+        waiting.remove(Registration(name, 0, None))
     gc.collect()
     assert len(kept) < 10
 
@@ -181,11 +181,11 @@ def test_only_so_many_mobile_clients_wait(start, register, connect, uuid, monkey
     monkeypatch.setattr('rendezvous.server.registry.MAX_MOBILE_CLIENTS', 2)
     server = start(rendezvous_wait=60)
     register(server, uuid).close()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+    until(lambda: server.rendezvous.registry.count(uuid) == 0, 'it is forgotten')
     mobiles = [connect(server) for _ in range(2)]
     for mobile in mobiles:
         mobile.send(get(uuid))
-    until(lambda: len(server.rendezvous.waiting._mobile_clients.get(uuid, ())) == 2, 'two wait')
+    until(lambda: len(server.rendezvous.registry._mobile_clients.get(uuid, ())) == 2, 'two wait')
     third = connect(server)
     third.send(get(uuid))
     assert third.answer().status == 503
@@ -204,8 +204,8 @@ def test_mobile_client_that_hangs_up_gives_its_turn_to_another(
     monkeypatch.setattr('rendezvous.server.registry.MAX_MOBILE_CLIENTS', 1)
     server = start(rendezvous_wait=60)
     register(server, uuid).close()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
-    gone, waiting = connect(server), server.rendezvous.waiting
+    until(lambda: server.rendezvous.registry.count(uuid) == 0, 'it is forgotten')
+    gone, waiting = connect(server), server.rendezvous.registry
     gone.send(get(uuid, '/gone', 'POST', f'Content-Length: {body}') + body * b'x')
     until(lambda: waiting._mobile_clients, 'it waits')
     end(gone)
@@ -296,7 +296,7 @@ def test_one_that_pipes_counts_as_here(start, register, connect, uuid, monkeypat
     hidden, mobile, waiter = register(server, uuid), connect(server), connect(server)
     joined(hidden, mobile, get(uuid))
     waiter.send(get(uuid))
-    until(lambda: server.rendezvous.waiting._mobile_clients, 'the second mobile client waits')
+    until(lambda: server.rendezvous.registry._mobile_clients, 'the second mobile client waits')
     assert register(server, uuid).until(b'\r\n\r\n') == REQUEST
 
 
@@ -304,7 +304,7 @@ def test_one_that_was_here_long_ago_is_not_waited_for(start, register, connect, 
     monkeypatch.setattr('rendezvous.server.registry.RECENT_SECONDS', 0)
     server = start(rendezvous_wait=60)
     register(server, uuid).close()
-    until(lambda: server.rendezvous.waiting.count(uuid) == 0, 'it is forgotten')
+    until(lambda: server.rendezvous.registry.count(uuid) == 0, 'it is forgotten')
     mobile = connect(server)
     mobile.send(get(uuid))
     assert mobile.answer().status == 503
@@ -313,7 +313,7 @@ def test_one_that_was_here_long_ago_is_not_waited_for(start, register, connect, 
 @pytest.mark.parametrize('how', ['close', 'reset'])
 def test_mobile_client_that_left_while_it_waited_is_not_served(start, register, connect, uuid, how):
     server = start(rendezvous_wait=60)
-    waiting = server.rendezvous.waiting
+    waiting = server.rendezvous.registry
     register(server, uuid).close()
     until(lambda: not waiting.count(uuid), 'it is forgotten')
     gone, other = connect(server), connect(server)
@@ -326,10 +326,10 @@ def test_mobile_client_that_left_while_it_waited_is_not_served(start, register, 
 
 
 def test_who_ends_in_the_moment_of_a_takeover_ends(uuid):
-    waiting = Waiting(32)
+    waiting = Registry(32)
     sock, other = socket.socketpair()
     with sock, other:
-        greenlet = gevent.spawn(waiting.take, uuid, 5, sock)
+        greenlet = gevent.spawn(waiting.claim, uuid, 5, sock)
         gevent.sleep(0)
         greenlet.kill(Ended, block=False)
         waiting.move()  # no yield since then
@@ -343,13 +343,13 @@ def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(
     """Nobody can tell it from one that has left."""
     server = start(rendezvous_wait=60)
     register(server, uuid).close()
-    until(lambda: not server.rendezvous.waiting.count(uuid), 'it is forgotten')
+    until(lambda: not server.rendezvous.registry.count(uuid), 'it is forgotten')
     mobile = connect(server)
     mobile.send(get(uuid))
-    until(lambda: server.rendezvous.waiting._mobile_clients, 'it waits')
+    until(lambda: server.rendezvous.registry._mobile_clients, 'it waits')
     mobile.shut_sending()
     assert mobile.answer().status == 503
-    assert not server.rendezvous.waiting._mobile_clients
+    assert not server.rendezvous.registry._mobile_clients
 
 
 def vanish(peer: Peer) -> None:
@@ -386,25 +386,25 @@ def test_registration_that_has_ended_is_passed_over_before_anybody_noticed(
     server, register, uuid, end
 ):
     register(server, uuid)
-    waiting = server.rendezvous.waiting
+    waiting = server.rendezvous.registry
     (living,) = waiting.all(uuid)
     end(register(server, uuid))
     assert waiting.count(uuid) == 2  # no yield since then
-    assert waiting.take(uuid, 0, living.sock) is living
-    waiting.put_back(living)
+    assert waiting.claim(uuid, 0, living.sock) is living
+    waiting.unclaim(living)
     until(lambda: waiting.count(uuid) == 1, 'the other one is forgotten')
 
 
 def test_next_one_is_waited_for_where_the_only_one_has_just_ended(server, register, uuid):
-    waiting = server.rendezvous.waiting
+    waiting = server.rendezvous.registry
     register(server, uuid).shut_sending()
     sock, other = socket.socketpair()
     with sock, other:
-        taking = gevent.spawn(waiting.take, uuid, 5, sock)
+        taking = gevent.spawn(waiting.claim, uuid, 5, sock)
         gevent.sleep(0)
         assert waiting.count(uuid) == 1  # nobody has noticed
         register(server, uuid)
-        waiting.put_back(taking.get())
+        waiting.unclaim(taking.get())
     assert waiting.count(uuid) == 1
 
 
@@ -427,7 +427,7 @@ def test_registrations_that_died_in_silence_are_not_tried_one_after_the_other(
     mobile = connect(server)
     mobile.send(get(uuid))
     assert mobile.answer().status == 503
-    assert server.rendezvous.waiting.count(uuid) == 1
+    assert server.rendezvous.registry.count(uuid) == 1
 
 
 def test_dead_registration_costs_nothing_where_nothing_drains(start, register, connect, uuid):

@@ -13,7 +13,7 @@ import pytest
 from conftest import OK, Peer, code, connect_request, get, until
 
 from rendezvous.server import dialogue
-from rendezvous.wire import auth
+from rendezvous.wire import codes
 
 
 def ask(connect, server, octets: bytes):
@@ -128,9 +128,9 @@ def test_wrong_code_and_unknown_uuid_get_the_same_401(server, connect, entries, 
 
 def test_unknown_uuid_costs_the_same_work(server, connect, uuid, monkeypatch):
     checked = []
-    check = auth.code_is_right
+    check = codes.code_is_right
     monkeypatch.setattr(
-        auth, 'code_is_right', lambda *arguments: checked.append(1) or check(*arguments)
+        codes, 'code_is_right', lambda *arguments: checked.append(1) or check(*arguments)
     )
     for each in (uuid, str(uuids.uuid4())):
         ask(connect, server, connect_request(each, '000000'))
@@ -139,11 +139,11 @@ def test_unknown_uuid_costs_the_same_work(server, connect, uuid, monkeypatch):
 
 def test_codes_of_the_steps_beside_this_one_are_right(entries, uuid):
     parameters = entries.get(uuid)['authParams']
-    now, totp = 1_800_000_015.0, auth.totp(parameters)
+    now, totp = 1_800_000_015.0, codes.totp(parameters)
     right = [
         step
         for step in range(-4, 5)
-        if auth.code_is_right(parameters, totp.at(now + 30 * step), now)
+        if codes.code_is_right(parameters, totp.at(now + 30 * step), now)
     ]
     assert right == [-1, 0, 1]
 
@@ -152,15 +152,15 @@ def test_codes_of_the_steps_beside_this_one_are_right(entries, uuid):
 @pytest.mark.parametrize('algorithm', ['sha1', 'SHA256', 'sha512'])
 def test_entry_says_digits_algorithm_and_step(digits, algorithm):
     parameters = {'base32': 'A' * 32, 'digits': digits, 'algorithm': algorithm, 'step': 60}
-    right = auth.totp(parameters).at(600)
+    right = codes.totp(parameters).at(600)
     assert len(right) == digits
-    assert auth.code_is_right(parameters, right, 659)
-    assert not auth.code_is_right(parameters, right, 720)
+    assert codes.code_is_right(parameters, right, 659)
+    assert not codes.code_is_right(parameters, right, 720)
 
 
 def test_long_code_registers(server, connect, entries, uuid):
     peer = connect(server)
-    long = auth.long_code(entries.get(uuid)['authParams'], time.time())
+    long = codes.long_code(entries.get(uuid)['authParams'], time.time())
     peer.send(connect_request(uuid, long))
     assert peer.receive(len(OK)) == OK
 
@@ -169,13 +169,13 @@ def test_long_code_registers(server, connect, entries, uuid):
 def test_long_code_is_the_whole_hmac_of_a_step_beside_this_one(algorithm, count):
     parameters = {'base32': 'A' * 32, 'digits': 8, 'algorithm': algorithm, 'step': 30}
     now = 1_800_000_015.0
-    codes = {step: auth.long_code(parameters, now + 30 * step) for step in range(-4, 5)}
-    assert {len(long) for long in codes.values()} == {count}
-    right = [step for step, long in codes.items() if auth.code_is_right(parameters, long, now)]
+    found = {step: codes.long_code(parameters, now + 30 * step) for step in range(-4, 5)}
+    assert {len(long) for long in found.values()} == {count}
+    right = [step for step, long in found.items() if codes.code_is_right(parameters, long, now)]
     assert right == [-1, 0, 1]
-    assert auth.long_code(auth.totp(parameters), now) == codes[0]
+    assert codes.long_code(codes.totp(parameters), now) == found[0]
     other = parameters | {'algorithm': 'sha1' if count != 40 else 'sha256'}
-    assert not auth.code_is_right(other, codes[0], now)
+    assert not codes.code_is_right(other, found[0], now)
 
 
 def test_rfc_4226_vectors():
@@ -186,8 +186,8 @@ def test_rfc_4226_vectors():
         '75a48a19d4cbe100644e8ac1397eea747a2d33ab',
         '0bacb7fa082fef30782211938bc1c5e70416ff44',
     ]
-    assert [auth.long_code(parameters, 30 * count) for count in range(3)] == wholes
-    assert [auth.code_is_right(parameters, whole, 30) for whole in wholes] == [True] * 3
+    assert [codes.long_code(parameters, 30 * count) for count in range(3)] == wholes
+    assert [codes.code_is_right(parameters, whole, 30) for whole in wholes] == [True] * 3
 
 
 def test_long_code_of_decimal_digits_alone_is_no_malformed_one(server, connect, uuid):
@@ -197,7 +197,7 @@ def test_long_code_of_decimal_digits_alone_is_no_malformed_one(server, connect, 
 def test_rfc_6238_vectors():
     parameters = {'base32': 'GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ', 'digits': 8}
     for seconds, right in [(59, '94287082'), (1111111109, '07081804'), (20000000000, '65353130')]:
-        assert auth.code_is_right(parameters, right, seconds)
+        assert codes.code_is_right(parameters, right, seconds)
 
 
 def test_one_code_registers_more_than_once(server, connect, entries, uuid):
@@ -277,7 +277,7 @@ def test_octets_before_the_rendezvous_end_the_registration(server, register, uui
     peer = register(server, uuid)
     peer.send(b'x')
     assert peer.rest() == b''
-    assert server.rendezvous.waiting.count(uuid) == 0
+    assert server.rendezvous.registry.count(uuid) == 0
 
 
 def test_newest_registration_is_taken_first(server, register, connect, uuid):
@@ -293,7 +293,7 @@ def test_one_more_than_max_waiting_ends_the_oldest(start, register, uuid, caplog
     oldest, *others = (register(server, uuid) for _ in range(3))
     assert oldest.rest() == b''
     assert f'{uuid} has max_waiting registrations: the oldest is ended' in caplog.messages
-    assert server.rendezvous.waiting.count(uuid) == 2
+    assert server.rendezvous.registry.count(uuid) == 2
     for peer in others:
         peer.sock.settimeout(0.02)
         with pytest.raises(TimeoutError):
@@ -302,7 +302,7 @@ def test_one_more_than_max_waiting_ends_the_oldest(start, register, uuid, caplog
 
 @pytest.mark.parametrize('end', ['close', 'reset', 'shut_sending'])
 def test_registration_that_ends_is_forgotten_and_only_that_one(server, register, uuid, end):
-    waiting = server.rendezvous.waiting
+    waiting = server.rendezvous.registry
     register(server, uuid)
     (staying,) = waiting.all(uuid)
     getattr(register(server, uuid), end)()
@@ -312,7 +312,7 @@ def test_registration_that_ends_is_forgotten_and_only_that_one(server, register,
 
 def test_dead_peers_are_found_by_keepalive(server, register, uuid):
     register(server, uuid)
-    (registration,) = server.rendezvous.waiting._registrations[uuid]
+    (registration,) = server.rendezvous.registry._registrations[uuid]
     option = registration.sock.getsockopt
     assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     idle, interval, count = (
@@ -328,7 +328,7 @@ def test_no_log_line_and_no_answer_holds_a_code(server, connect, entries, uuid, 
     caplog.set_level('DEBUG')
     right = code(entries, uuid)
     wrong = f'{(int(right) + 500_000) % 1_000_000:06}'
-    long = auth.long_code(entries.get(uuid)['authParams'], time.time())
+    long = codes.long_code(entries.get(uuid)['authParams'], time.time())
     for tried in (right, wrong, long, long[::-1]):
         peer = connect(server)
         peer.send(connect_request(uuid, tried))
@@ -348,7 +348,7 @@ def test_hidden_server_that_hangs_up_before_the_200_is_no_registration(
     peer.send(connect_request(uuid, code(entries, uuid)))
     peer.reset()
     until(lambda: not server._connections, 'its handler ends')
-    assert server.rendezvous.waiting.count(uuid) == 0
+    assert server.rendezvous.registry.count(uuid) == 0
 
 
 def test_client_that_does_not_read_is_not_registered(start, connect, entries, uuid, monkeypatch):
@@ -366,4 +366,4 @@ def test_client_that_does_not_read_is_not_registered(start, connect, entries, uu
     peer = connect(server)
     peer.send(connect_request(uuid, code(entries, uuid)))
     assert peer.rest().strip(b'x') == b''
-    assert not server.rendezvous.waiting.count(uuid)
+    assert not server.rendezvous.registry.count(uuid)

@@ -203,7 +203,7 @@ def test_log_that_can_not_be_written_stops_it_with_one_sentence(ready, run):
     (ready / 'server.log').mkdir()
     serving = run('bin/run.sh', ready)
     assert serving.process.wait(timeout=20) == 78
-    assert serving.output.splitlines()[-1].startswith('server.py: can not write ')
+    assert serving.output.splitlines()[-1].startswith('server.py: cannot write ')
     assert 'Traceback' not in serving.output
 
 
@@ -212,7 +212,7 @@ def test_certificate_that_is_a_folder_stops_it_with_one_sentence(ready, run):
         (ready / name).mkdir(mode=0o700)
     serving = run('bin/run.sh', ready)
     assert serving.process.wait(timeout=20) == 78
-    assert 'can not read ' in serving.output.splitlines()[-1]
+    assert 'cannot read ' in serving.output.splitlines()[-1]
     assert 'Traceback' not in serving.output
 
 

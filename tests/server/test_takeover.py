@@ -14,7 +14,7 @@ from conftest import DEADLINE_SECONDS, OK, Peer, connect_request, free_port, get
 from programs import Folder, listens
 
 from rendezvous.server import takeover
-from rendezvous.wire import auth
+from rendezvous.wire import codes
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def client(folder):
 
 
 def register(peer: Peer, entry: dict) -> Peer:
-    peer.send(connect_request(entry['uuid'][0], auth.totp(entry['authParams']).now()))
+    peer.send(connect_request(entry['uuid'][0], codes.totp(entry['authParams']).now()))
     assert peer.receive(len(OK)) == OK
     return peer
 
@@ -182,7 +182,7 @@ def test_registrations_come_back_to_the_new_server(folder, client):
     waits, late = registered(client, entry), client()
     folder.serve()
     assert waits.rest() == b''
-    late.send(connect_request(entry['uuid'][0], auth.totp(entry['authParams']).now()))
+    late.send(connect_request(entry['uuid'][0], codes.totp(entry['authParams']).now()))
     answer = late.answer()
     assert (answer.status, answer.fields['Retry-After']) == (503, '0')
     mobile, hidden = client(), registered(client, entry)
@@ -330,10 +330,10 @@ def test_server_that_hangs_keeps_no_new_one_from_serving(folder):
     os.kill(hanging.pid, signal.SIGSTOP)
     folder.set(rendezvous_port=free_port())  # the other one is the hanging one's still
     impatient = (
-        'from gevent import monkey; monkey.patch_all(); '
+        'from gevent import monkey; monkey.patch_all(); from rendezvous.wire import programs; '
         'from rendezvous.server import worker as server, takeover; takeover.ANSWER_SECONDS = 0.2; '
     )
-    folder.start('-c', impatient + 'server.local.main(server.main)')
+    folder.start('-c', impatient + 'programs.main(server.main)')
     until(lambda: folder.log().count('listening on port') == 2, 'the new one serves')
     assert listens(folder.options['rendezvous_port'])
     assert folder.log().count('what runs here does not hand over: no answer') == takeover.TRIES

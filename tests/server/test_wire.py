@@ -16,7 +16,7 @@ from conftest import Peer, client_context, cut_off, get, until
 from rendezvous.admin import certificate as make_cert
 from rendezvous.admin import entry_files as files
 from rendezvous.server import dialogue
-from rendezvous.wire import options as local
+from rendezvous.store import options as local
 from rendezvous.wire import sockets
 
 
@@ -64,7 +64,7 @@ def test_suites_of_tls_1_2_are_those_that_mozilla_calls_intermediate(server, pai
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers('ALL:COMPLEMENTOFALL:@SECLEVEL=0')
     for name in {cipher['name'] for cipher in context.get_ciphers()}:
-        with suppress(ssl.SSLError):  # those of TLS 1.3 can not be set
+        with suppress(ssl.SSLError):  # those of TLS 1.3 cannot be set
             context.set_ciphers(f'{name}:@SECLEVEL=0')
             with socket.create_connection(('127.0.0.1', server.port)) as sock:
                 context.wrap_socket(sock, server_hostname='127.0.0.1').close()
@@ -181,9 +181,9 @@ def shown(server) -> str:
 def renew(pair) -> None:
     """A new pair in place of the old one."""
     key, certificate = make_cert.certificate_for('127.0.0.1')
-    make_cert.write(make_cert.local.file(pair['key_file']), key, 0o400)
+    make_cert.write(make_cert.local.path_of(pair['key_file']), key, 0o400)
     pem = certificate.public_bytes(make_cert.Encoding.PEM)
-    make_cert.write(make_cert.local.file(pair['crt_file']), pem, 0o444)
+    make_cert.write(make_cert.local.path_of(pair['crt_file']), pem, 0o444)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_text_in_any_encoding_may_stand_before_the_certificate(start, own_pair, 
     server = start(**own_pair)
     with open(own_pair['crt_file'], 'rb') as file:
         pem = file.read()
-    make_cert.write(make_cert.local.file(own_pair['crt_file']), b'O=B\xfccher\n' + pem, 0o444)
+    make_cert.write(make_cert.local.path_of(own_pair['crt_file']), b'O=B\xfccher\n' + pem, 0o444)
     server.reload()
     assert caplog.messages == ['read key and certificate again']
     hello(server, own_pair['crt_file']).close()

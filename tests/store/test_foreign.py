@@ -12,10 +12,10 @@ from visitor import ALERT, Visitor
 from rendezvous.admin import entry_files as files
 from rendezvous.admin import shell as users_app
 from rendezvous.store import embedded as store
+from rendezvous.store import options as local
 from rendezvous.store import presence as live
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import LATEST
-from rendezvous.wire import options as local
 
 # As JSON has them; each stands where a text, a number or a list should.
 ODD = {

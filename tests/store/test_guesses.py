@@ -17,8 +17,8 @@ from redis.retry import Retry
 from rendezvous.store import presence as live
 from rendezvous.store import rations as guesses
 from rendezvous.store.entries import Entries, StoreDown
-from rendezvous.wire import auth
-from rendezvous.wire.options import DEFAULTS
+from rendezvous.store.options import DEFAULTS
+from rendezvous.wire import codes
 
 MONTH = 30 * guesses.DAY
 
@@ -30,7 +30,7 @@ def guess(start, pair):
 
     def guess(server, uuid: str, tried: str, address: str = '127.0.0.1'):
         sock = socket.create_connection(('127.0.0.1', server.port), source_address=(address, 0))
-        if server._options['key_file']:
+        if server._options.key_file:
             sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
         peer = Peer(sock)
         peer.send(connect_request(uuid, tried))
@@ -60,12 +60,12 @@ def no_tries(entries):
 
 
 def long_code(entries, uuid: str) -> str:
-    return auth.long_code(entries.get(uuid)['authParams'], time.time())
+    return codes.long_code(entries.get(uuid)['authParams'], time.time())
 
 
 def wrong(entries, uuid: str) -> str:
     """A code that is wrong now and in the next minutes."""
-    totp, now = auth.totp(entries.get(uuid)['authParams']), time.time()
+    totp, now = codes.totp(entries.get(uuid)['authParams']), time.time()
     right = {totp.at(now + 30 * step) for step in range(-1, 5)}
     return next(tried for tried in map('{:08}'.format, range(10)) if tried not in right)
 
@@ -163,7 +163,7 @@ def test_code_of_the_stand_in_registers_nobody(server, guess, entries, uuid):
     """Where there is no entry, codes are held against a secret that stands here."""
     parameters, unknown = {'base32': 'A' * 64}, str(uuids.uuid4())
     refused = guess(server, unknown, wrong(entries, uuid))
-    for tried in (auth.totp(parameters).now(), auth.long_code(parameters, time.time())):
+    for tried in (codes.totp(parameters).now(), codes.long_code(parameters, time.time())):
         assert guess(server, unknown, tried) == refused
     assert refused.status == 401
 
@@ -445,7 +445,7 @@ return count
 
 def test_ten_thousand_addresses_guess_for_a_year(entries, uuid, redis_options):
     """Each ration used up, one try a second; one of the addresses is a friend's."""
-    limits = DEFAULTS['wrong_codes_per_address'], DEFAULTS['wrong_codes_per_day']
+    limits = DEFAULTS.wrong_codes_per_address, DEFAULTS.wrong_codes_per_day
     more = *limits, guesses.MOST, guesses.MAX_SHARED
     keys = guesses.ADDRESSES, guesses.LATEST, guesses.record(uuid)
     host, port, password = redis_options.values()
@@ -506,8 +506,8 @@ def test_ration_of_an_address_is_a_reason_where_there_is_an_entry(server, guess,
 def test_clock_that_is_off_is_told(server, guess, entries, uuid, caplog, kind, seconds):
     caplog.set_level('INFO')
     parameters, now = entries.get(uuid)['authParams'], time.time()
-    tried = auth.totp(parameters).at(now + seconds)
-    tried = auth.long_code(parameters, now + seconds) if kind == 'long' else tried
+    tried = codes.totp(parameters).at(now + seconds)
+    tried = codes.long_code(parameters, now + seconds) if kind == 'long' else tried
     for address in ('127.0.0.1', '127.0.0.2'):  # the second one is not looked for
         assert guess(server, uuid, tried, address).status == 401
     way, maybe = 'ahead' if seconds > 0 else 'behind', '' if kind == 'long' else 'probably '
@@ -536,7 +536,7 @@ def test_clock_is_looked_for_once_a_minute_and_uuid(server, guess, entries, uuid
 
 
 def test_search_lets_others_have_their_turn(server, guess, entries, uuid, monkeypatch):
-    longest, steps_off = [], auth.steps_off
+    longest, steps_off = [], codes.steps_off
 
     def measured(*arguments):
         began = time.thread_time()
@@ -545,7 +545,7 @@ def test_search_lets_others_have_their_turn(server, guess, entries, uuid, monkey
         finally:
             longest.append(time.thread_time() - began)
 
-    monkeypatch.setattr(auth, 'steps_off', measured)
+    monkeypatch.setattr(codes, 'steps_off', measured)
     assert guess(server, uuid, '0' * 40).status == 401
     until(lambda: len(longest) > 110, 'all steps are looked at')
     assert sorted(longest)[len(longest) // 2] < 0.01
@@ -557,7 +557,7 @@ def test_secret_from_before_the_rekey_registers_nobody_and_is_told(
     caplog.set_level('INFO')
     old = entries.get(uuid)['authParams']
     entries.rekey(uuid)
-    for tried in (auth.totp(old).now(), auth.long_code(old, time.time())):
+    for tried in (codes.totp(old).now(), codes.long_code(old, time.time())):
         assert guess(server, uuid, tried).status == 401
     told = f'{uuid} was refused to 127.0.0.1: the secret from before the last rekey'
     until(lambda: caplog.messages.count(told) == 2, 'it is told')

@@ -16,8 +16,8 @@ from rendezvous.store import embedded as store
 from rendezvous.store import entries as entries_module
 from rendezvous.store import presence as live
 from rendezvous.store.entries import CHANGES, StoreDown, slices
+from rendezvous.store.options import DEFAULTS
 from rendezvous.store.presence import Live, Now
-from rendezvous.wire.options import DEFAULTS
 
 
 def change(entries, uuid: str, **values) -> None:
@@ -145,7 +145,7 @@ def test_new_label_and_other_entries_end_nothing(following, connect, register, e
     until(lambda: server.rendezvous._changes == seen + 2, 'it is told')
     hidden.send(b'still here')
     assert mobile.receive(10) == b'still here'
-    assert server.rendezvous.waiting.count(uuid) == 1
+    assert server.rendezvous.registry.count(uuid) == 1
     waits.close()
 
 
@@ -193,7 +193,7 @@ def test_change_while_redis_is_away_is_made_up_for(
     change(entries, uuid, disabled=time.time())
     change(entries, uuid, disabled=None, enabled=time.time())
     gevent.sleep(0.05)
-    assert server.rendezvous.waiting.counts()[uuid] == (1, 1)
+    assert server.rendezvous.registry.counts()[uuid] == (1, 1)
     if not silent:
         cable.open(cable.port)
     for peer in (hidden, mobile, waits):
@@ -266,7 +266,7 @@ def test_one_is_told_as_all_are(server, connect, register, entries, uuid):
     assert live.now_of(entries, other) == Now()
     entries.ask(lambda redis: redis.set('live:0123456789abcdef', 'no hash', ex=60))
     peers = [register(server, uuid), *piped(connect, register, server, uuid)]
-    told.write(server.rendezvous.waiting.counts())
+    told.write(server.rendezvous.registry.counts())
     assert [entries.shown(uuid)] == [each for each in entries.all() if each['uuid'] == uuid]
     one, of_all = live.now_of(entries, uuid), live.now(entries)[uuid]
     assert one[:2] == (1, 1) == of_all[:2]
@@ -297,7 +297,7 @@ def test_last_twenty_refusals_are_kept_the_newest_first_until_the_entry_is_delet
 
 
 def test_refusals_of_made_up_uuids_are_bounded_while_redis_is_away(server, entries, uuid):
-    told = Live(entries, server.rendezvous.waiting)
+    told = Live(entries, server.rendezvous.registry)
     for _ in range(live.REFUSED + 100):
         made_up = str(uuids.uuid4())
         for _ in range(live.REFUSALS + 1):
@@ -333,7 +333,7 @@ def test_key_of_another_kind_costs_nobody_else_anything(server, entries, uuid):
     other = str(uuids.uuid4())
     entries.add(other, [])
     entries.ask(lambda redis: redis.set(f'rendezvous:{uuid}', 'x'))
-    told = Live(entries, server.rendezvous.waiting)
+    told = Live(entries, server.rendezvous.registry)
     ended = {'at': 1.0, 'address': '', 'seconds': 1.0, 'sent': 0, 'received': 0, 'how': ''}
     for each in (other, uuid, other):
         told.ended(each, **ended)
@@ -399,7 +399,7 @@ def test_batch_whose_answer_gets_lost_is_written_once(redis_options, server, ent
     proxy = StreamServer(('127.0.0.1', 0), handle)
     proxy.start()
     between = entries_module.Entries(DEFAULTS | redis_options | {'redis_port': proxy.server_port})
-    told = Live(between, server.rendezvous.waiting)
+    told = Live(between, server.rendezvous.registry)
     row = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
     for number, losses in enumerate([0, 1, 2, 4]):
         lose += [True] * losses
@@ -426,7 +426,7 @@ def test_rendezvous_that_end_while_a_batch_is_written_are_not_dropped(
 ):
     """So many that the oldest fall out."""
     monkeypatch.setattr(live, 'BACKLOG', 10)
-    told = Live(entries, server.rendezvous.waiting)
+    told = Live(entries, server.rendezvous.registry)
     row = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
     ask = entries.ask
 
@@ -491,7 +491,7 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     made = [str(uuids.uuid4()) for _ in range(MANY)]
     for some in slices(made, 500):
         entries.ask(lambda redis, some=some: redis.mset(dict.fromkeys(some, json.dumps(entry))))
-    told = Live(entries, server.rendezvous.waiting)
+    told = Live(entries, server.rendezvous.registry)
     for uuid in made:
         told.seen(uuid, '192.0.2.1')
         told.ended(uuid, at=1.0, seconds=1, sent=1, received=1, address='192.0.2.1', how='')

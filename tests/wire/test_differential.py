@@ -23,7 +23,7 @@ from programs import listens
 from test_fuzz import EXAMPLES
 from test_hostile import FILES, UUID, Case
 
-from rendezvous.wire import auth
+from rendezvous.server import credentials
 from rendezvous.wire.http_head import Head, HeadReader, Refusal
 
 SMUGGLED = b'GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n'  # or the first octets of it: the body
@@ -123,7 +123,7 @@ def passed_on(octets: bytes) -> tuple[Head, bytes] | None:
     """What our parser reads in `octets`, and the head that goes to the hidden server, if one."""
     try:
         head, _ = HeadReader().feed(octets) or (None, b'')
-        uuid, forwarded = auth.wanted(head) if head else (None, b'')
+        uuid, forwarded = credentials.wanted(head) if head else (None, b'')
     except Refusal:
         return None
     return (head, forwarded) if uuid and head.method != 'CONNECT' else None

@@ -41,9 +41,9 @@ def test_server_log_holds_the_traceback_of_a_fault_of_ours(tmp_path):
     with Folder(tmp_path) as folder:
         folder.set(key_file=None)
         fault = (
-            'from gevent import monkey; monkey.patch_all(); '
-            'from rendezvous.server import worker as server; from rendezvous.wire import auth; '
-            'auth.wanted = None; server.local.main(server.main)'
+            'from gevent import monkey; monkey.patch_all(); from rendezvous.wire import programs; '
+            'from rendezvous.server import credentials, worker as server; '
+            'credentials.wanted = None; programs.main(server.main)'
         )
         program = folder.start('-c', fault)
         found = until(lambda: re.search(r'listening on port (\d+)', folder.log()), 'it serves')

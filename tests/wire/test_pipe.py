@@ -161,7 +161,7 @@ def test_whole_answer_into_a_full_buffer_gets_its_close_notify(both_ends):
             while True:
                 filled += near.raw.send(b'x' * 65536)
     near.settimeout(None)
-    leaving = gevent.spawn(sockets.goodbye, near)
+    leaving = gevent.spawn(sockets.close_gracefully, near)
     gevent.sleep(0.02)  # it is at it
     while filled:
         filled -= len(gevent.socket.socket.recv(far, filled))
@@ -448,14 +448,14 @@ def test_early_answer_to_a_large_upload_arrives(joined):
 
 
 def test_both_ends_at_the_same_moment(server, register, connect, uuid):
-    """Whichever end is noticed first, each end's handler says its own goodbye, once."""
+    """Whichever end is noticed first, each end's handler says its own close_gracefully, once."""
     for end in ('close', 'reset', 'shut_sending') * 20:
         hidden, mobile = register(server, uuid), connect(server)
         mobile.send(get(uuid))
         hidden.until(b'\r\n\r\n')
         getattr(hidden, end)()
         getattr(mobile, end)()
-    until(lambda: not server.rendezvous.waiting._pipes, 'every pipe ends')
+    until(lambda: not server.rendezvous.registry._pipes, 'every pipe ends')
 
 
 def test_stopped_reader_holds_no_more_than_the_buffers(joined):

@@ -1,0 +1,114 @@
+"""The options: `local.py` over the defaults, and each mistake in it one sentence."""
+
+import dataclasses
+import re
+import runpy
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from rendezvous.wire.addresses import is_number
+from rendezvous.wire.programs import HERE, Mistake
+
+MAKE_CERT = '.venv/bin/python make_cert.py'  # what makes key and certificate, in sentences
+
+# RFC 1123 section 2.1, and the underscores that people use
+_LABEL = re.compile('[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?', re.I | re.A)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `local.py` may set, with the defaults; local.example.py says what each is."""
+
+    rendezvous_host: str = '127.0.0.1'
+    rendezvous_port: int = 8899
+    listen_host: str | None = None
+    key_file: str | None = 'registrar.key'
+    crt_file: str = 'registrar.crt'
+    redis_host: str = '127.0.0.1'
+    redis_port: int = 6379
+    redis_auth: str = ''
+    wrong_codes_per_address: int = 10
+    wrong_codes_per_day: int = 50
+    unknown_per_minute: int = 100
+    max_connections: int = 4000
+    max_connections_per_address: int = 1000
+    max_pipes_per_address: int = 100
+    max_waiting: int = 32
+    rendezvous_wait: int | float = 10
+    drain: int | float = 5
+    page_host: str | None = None
+
+    def __or__(self, changed: dict[str, Any]) -> 'Options':
+        return dataclasses.replace(self, **changed)
+
+
+DEFAULTS = Options()
+NAMES = [field.name for field in fields(Options)]
+_TYPES = get_type_hints(Options)
+_LIMITS = {  # the least and the most that it may be
+    'rendezvous_port': (0, 65535),
+    'redis_port': (1, 65535),
+    'wrong_codes_per_address': (0, 1000),
+    'wrong_codes_per_day': (0, 1000),
+    'unknown_per_minute': (0, 100_000),
+    'max_connections': (8, 1_000_000),
+    'max_connections_per_address': (0, 1_000_000),
+    'max_pipes_per_address': (0, 1_000_000),
+    'max_waiting': (1, 100_000),
+    'rendezvous_wait': (0, 3600),
+    'drain': (0, 3600),
+}
+
+
+def load(path: Path = HERE / 'local.py') -> Options:
+    """The options of `local.py`, checked, and the defaults of the others. Raises Mistake."""
+    if not path.exists():
+        raise Mistake('there is no local.py: cp local.example.py local.py, and set rendezvous_host')
+    try:
+        given = runpy.run_path(str(path)).get('options')
+    except (Exception, SystemExit) as error:
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())
+        sentence = f'local.py cannot be read: {why}; write it as local.example.py is written'
+        raise Mistake(sentence) from None
+    if not isinstance(given, dict):
+        raise Mistake('local.py must set options = {...}, as local.example.py does')
+    for name, value in given.items():
+        _check(name, value)
+    if given.get('redis_auth') and path.stat().st_mode & 0o007:
+        raise Mistake('every user of this machine may read redis_auth: chmod 600 local.py')
+    return DEFAULTS | given
+
+
+def _check(name: str, value: object) -> None:
+    if name not in NAMES:
+        raise Mistake(f'local.py: there is no option {name!r}; there are {", ".join(NAMES)}')
+    types, default = get_args(_TYPES[name]) or (_TYPES[name],), getattr(DEFAULTS, name)
+    example = default if default is not None else '192.0.2.1'
+    if isinstance(value, bool) or not isinstance(value, types):
+        wanted = ' or '.join('None' if kind is NoneType else kind.__name__ for kind in types)
+        raise Mistake(f'local.py: {name} must be {wanted}, like {example!r}')
+    least, most = _LIMITS.get(name, (0, 0))
+    if name in _LIMITS and isinstance(value, int | float) and not least <= value <= most:
+        raise Mistake(f'local.py: {name} must be from {least} to {most}')
+    if not isinstance(value, str):
+        return
+    if name.endswith('host') and not _is_host(value):
+        raise Mistake(f'local.py: {name} must be an IP address or a DNS name, like {example!r}')
+    if name.endswith('file') and value == '':
+        raise Mistake(f'local.py: {name} must not be empty, but like {example!r}')
+    if not value.isprintable():
+        raise Mistake(f'local.py: {name} must be without line breaks and control characters')
+
+
+def _is_host(text: str) -> bool:
+    labels = text.split('.')
+    # RFC 3696 section 2: a name that ends in digits alone is a mistyped address
+    is_name = all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+    return is_number(text) or is_name
+
+
+def path_of(name: str) -> Path:
+    """A path in the options: relative ones are relative to `local.py`."""
+    return HERE / name

@@ -1,0 +1,29 @@
+"""Addresses of hosts, as texts."""
+
+import ipaddress
+
+
+def is_number(host: str) -> bool:
+    """Whether it is an IP address, no name."""
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == 'localhost'
+
+
+def authority(host: str, port: int) -> str:
+    """Host and port as they stand in a URL (RFC 3986 section 3.2): IPv6 ones in brackets."""
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+
+
+def network(address: str) -> str:
+    """What counts as one address: for IPv6 a /64, which is what one household is given."""
+    ip = ipaddress.ip_address(address.partition('%')[0])
+    return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))
