@@ -29,6 +29,7 @@ from rendezvous.hidden import dial
 from rendezvous.hidden.dial import NotRegistered
 from rendezvous.hidden.surroundings import Surroundings, clock
 from rendezvous.wire import addresses, codes, logs, pipe, sockets
+from rendezvous.wire.background_log import Background
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.programs import Mistake
 
@@ -350,7 +351,7 @@ def main() -> None:
     except Exception as error:  # whatever comes of a file that is none of ours
         why = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None
-    logs.to(logs.screen())
+    logs.to(Background(logging.StreamHandler()))
     stopping = Event()
 
     def stop(number: int) -> None:

@@ -24,6 +24,7 @@ from rendezvous.store import options as local
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
 from rendezvous.wire import addresses, logs
+from rendezvous.wire.background_log import Background
 from rendezvous.wire.programs import HERE, Mistake
 from rendezvous.wire.sockets import Ended, keep_watch
 
@@ -263,7 +264,10 @@ def main() -> None:
     os.umask(0o077)
     os.chdir(HERE)
     options = local.load()
-    logs.to(logs.file(HERE / 'server.log'), *([logs.screen()] if sys.stderr.isatty() else []))
+    handlers = [logs.file(HERE / 'server.log')]
+    if sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())
+    logs.to(*map(Background, handlers))
     sys.excepthook = lambda *error: log.critical('the server dies', exc_info=error)
     try:
         serve(options)

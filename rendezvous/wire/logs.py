@@ -1,82 +1,57 @@
-"""The log: other threads write it, so that neither a slow disk nor a stopped terminal stops us."""
+"""The log: its format, its file, and the rotation of that file.
+
+Several processes write to one file. If each of them rotated it, lines would be lost: the others go
+on writing to a file that has been renamed, and later deleted. So one process calls `rotate`, and
+each handler of `file` opens the file again when it was renamed.
+
+Standard library only.
+"""
 
 import logging
 import logging.handlers
-from collections import deque
+from contextlib import suppress
 from pathlib import Path
-
-import gevent
 
 from rendezvous.wire.programs import Mistake
 
-LOG_BYTES, LOG_FILES = 10 * 1024 * 1024, 5  # rotated, so that it never fills a disk
-BACKLOG = 10_000  # lines that are remembered while nothing can be written, some 2 MB
-GATHER_SECONDS = 0.02  # until they are written: a thread for each line costs more than the line
-CLOSE_SECONDS = 1  # for what is being written at the end
+LOG_BYTES, OLD_FILES = 10 * 1024 * 1024, 5  # rotated, so that the log never fills a disk
 
 
 def to(*handlers: logging.Handler) -> None:
-    """Has all of these get each line, with its time."""
-    logging.raiseExceptions = False  # a full disk is no reason to end anything
+    """Has all of these handlers get each line, with its time."""
+    logging.raiseExceptions = False  # a full disk must not end a program
     logging.logThreads = False  # it would make a thread object for each greenlet that logs
-    form = '%(asctime)s %(levelname)s %(message)s'
-    logging.basicConfig(level=logging.INFO, format=form, handlers=handlers)
+    line_format = '%(asctime)s %(levelname)s %(message)s'
+    logging.basicConfig(level=logging.INFO, format=line_format, handlers=handlers)
+
+
+class _File(logging.handlers.WatchedFileHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # the file was renamed, and a new one cannot be made now
+            self.handleError(record)
 
 
 def file(path: Path) -> logging.Handler:
-    """A file that is rotated. Raises Mistake."""
+    """Appends to a file that another process may rename. Raises Mistake."""
     try:
-        handler = logging.handlers.RotatingFileHandler(path, 'a', LOG_BYTES, LOG_FILES)
+        return _File(path)
     except OSError as error:
         raise Mistake(
             f'cannot write {path}: {error.strerror}; change its owner or rights'
         ) from None
-    return Behind(handler)
 
 
-def screen() -> logging.Handler:
-    """Where errors are printed: a terminal, or what systemd reads."""
-    return Behind(logging.StreamHandler())
+def rotate(path: Path, log_bytes: int = LOG_BYTES, old_files: int = OLD_FILES) -> None:
+    """Renames a log of that size to `path`.1, and the old ones up by one; the oldest is deleted.
 
-
-class Behind(logging.Handler):
-    """Has a thread of gevent's pool give a handler its lines, many at once where they come fast."""
-
-    def __init__(self, handler: logging.Handler):
-        super().__init__()
-        self._handler = handler
-        self._lines: deque[str] = deque()
-        self._lost = 0
-        self._writing: gevent.Greenlet | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if len(self._lines) >= BACKLOG:
-            self._lost += 1
+    For one process alone. An error of the disk is ignored: the next call tries again.
+    """
+    with suppress(OSError):
+        if path.stat().st_size < log_bytes:
             return
-        self._lines.append(self.format(record))
-        if self._writing is None:
-            self._writing = gevent.spawn(self._write_all)
-
-    def _write_all(self) -> None:
-        while self._lines:
-            gevent.sleep(GATHER_SECONDS)
-            gevent.get_hub().threadpool.apply(self._handler.emit, (self._record(),))
-        self._writing = None
-
-    def _record(self) -> logging.LogRecord:
-        """All lines that there are."""
-        lines = [*self._lines]
-        self._lines.clear()
-        if self._lost:
-            lines.append(f'{self._lost} more lines could not be written in time')
-            self._lost = 0
-        return logging.makeLogRecord({'msg': '\n'.join(lines)})
-
-    def close(self) -> None:
-        """Writes what is left."""
-        if self._writing:
-            self._writing.join(CLOSE_SECONDS)
-        if self._lines:
-            self._handler.emit(self._record())
-        self._handler.close()
-        super().close()
+        for number in range(old_files, 0, -1):
+            newer = path.with_name(f'{path.name}.{number - 1}') if number > 1 else path
+            if newer.exists():
+                newer.replace(path.with_name(f'{path.name}.{number}'))

@@ -3,13 +3,18 @@
 Many tests look for a traceback in the log and expect none.
 """
 
+import logging
 import re
 import socket
+import subprocess
+import sys
 import uuid as uuids
 
 import pytest
-from conftest import Peer, connect_request, until
-from programs import Folder
+from conftest import ROOT, Peer, connect_request, until
+from programs import ENDS_SECONDS, Folder
+
+from rendezvous.wire import logs
 
 QUESTION = b'GET / HTTP/1.1\r\nHost: x\r\n\r\n'
 
@@ -85,3 +90,82 @@ def test_refusal_to_a_client_that_has_reset_is_one_line(start, connect, caplog, 
     until(lambda: not server._connections, 'its handler ends')
     assert [re.sub(r'^\S+ ', '', each)[:12] for each in caplog.messages] == ['refused: 400']
     assert 'Traceback' not in caplog.text + capfd.readouterr().err
+
+
+def write(handler: logging.Handler, text: str) -> None:
+    handler.handle(logging.makeLogRecord({'msg': text}))
+
+
+def test_no_line_is_lost_while_several_processes_write_and_one_rotates(tmp_path):
+    file, lines, writers, rotations = tmp_path / 'server.log', 3000, 3, 0
+    script = (
+        'import logging; from pathlib import Path; from rendezvous.wire import logs\n'
+        f'logs.to(logs.file(Path({str(file)!r})))\n'
+        f'for number in range({lines}): logging.info("line %d", number)\n'
+    )
+    command = [sys.executable, '-c', script]
+    running = [subprocess.Popen(command, cwd=ROOT) for _ in range(writers)]
+
+    def all_have_ended() -> bool:
+        nonlocal rotations
+        logs.rotate(file, 10_000, 1000)
+        rotations = len([*tmp_path.iterdir()]) - 1
+        return all(each.poll() == 0 for each in running)
+
+    until(all_have_ended, 'all lines are written')
+    written = ''.join(each.read_text() for each in tmp_path.iterdir())
+    assert rotations > 5
+    for number in range(lines):
+        assert written.count(f' INFO line {number}\n') == writers
+
+
+def test_newest_line_of_a_quiet_process_is_in_the_newest_file(tmp_path):
+    """Its file has been renamed and deleted since its last line."""
+    file = tmp_path / 'server.log'
+    quiet, busy = logs.file(file), logs.file(file)
+    write(quiet, 'first')
+    for number in range(100):
+        write(busy, f'{number:100}')
+        logs.rotate(file, 1000)
+    assert len([*tmp_path.iterdir()]) == 5 + file.exists()
+    assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= 6 * 1110
+    write(quiet, 'last')
+    assert file.read_text().endswith('last\n')
+    for handler in (quiet, busy):
+        handler.close()
+
+
+def test_folder_that_is_gone_ends_nothing_and_the_log_goes_on_when_it_is_back(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+    folder = tmp_path / 'logs'
+    folder.mkdir()
+    handler = logs.file(folder / 'server.log')
+    folder.rename(tmp_path / 'moved')
+    write(handler, 'lost')
+    logs.rotate(folder / 'server.log')
+    folder.mkdir()
+    write(handler, 'found')
+    assert (folder / 'server.log').read_text() == 'found\n'
+    handler.close()
+
+
+def test_log_that_nobody_can_write_stops_nobody():
+    """A disk that hangs, a terminal after Ctrl-S: what could not be written is counted."""
+    script = (
+        'from gevent import monkey; monkey.patch_all(); import gevent, logging\n'
+        'from rendezvous.wire import background_log, logs\n'
+        'background_log.BACKLOG_LINES = 5000\n'
+        'logs.to(background_log.Background(logging.StreamHandler()))\n'
+        'for number in range(10_000):\n'
+        '    logging.info("line %d", number)\n'
+        '    gevent.sleep(0)\n'
+        'print("it goes on", flush=True)\n'
+    )
+    command = [sys.executable, '-c', script]
+    ran = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert ran.stdout.readline() == b'it goes on\n'
+    _, said = ran.communicate(timeout=ENDS_SECONDS)
+    lost = int(re.search(rb'(\d+) more lines could not be written in time', said)[1])
+    assert said.count(b' INFO line ') + lost == 10_000
