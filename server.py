@@ -1,14 +1,24 @@
-"""The rendezvous server."""
+"""The rendezvous server: the parent, or with --worker one of its workers."""
+
+import os
+import sys
+from pathlib import Path
+
+# The groups for the key exchange, which OpenSSL reads when it is loaded, in every process of ours.
+os.environ['OPENSSL_CONF'] = str(Path(__file__).resolve().parent / 'rendezvous/server/openssl.cnf')
 
 from rendezvous.wire import programs
 
 programs.use_venv()
 
-from gevent import monkey
+if {'--worker', '--check'} & set(sys.argv):
+    from gevent import monkey
 
-monkey.patch_all()
+    monkey.patch_all()
 
-from rendezvous.server import worker
+    from rendezvous.server.worker import main
+else:
+    from rendezvous.server.parent import main
 
 if __name__ == '__main__':
-    programs.main(worker.main)
+    programs.main(main)

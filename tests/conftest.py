@@ -22,8 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rendezvous.admin import certificate as make_cert
+from rendezvous.server import listening, shares, tls
 from rendezvous.server.registry import RECENT_SECONDS
-from rendezvous.server.worker import Server
+from rendezvous.server.shares import Shares
+from rendezvous.server.worker import Worker
 from rendezvous.store import embedded as store
 from rendezvous.store import options as local
 from rendezvous.store import rations as guesses
@@ -119,13 +121,19 @@ def uuid(entries):
 
 
 @pytest.fixture
-def start(redis_options, pair):
+def start(redis_options, pair, tmp_path_factory):
     """Starts servers with the options given; at the end nothing of them is left."""
     before, servers = descriptors(), []
 
-    def start(**options) -> Server:
+    def start(*, meeting_place: Path | None = None, which='1/1', **options) -> Worker:
         given = {'rendezvous_port': 0, 'drain': 0.3, 'rendezvous_wait': 0.5}
-        server = Server(local.DEFAULTS | redis_options | pair | given | options)
+        chosen = local.DEFAULTS | redis_options | pair | given | options
+        descriptor = shares.create(1)
+        alone = Shares(descriptor, 1, 1, b'seed')
+        os.close(descriptor)
+        place = meeting_place or tmp_path_factory.mktemp('workers') / 'alone'
+        entries, sock = Entries(chosen), listening.listener(chosen)
+        server = Worker(chosen, sock, tls.context(chosen), entries, alone, place, which)
         server.rendezvous.registry._since = -RECENT_SECONDS  # as if it had been up for long
         server.start()
         servers.append(server)
@@ -134,7 +142,7 @@ def start(redis_options, pair):
     yield start
     for server in servers:
         waiting = server.rendezvous.registry
-        until(lambda c=server._connections: not c, 'every handler ends with its client')
+        until(lambda c=server.connections: not c, 'every handler ends with its client')
         assert not server.rendezvous.unjoined
         left = waiting._registrations, waiting._mobile_clients, waiting._pipes
         assert not any(left)
@@ -168,10 +176,10 @@ def connect(start, pair):
     """Makes clients of a server; they are closed before the server is looked at."""
     peers = []
 
-    def connect(server: Server) -> Peer:
+    def connect(server: Worker) -> Peer:
         sock = socket.create_connection(('127.0.0.1', server.port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # sent is on loopback: is there
-        if server._options.key_file:
+        if server.options.key_file:
             context = client_context(pair['crt_file'])
             sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
         peers.append(Peer(sock))
@@ -186,7 +194,7 @@ def connect(start, pair):
 def register(connect, entries):
     """Makes registrations: hidden servers that got their 200."""
 
-    def register(server: Server, uuid: str) -> Peer:
+    def register(server: Worker, uuid: str) -> Peer:
         peer = connect(server)
         peer.send(connect_request(uuid, code(entries, uuid)))
         assert peer.receive(len(OK)) == OK

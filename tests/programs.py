@@ -85,7 +85,10 @@ class Folder:
         for file in ROOT.glob('*.py'):
             if file.name != 'local.py':
                 shutil.copy2(file, self.path)
-        shutil.copytree(ROOT / 'rendezvous', self.path / 'rendezvous')
+        for name in ('rendezvous', 'bin'):
+            shutil.copytree(ROOT / name, self.path / name)
+        shutil.copy(ROOT / 'requirements.txt', self.path)
+        (self.path / '.venv').symlink_to(ROOT / '.venv')
         self.options = {'rendezvous_port': 0, 'redis_port': free_port()}
         self.set(**options)
 
@@ -177,6 +180,10 @@ class Folder:
 
     def pids(self) -> list[int]:
         return pids_in(self.path)
+
+    def workers(self) -> list[int]:
+        """Those of them that are workers, of whatever generation."""
+        return [pid for pid in self.pids() if '--worker' in command_line(pid)]
 
     def stores(self) -> list[int]:
         """Those of them that are Valkey."""

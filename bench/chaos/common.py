@@ -47,9 +47,6 @@ class Stage(Folder):
         self.port = self.options['rendezvous_port']
         self.pair(self.host)
         self.context = ssl.create_default_context(cafile=self.path / 'registrar.crt')
-        shutil.copytree(ROOT / 'bin', self.path / 'bin')
-        shutil.copy(ROOT / 'requirements.txt', self.path)
-        (self.path / '.venv').symlink_to(ROOT / '.venv')
         shutil.copy(HERE / 'probe.py', self.path)
         with (self.path / 'rendezvous/wire/pipe.py').open('a') as file:
             file.write('\n\nimport sys, probe\n\nprobe.install(sys.modules[__name__])\n')

@@ -1,4 +1,4 @@
-"""One connection's life, top to bottom: handshake, head, who is it, wait or join, pipe, goodbye."""
+"""One connection's life, top to bottom: handshake, head, who is it, wait or join, pipe, close."""
 
 import logging
 import ssl
@@ -6,78 +6,74 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
 
 import gevent
 
-from rendezvous.server import credentials, dialogue, takeover
+from rendezvous.server import credentials, dialogue
 from rendezvous.server.admission import Admission
 from rendezvous.server.limits import ConnectionLimits, Evicted, UnknownUuids
-from rendezvous.server.registry import Moved, Registration, Registry
+from rendezvous.server.meeting import HeldElsewhere, Meeting, Visitor
+from rendezvous.server.registry import Held, Registration, Registry
+from rendezvous.server.shares import Shares
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
 from rendezvous.store.presence import Live
-from rendezvous.wire.addresses import authority
-from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.pipe import End, How, Pipe, join
-from rendezvous.wire.sockets import Ended, close_gracefully, keep_alive, receive
+from rendezvous.wire.addresses import Peer
+from rendezvous.wire.http_head import Head, Refusal
+from rendezvous.wire.pipe import End, How, Pipe
+from rendezvous.wire.sockets import Ended, Socket, close_gracefully, keep_alive, receive
 
 log = logging.getLogger('rendezvous')
 
-AWAY = 16  # registrations that are ended after a takeover and not back yet: a moment's work
-BACK_SECONDS = 1  # one that is not back by then may not come at all
-AGAIN_SECONDS = 0.005  # between two looks who is back
+# Between two registrations that end because new workers serve: all at once would keep these busy
+# for seconds, and everybody waiting. What has not come back yet can be claimed here.
+PACE_SECONDS = 0.005
 RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
 
-
-class Peer(NamedTuple):
-    """Who is at the other end of a connection."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return authority(*self)
+Close = Callable[[Socket], None]
 
 
 class Rendezvous:
-    """What the connections of a server share; `handle` is the life of one of them."""
+    """What the connections of a worker share; `handle` is the life of one of them."""
 
-    def __init__(self, options: Options, entries: Entries, context: ssl.SSLContext | None):
-        self.options, self.entries, self.context = options, entries, context
+    def __init__(
+        self,
+        options: Options,
+        entries: Entries,
+        context: ssl.SSLContext | None,
+        shares: Shares,
+        meeting_place: Path,
+        which: str,
+    ):
+        """`which`: this worker's number, a slash, and how many there are."""
+        self.options, self.entries, self.context, self.which = options, entries, context, which
         self.registry = Registry(options.max_waiting)
+        self.meeting = Meeting(meeting_place, self.registry, self.visit)
         self.live = Live(entries, self.registry)
         self.admission = Admission(options, entries, self.live)
         self.limits = ConnectionLimits(
             options.max_connections,
             options.max_connections_per_address,
             options.max_pipes_per_address,
+            shares,
         )
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
-        self.predecessor: takeover.Predecessor | None = None
-        self._away: list[
-            tuple[str, float]
-        ] = []  # UUIDs; when one of it was ended, the oldest first
+        self.hands_over = False
         self._changes = 0  # of entries that we were told of
 
-    def handle(self, sock, address, uuid: str = '', octets: bytes = b'') -> None:
-        """Serves the connection on `sock`, in a greenlet of its own; closes it in any case.
-
-        With a UUID it is one of a mobile client that our predecessor has accepted.
-        """
+    def handle(self, sock, address: tuple) -> None:
+        """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
         peer = Peer(address[0].removeprefix('::ffff:'), address[1])
         greenlet, close = gevent.getcurrent(), close_gracefully
         self.unjoined.add(greenlet)
         try:
             self.limits.admit(greenlet, peer.host)
-            if uuid:
-                close = self._mobile_client(sock, peer, uuid, octets)
-            else:
-                keep_alive(sock)
-                if self.context:
-                    sock = dialogue.shake_hands(sock, self.context)
-                close = self._serve(sock, peer)
+            keep_alive(sock)
+            if self.context:
+                sock = dialogue.shake_hands(sock, self.context)
+            close = self._serve(sock, peer)
         except Refusal as refusal:
             log.info('%s refused: %s %s', peer, refusal.status, refusal.why)
             with suppress(OSError):  # where it is gone, there is nobody to tell
@@ -96,43 +92,34 @@ class Rendezvous:
             close(sock)
             self.limits.release(greenlet)
 
+    def visit(
+        self, visitor: Visitor, peer: Peer, uuid: str, held: Held | None, octets: bytes
+    ) -> None:
+        """Serves a mobile client that another worker has accepted, with a registration of ours."""
+        how, mobile = How.ENDED, End(visitor)
+        try:
+            while held:
+                log.info('%s rendezvous with %s, from another worker', peer, uuid)
+                how, octets = self._pipe(Pipe(mobile, held, drain=0), octets)
+                held = self.registry.claim(uuid, 0, visitor) if octets else None
+        except Refusal:  # none is left that could be tried
+            visitor.retry()
+        except Ended:
+            pass
+        finally:
+            close_gracefully(visitor, how.is_whole)
+
     def stop(self) -> None:
-        """Ends every connection that is not in a pipe, each with a goodbye."""
+        """Ends every connection that is not in a pipe, each with a close that says so."""
         for greenlet in self.unjoined:
             greenlet.kill(Ended, block=False)
 
-    def move(self) -> None:
-        """Our successor serves: ends the registrations that wait, and they come back to it.
-
-        A few at a time: all at once would keep it busy for seconds, and everybody waiting.
-        """
-        for registration in self.registry.move():
-            while len(self._away) >= AWAY and time.monotonic() < self._away[0][1] + BACK_SECONDS:
-                gevent.sleep(AGAIN_SECONDS)
-            del self._away[: max(0, len(self._away) - AWAY + 1)]
-            if not registration.over:
-                registration.greenlet.kill(Ended, block=False)
-                self._away.append((registration.uuid, time.monotonic()))
-
-    def move_next(self, uuid: str) -> None:
-        """A mobile client of our successor's waits for one of these: they are ended now.
-
-        '' means all: the successor has ended, and nobody can ask for them any more.
-        """
-        if self.predecessor:
-            self.predecessor.want(uuid)  # they may be with that still
-        for each in [uuid] if uuid else self.registry.counts():
-            for registration in self.registry.all(each):
-                if not registration.pipe:
-                    registration.greenlet.kill(Ended, block=False)
-
-    def moved(self, uuid: str) -> None:
-        """One of these is registered with our successor."""
-        away = [number for number, each in enumerate(self._away) if each[0] == uuid]
-        if away:
-            del self._away[away[0]]
-        elif self.predecessor:
-            self.predecessor.has_back(uuid)
+    def hand_over(self) -> None:
+        """New workers serve: ends the registrations that wait, and they come back to those."""
+        self.hands_over = True
+        while waiting := self.registry.waiting():
+            waiting[0].greenlet.kill(Ended, block=False)
+            gevent.sleep(PACE_SECONDS)
 
     def follow(self) -> None:
         """Ends registrations and pipes whose entry is changed, for as long as Redis answers."""
@@ -154,17 +141,17 @@ class Rendezvous:
                 else:
                     registration.greenlet.kill(Ended, block=False)
 
-    def _serve(self, sock, peer: Peer) -> Callable[..., None]:
+    def _serve(self, sock: Socket, peer: Peer) -> Close:
         """Gives what closes the connection, as the next two do."""
-        octets = b''
+        octets: bytes | None = b''
         while octets is not None:
             head, octets = dialogue.read_head(sock, octets)
             if head is None:
                 break
             if head.method == 'CONNECT':
-                target, (instance, *_) = head.target, [*head.values('instance'), '']
+                target, fields = head.target, _Fields(head)
                 head = None  # it may wait for days: nothing is kept for that
-                return self._hidden_server(sock, peer, target, instance[:32], octets)
+                return self._hidden_server(sock, peer, target, fields, octets)
             try:
                 uuid, forwarded = credentials.wanted(head)
                 if uuid:
@@ -176,46 +163,50 @@ class Rendezvous:
         return close_gracefully
 
     def _hidden_server(
-        self, sock, peer: Peer, target: str, instance: str, octets: bytes
-    ) -> Callable[..., None]:
+        self, sock: Socket, peer: Peer, target: str, asked: '_Fields', octets: bytes
+    ) -> Close:
         uuid, code = credentials.registration(target)
         stamp = _stamp(self._authenticate(uuid, code, peer.host))
         if octets or dialogue.spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
-        if self.registry.moved:
-            raise Refusal(503, 'a new server has taken over: connect again', 'Retry-After: 0')
+        if self.hands_over:
+            raise Refusal(503, 'new workers serve: connect again', 'Retry-After: 0')
         self.limits.identify(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, stamp, sock)
-        registration.instance, registration.host = instance, peer.host
+        registration.instance, registration.host = asked.instance, peer.host
         other = self.registry.other(registration)  # two machines with one ID.json
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
-        dialogue.say_at_once(sock, dialogue.registered(other))
+        dialogue.say_at_once(
+            sock, dialogue.registered(other, self.which if asked.which_worker else '')
+        )
         evicted = self.registry.add(registration)
         if evicted:
             evicted.greenlet.kill(Ended, block=False)
             log.info('%s has max_waiting registrations: the oldest is ended', uuid)
         log.info('%s registered %s, %d wait', peer, uuid, self.registry.count(uuid))
         self.live.seen(uuid, peer.host)
-        if self.predecessor:
-            self.predecessor.has_back(uuid)
+        return self._wait_for_visit(registration, peer)
+
+    def _wait_for_visit(self, registration: Registration, peer: Peer) -> Close:
+        octets: bytes | None = None
         try:
-            octets = receive(sock)
+            octets = receive(registration.sock)
         except OSError:
             octets = b''  # the connection broke
         except Ended:
             if not registration.pipe:
                 raise
-            octets = None  # the mobile client was faster
+            # The mobile client was faster: there is nothing of the hidden server's to pass on.
         finally:
             self.registry.remove(registration)
-            self.live.seen(uuid, peer.host)
+            self.live.seen(registration.uuid, peer.host)
         if registration.pipe:
             if octets is not None:
                 registration.pipe.from_hidden(octets)
             registration.pipe = None  # which has us: nothing is left for the garbage collector
             return partial(close_gracefully, may_stop=True)
         why = 'it spoke out of turn' if octets else 'it hung up'
-        log.info('%s waits no more for %s: %s', peer, uuid, why)
+        log.info('%s waits no more for %s: %s', peer, registration.uuid, why)
         return close_gracefully
 
     def _authenticate(self, uuid: str, code: str, address: str) -> dict:
@@ -225,37 +216,59 @@ class Rendezvous:
         # A change that we were told of in between may have been one of this entry.
         return entry if before == self._changes else self._authenticate(uuid, code, address)
 
-    def _mobile_client(self, sock, peer: Peer, uuid: str, octets: bytes) -> Callable[..., None]:
+    def _mobile_client(self, sock: Socket, peer: Peer, uuid: str, octets: bytes) -> Close:
         self.unknown_uuids.check(peer.host)
         mobile, began = End(sock), time.monotonic()
         self.limits.begin_visit(mobile.greenlet, uuid)
+        leaving = partial(self.limits.mark_leaving, mobile.greenlet)
         while True:
+            held = self._claim(mobile, uuid, peer)
+            where = ', with another worker' if isinstance(held, HeldElsewhere) else ''
+            log.info('%s rendezvous with %s%s', peer, uuid, where)
+            self.unjoined.discard(mobile.greenlet)
+            mobile.octets = held.octets = 0
+            pipe = Pipe(mobile, held, self.options.drain, leaving)
+            left = b''
             try:
-                registration = self._take(mobile, uuid, peer.host)
-            except Moved:
-                log.info('%s is passed on to the new server', peer)
-                near = takeover.pass_on(peer, uuid)
-                how = join(mobile, near, octets, self.options.drain)
-                break
-            # No yield from here until the pipe is known to both.
-            mobile.octets = 0
-            draining = partial(self.limits.mark_leaving, mobile.greenlet)
-            pipe = registration.pipe = Pipe(mobile, registration, self.options.drain, draining)
-            self.unjoined -= {mobile.greenlet, registration.greenlet}
-            self.limits.mark_visited(registration.greenlet)
-            self.registry.pipe_began(registration)
-            log.info('%s rendezvous with %s', peer, uuid)
-            octets = self._pipe(pipe, octets, peer, began)
-            how = pipe.how
-            if not octets:
-                break
+                how, left = self._pipe(pipe, octets)
+            finally:
+                if not left:
+                    self._record(peer, uuid, pipe, began)
+            if not left:
+                return partial(close_gracefully, is_whole=how.is_whole)
             if time.monotonic() - began > RETRY_SECONDS:
                 raise Refusal(503, 'the hidden server does not answer', 'Retry-After: 5')
-        return partial(close_gracefully, is_whole=how.is_whole)
+            octets = left
 
-    def _pipe(self, pipe: Pipe, octets: bytes, peer: Peer, began: float) -> bytes:
-        """Pipes to the end; gives what is to be sent to another one, as from_mobile does."""
-        left = b''
+    def _claim(self, mobile: End, uuid: str, peer: Peer) -> Held:
+        """A registration, of this worker or of another one, for a mobile client. Raises Refusal."""
+        seconds = self.options.rendezvous_wait
+        try:
+            held = self.registry.claim(
+                uuid, seconds, mobile.sock, self.meeting.ask_for(seconds, peer)
+            )
+        except Refusal:
+            gevent.sleep(self.unknown_uuids.note(peer.host, uuid))
+            raise
+        try:
+            self.limits.identify(mobile.greenlet, 'mobile client')
+        except (Refusal, Evicted):
+            self.registry.unclaim(held)
+            raise
+        return held
+
+    def _pipe(self, pipe: Pipe, octets: bytes) -> tuple[How, bytes]:
+        """Pipes to the end: how that was, and what is to be sent to another hidden server."""
+        held, left = pipe.hidden, b''
+        # No yield from here until the pipe is known to both ends.
+        if isinstance(held, Registration):
+            held.pipe = pipe
+            self.unjoined.discard(held.greenlet)
+            self.limits.mark_visited(held.greenlet)
+            self.registry.pipe_began(held)
+        else:
+            held.greenlet = gevent.spawn(_answer_from_elsewhere, pipe)
+            gevent.sleep(0)  # it runs: one that is ended before that never closes its socket
         try:
             left = pipe.from_mobile(octets)
         except Evicted:
@@ -264,15 +277,14 @@ class Rendezvous:
         except Ended:
             pipe.cut(How.ENDED)
         finally:
-            self.registry.pipe_ended(pipe.hidden)
-            if not left:
-                self._tell(peer, pipe, began)
-        return left
+            if isinstance(held, Registration):
+                self.registry.pipe_ended(held)
+        return pipe.how or How.ENDED, left
 
-    def _tell(self, peer: Peer, pipe: Pipe, began: float) -> None:
+    def _record(self, peer: Peer, uuid: str, pipe: Pipe, began: float) -> None:
         """The log, and the page, of a rendezvous that is over."""
-        uuid, seconds = pipe.hidden.uuid, pipe.active_until - began
-        how, sent, received = pipe.how.value, pipe.mobile.octets, pipe.hidden.octets
+        seconds = pipe.active_until - began
+        how, sent, received = (pipe.how or How.ENDED).value, pipe.mobile.octets, pipe.hidden.octets
         log.info(
             f'{peer} closed after {seconds:.1f} s: {how}; '
             f'{sent} octets from the mobile client, {received} from {uuid}'
@@ -287,20 +299,21 @@ class Rendezvous:
             how=how,
         )
 
-    def _take(self, mobile: End, uuid: str, address: str) -> Registration:
-        if self.predecessor and not self.registry.count(uuid):
-            self.predecessor.want(uuid)
-        try:
-            registration = self.registry.claim(uuid, self.options.rendezvous_wait, mobile.sock)
-        except Refusal:
-            gevent.sleep(self.unknown_uuids.note(address, uuid))
-            raise
-        try:
-            self.limits.identify(mobile.greenlet, 'mobile client')
-        except (Refusal, Evicted):
-            self.registry.unclaim(registration)
-            raise
-        return registration
+
+class _Fields:
+    """What the CONNECT of a hidden server asks for beside its registration."""
+
+    def __init__(self, head: Head):
+        self.instance = (head.values('instance') or [''])[0][:32]
+        self.which_worker = bool(head.values('which-worker'))
+
+
+def _answer_from_elsewhere(pipe: Pipe) -> None:
+    """The other end of a pipe, where another worker holds the registration."""
+    try:
+        pipe.from_hidden()
+    finally:
+        pipe.hidden.sock.close()
 
 
 def _stamp(entry: dict | None) -> int:

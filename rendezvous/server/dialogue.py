@@ -20,10 +20,13 @@ DROP_BYTES = 64 * 1024  # a longer body is not read only to be thrown away
 WHO = 'the user name is the UUID of a hidden server, the password is anything'
 
 
-def registered(other: str) -> bytes:
-    """The 200 for a CONNECT; `other`: where another process waits that has the same entry."""
-    field = f'Other-Instance: {other}\r\n' if other else ''
-    return f'HTTP/1.1 200 OK\r\n{field}\r\n'.encode()
+def registered(other: str, which: str) -> bytes:
+    """The 200 for a CONNECT. `other`: where another process waits that has the same entry; `which`:
+    the worker that has the registration, for a hidden server that asked for it.
+    """
+    fields = f'Other-Instance: {other}\r\n' if other else ''
+    fields += f'Worker: {which}\r\n' if which else ''
+    return f'HTTP/1.1 200 OK\r\n{fields}\r\n'.encode()
 
 
 def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:

@@ -3,10 +3,10 @@
 import logging
 import math
 import time
-from collections import Counter
 
 from gevent import Greenlet
 
+from rendezvous.server.shares import Shares
 from rendezvous.wire.addresses import network
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.sockets import Ended
@@ -26,83 +26,81 @@ class Evicted(Ended):
 
 
 class ConnectionLimits:
-    """The places for connections, each taken by a greenlet.
+    """The places of a worker for connections, each taken by a greenlet.
 
-    A stranger is who has not said yet who it is; a leaver has had its answer: its pipe drains, or
-    it is read off before it is closed. Where all places are taken the leaver that has been one for
-    the longest is evicted, or the stranger that has been here for the longest: who takes part needs
-    a moment, who attacks stays. Hidden servers may take three quarters of the places, and pipes as
-    many: neither the registrations that wait nor the mobile clients can shut out the others.
+    A stranger is a connection that has not said yet who it is; a leaver has had its answer: its
+    pipe drains, or it is read off before it is closed. Where all places are taken the leaver that
+    has been one for the longest is evicted, or the stranger that has been here for the longest: an
+    honest client needs a moment, an attacker stays. Hidden servers may take three quarters of the
+    places, and pipes as many: neither the registrations that wait nor the mobile clients can shut
+    out the others. The limits for one address hold for all workers together.
     """
 
-    def __init__(self, places: int, per_address: int, visits_per_address: int):
+    def __init__(self, places: int, per_address: int, visits_per_address: int, shares: Shares):
         self._places, self._per_address = places, per_address
-        self._visits_per_address = visits_per_address
+        self._visits_per_address, self._shares = visits_per_address, shares
         self._most = {'hidden server': places * 3 // 4, 'mobile client': places * 3 // 8}
-        self._households: dict[Greenlet, str] = {}  # who has a place, and from where
+        self._addresses: dict[Greenlet, str] = {}  # of those that have a place: '' is not counted
         self._strangers: dict[Greenlet, None] = {}  # the oldest first
         self._leavers: dict[Greenlet, None] = {}  # the first first
         self._kinds: dict[Greenlet, str] = {}  # of the others
-        self._visits: dict[Greenlet, tuple[str, str]] = {}  # of mobile clients, and to which UUID
-        self._of_household: Counter[str] = Counter()
-        self._of_visit: Counter[tuple[str, str]] = Counter()
-        self._of_kind: Counter[str] = Counter()
+        self._visits: dict[Greenlet, str] = {}  # of mobile clients: from where, and to which UUID
+        self._of_kind = dict.fromkeys(self._most, 0)
         self._warn = ThrottledWarning()
 
     def admit(self, greenlet: Greenlet, address: str) -> None:
-        """Takes a place, until it leaves. Raises Evicted where there is none."""
-        household = network(address)
-        if self._per_address and self._of_household[household] >= self._per_address:
-            if not self._evict_leaver(self._households, household):
-                self._warn('%s has max_connections_per_address and gets no more', household)
+        """Takes a place, until it is released. Raises Evicted where there is none."""
+        address = network(address)
+        if self._per_address and self._shares.count(address) >= self._per_address:
+            if not self._evict_leaver(self._addresses, address):
+                self._warn('%s has max_connections_per_address and gets no more', address)
                 raise Evicted
-        elif len(self._households) >= self._places:
+        elif len(self._addresses) >= self._places:
             self._warn('there are max_connections: a new one takes the place of an old one')
             if not self.evict():
                 raise Evicted
-        self._households[greenlet] = household
-        self._of_household[household] += 1
+        self._addresses[greenlet] = address
+        self._shares.add(address, 1)
+        self._shares.add_connection(1)
         self._strangers[greenlet] = None
 
     def release(self, greenlet: Greenlet) -> None:
         """Gives the place back, if it has one."""
         self.mark_leaving(greenlet)
         self._leavers.pop(greenlet, None)
-        _one_less(self._of_household, self._households.pop(greenlet, None))
-        _one_less(self._of_kind, self._kinds.pop(greenlet, None))
+        if greenlet in self._addresses:
+            self._shares.add_connection(-1)
+            self._uncount(self._addresses.pop(greenlet))
+        kind = self._kinds.pop(greenlet, '')
+        if kind:
+            self._of_kind[kind] -= 1
 
     def mark_leaving(self, greenlet: Greenlet) -> None:
         """It is a leaver from now on."""
-        _one_less(self._of_visit, self._visits.pop(greenlet, None))
+        self._uncount(self._visits.pop(greenlet, ''))
         self._strangers.pop(greenlet, None)
-        if greenlet in self._households:
+        if greenlet in self._addresses:
             self._leavers[greenlet] = None
 
     def begin_visit(self, greenlet: Greenlet, uuid: str) -> None:
         """A mobile client asks for this hidden server. Raises Refusal: it has too many pipes."""
-        visit = self._households.get(greenlet, ''), uuid
-        if self._visits_per_address and self._of_visit[visit] >= self._visits_per_address:
+        visit = f'{self._addresses.get(greenlet)} {uuid}'
+        if self._visits_per_address and self._shares.count(visit) >= self._visits_per_address:
             sentence = 'this address has max_pipes_per_address to this hidden server'
             raise Refusal(429, sentence, f'Retry-After: {VISIT_SECONDS}')
         self._visits[greenlet] = visit
-        self._of_visit[visit] += 1
+        self._shares.add(visit, 1)
 
     def mark_visited(self, greenlet: Greenlet) -> None:
         """A hidden server has a visitor: its own address has this place free again."""
-        _one_less(self._of_household, self._households.get(greenlet))
-        self._households[greenlet] = ''
+        self._uncount(self._addresses.get(greenlet, ''))
+        self._addresses[greenlet] = ''
 
     def evict(self) -> bool:
         """Ends the oldest leaver or stranger; False where there is none."""
         for greenlets in (self._leavers, self._strangers):
             for greenlet in greenlets:
                 return _evict(greenlet, greenlets)
-        return False
-
-    def _evict_leaver(self, property_of: dict[Greenlet, str], wanted: str) -> bool:
-        for greenlet in self._leavers:
-            if property_of.get(greenlet) == wanted:
-                return _evict(greenlet, self._leavers)
         return False
 
     def identify(self, greenlet: Greenlet, kind: str) -> None:
@@ -118,19 +116,21 @@ class ConnectionLimits:
         self._kinds[greenlet] = kind
         self._of_kind[kind] += 1
 
+    def _evict_leaver(self, property_of: dict[Greenlet, str], wanted: str) -> bool:
+        for greenlet in self._leavers:
+            if property_of.get(greenlet) == wanted:
+                return _evict(greenlet, self._leavers)
+        return False
+
+    def _uncount(self, key: str) -> None:
+        if key:
+            self._shares.add(key, -1)
+
 
 def _evict(greenlet: Greenlet, greenlets: dict[Greenlet, None]) -> bool:
     del greenlets[greenlet]
     greenlet.kill(Evicted, block=False)
     return True
-
-
-def _one_less(counter: Counter, key) -> None:
-    """Nothing where it does not count; and what is 0 is forgotten."""
-    if key in counter:
-        counter[key] -= 1
-        if not counter[key]:
-            del counter[key]
 
 
 class UnknownUuids:

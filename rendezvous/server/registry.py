@@ -1,20 +1,22 @@
 """Who waits for whom: hidden servers' registrations, and mobile clients for the next one.
 
 For one UUID either registrations wait or mobile clients do, never both, but for registrations that
-have ended and have not noticed it yet. One that a mobile client has waited for is handed over: it
-waits no more and is in no pipe yet. No method but `take` yields, and that one only while it waits:
-between two yields nothing here is half done.
+have ended and have not noticed it yet. A registration that a mobile client has waited for is handed
+over: it waits no more and is in no pipe yet. No method but `claim` yields, and that one only while
+it waits: between two yields nothing here is half done.
 """
 
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import gevent
 from gevent.event import AsyncResult
 
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.pipe import End, Pipe
-from rendezvous.wire.sockets import Ended, hang_up_of, has_shut, has_spoken
+from rendezvous.wire.sockets import Ended, Socket, hang_up_of, has_shut, has_spoken
 
 RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to come back
 MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connections at once
@@ -22,23 +24,38 @@ MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connectio
 HAND_OVER_SECONDS = 0.05
 
 
-class Moved(Exception):
-    """Raised where nothing waits any more: a new server has taken over."""
+class Held(End):
+    """A hidden server's end that can be claimed: a registration here, or with another worker."""
+
+    uuid = ''
+    is_new = True  # of a hidden server that loses nothing that comes close behind its 200
+
+    def is_good(self) -> bool:
+        """Whether it still waits: nobody has read its end, or what it said out of turn, yet."""
+        return not has_spoken(self.sock)
 
 
-class Registration(End):
+class Registration(Held):
     """One authenticated, waiting connection of a hidden server."""
 
-    def __init__(self, uuid: str, stamp: int, sock):
+    def __init__(self, uuid: str, stamp: int, sock: Socket):
         super().__init__(sock)
         self.uuid, self.stamp = uuid, stamp  # of the entry as it was when it authenticated
         self.pipe: Pipe | None = None  # set at the rendezvous
         self.over = False
         self.instance, self.host = '', ''  # of the process that registered, where it told
 
+    @property
+    def is_new(self) -> bool:  # type: ignore[override]
+        return bool(self.instance)
+
     def is_good(self) -> bool:
-        """Whether it waits still: one whose last octets or end nobody has read yet does not."""
-        return not (self.over or has_spoken(self.sock))
+        return not self.over and super().is_good()
+
+
+# Asks others for a registration of a UUID as long as the context lasts; they put it into the
+# AsyncResult. Gives a function that tells whether one of them expects the hidden server.
+AskOthers = Callable[[str, AsyncResult], AbstractContextManager[Callable[[], bool]]]
 
 
 class Registry:
@@ -46,12 +63,11 @@ class Registry:
 
     def __init__(self, max_waiting: int):
         self._max_waiting, self._since = max_waiting, time.monotonic()
-        self.moved = False
         self._registrations: dict[str, list[Registration]] = {}  # oldest first
         self._mobile_clients: dict[str, deque[AsyncResult]] = {}  # first come first
         self._handed: dict[str, set[Registration]] = {}
         self._pipes: dict[str, set[Registration]] = {}
-        self._seen: dict[str, float] = {}  # time.monotonic() of the last sign, oldest first
+        self._last_here: dict[str, float] = {}  # time.monotonic() of the last sign, oldest first
 
     def count(self, uuid: str) -> int:
         return len(self._registrations.get(uuid, ()))
@@ -73,105 +89,113 @@ class Registry:
         kinds = self._registrations, self._handed, self._pipes
         return [each for kind in kinds for each in kind.get(uuid, ())]
 
-    def move(self) -> list[Registration]:
-        """From now on nobody waits here any more; the registrations that did."""
-        self.moved = True
-        for result in [each for queue in self._mobile_clients.values() for each in queue]:
-            result.set_exception(Moved())
-        return [each for waiting in self._registrations.values() for each in waiting]
+    def waiting(self) -> list[Registration]:
+        return [each for some in self._registrations.values() for each in some]
 
     def add(self, registration: Registration) -> Registration | None:
-        """Lets it wait, or hands it to the first who waits for it; answers with one it evicts."""
+        """Lets it wait, or hands it to the first that waits for it; answers with one it evicts."""
         self.unclaim(registration)
-        registrations = self._registrations.get(registration.uuid, ())
+        registrations = self._registrations.get(registration.uuid, [])
         return registrations.pop(0) if len(registrations) > self._max_waiting else None
 
-    def unclaim(self, registration: Registration) -> None:
-        """It was taken in vain: it waits on, or the next who waits for it has it."""
-        uuid = registration.uuid
-        self._hand_back(registration)
-        if registration.over:
+    def unclaim(self, held: Held) -> None:
+        """It was claimed in vain: it waits on, or the next that waits for it has it."""
+        if not isinstance(held, Registration):
+            held.sock.close()  # the other worker notices
             return
-        if uuid in self._mobile_clients:
-            self._handed.setdefault(uuid, set()).add(registration)
-            self._mobile_clients[uuid].popleft().set(registration)
-            self._drop_empty(uuid)
+        self._take_from_handed(held)
+        if held.over:
+            return
+        if held.uuid in self._mobile_clients:
+            self._handed.setdefault(held.uuid, set()).add(held)
+            self._mobile_clients[held.uuid].popleft().set(held)
+            self._drop_empty(held.uuid)
         else:
-            self._registrations.setdefault(uuid, []).append(registration)
+            self._registrations.setdefault(held.uuid, []).append(held)
 
     def remove(self, registration: Registration) -> None:
         """Forgets it, and only it, for good."""
         registration.over = True
-        self._hand_back(registration)
-        self._see(registration.uuid)
+        self._take_from_handed(registration)
+        self._note_here(registration.uuid)
         if registration in self._registrations.get(registration.uuid, ()):
             self._registrations[registration.uuid].remove(registration)
             self._drop_empty(registration.uuid)
 
-    def claim(self, uuid: str, seconds: float, sock) -> Registration:
+    def claim(
+        self, uuid: str, seconds: float, sock: Socket, ask_others: AskOthers | None = None
+    ) -> Held:
         """The newest registration: an old one is likelier to be a dead NAT mapping.
 
-        None waits but one did a moment ago: waits for the next one, up to `seconds`, first come
-        first served; a mobile client that hangs up, or shuts its sending side, gets none. Raises
-        Refusal where none is to be had, Moved where none will come any more.
+        None waits but one did a moment ago, here or with those that `ask_others` asks: waits for
+        the next one, up to `seconds`, first come first served; a mobile client that hangs up on
+        `sock`, or shuts its sending side, gets none. Raises Refusal where none is to be had.
         """
         deadline, first = time.monotonic() + seconds, False
         while True:
-            if self.moved:
-                raise Moved
-            registrations = self._registrations.get(uuid, ())
-            registration = next((each for each in reversed(registrations) if each.is_good()), None)
-            if registration:
-                registrations.remove(registration)
+            registrations = self._registrations.get(uuid, [])
+            newest = next((each for each in reversed(registrations) if each.is_good()), None)
+            if newest:
+                registrations.remove(newest)
                 self._drop_empty(uuid)
-                return registration
-            registration = self._wait(uuid, deadline - time.monotonic(), first, sock)
+                return newest
+            held = self._wait(uuid, deadline - time.monotonic(), first, sock, ask_others)
             if has_shut(sock):
-                self.unclaim(registration)
+                self.unclaim(held)
                 raise _absent()
-            if registration.is_good():
-                self._hand_back(registration)
-                return registration
-            self.unclaim(registration)
-            first = True  # it hung up before we woke: it is our turn still
+            if held.is_good():
+                if isinstance(held, Registration):
+                    self._take_from_handed(held)
+                return held
+            self.unclaim(held)
+            first = True  # it hung up before we woke: it is still our turn
 
     def pipe_began(self, registration: Registration) -> None:
         self._pipes.setdefault(registration.uuid, set()).add(registration)
 
     def pipe_ended(self, registration: Registration) -> None:
-        self._see(registration.uuid)
+        self._note_here(registration.uuid)
         self._pipes[registration.uuid].remove(registration)
         self._drop_empty(registration.uuid)
 
-    def _recent(self, uuid: str) -> bool:
-        """Of a server that began only now nobody knows who was here a moment ago: all may have."""
+    def expects(self, uuid: str) -> bool:
+        """Whether the hidden server was here a moment ago, or may have been: a worker that began
+        only now does not know.
+        """
         if uuid in self._pipes or uuid in self._registrations:
             return True
-        return time.monotonic() - self._seen.get(uuid, self._since) < RECENT_SECONDS
+        return time.monotonic() - self._last_here.get(uuid, self._since) < RECENT_SECONDS
 
-    def _see(self, uuid: str) -> None:
+    def _note_here(self, uuid: str) -> None:
         now = time.monotonic()
-        self._seen.pop(uuid, None)
-        self._seen[uuid] = now
-        while now - self._seen[oldest := next(iter(self._seen))] > RECENT_SECONDS:
-            del self._seen[oldest]
+        self._last_here.pop(uuid, None)
+        self._last_here[uuid] = now
+        while now - self._last_here[oldest := next(iter(self._last_here))] > RECENT_SECONDS:
+            del self._last_here[oldest]
 
-    def _wait(self, uuid: str, seconds: float, first: bool, sock) -> Registration:
-        """One that is handed over. Raises Refusal or Moved."""
+    def _wait(
+        self, uuid: str, seconds: float, first: bool, sock: Socket, ask_others: AskOthers | None
+    ) -> Held:
+        """One that is handed over. Raises Refusal."""
         waiting = len(self._mobile_clients.get(uuid, ()))
-        if not self._recent(uuid) or waiting >= MAX_MOBILE_CLIENTS:
+        if waiting >= MAX_MOBILE_CLIENTS or not (ask_others or self.expects(uuid)):
             raise _absent()
         mobile_clients, result = self._mobile_clients.setdefault(uuid, deque()), AsyncResult()
         mobile_clients.insert(0 if first else waiting, result)
         try:
             with hang_up_of(sock, lambda: result.ready() or result.set_exception(_absent())):
-                result.wait(timeout=max(0, seconds))
+                if ask_others:
+                    with ask_others(uuid, result) as they_expect_it:
+                        if self.expects(uuid) or they_expect_it():
+                            result.wait(timeout=max(0, seconds))
+                else:
+                    result.wait(timeout=max(0, seconds))
             if not result.ready():
                 raise _absent()
-            registration = result.get(block=False)  # or it raises
-            if not registration.instance:  # those that tell it are not old
+            held = result.get(block=False)  # or it raises
+            if not held.is_new:
                 gevent.sleep(HAND_OVER_SECONDS)
-            return registration
+            return held
         except Ended:  # the server stops, or the place is needed
             if result.successful():
                 self.unclaim(result.value)
@@ -181,14 +205,14 @@ class Registry:
                 mobile_clients.remove(result)
                 self._drop_empty(uuid)
 
-    def _hand_back(self, registration: Registration) -> None:
+    def _take_from_handed(self, registration: Registration) -> None:
         self._handed.get(registration.uuid, set()).discard(registration)
         self._drop_empty(registration.uuid)
 
     def _drop_empty(self, uuid: str) -> None:
-        for waiting in (self._registrations, self._mobile_clients, self._handed, self._pipes):
-            if uuid in waiting and not waiting[uuid]:
-                del waiting[uuid]
+        for kind in (self._registrations, self._mobile_clients, self._handed, self._pipes):
+            if uuid in kind and not kind[uuid]:
+                del kind[uuid]
 
 
 def _absent() -> Refusal:

@@ -51,7 +51,7 @@ class WrongPassword(StoreDown):
 class Entries:
     """The entries, by UUID in lower case; keys that are not UUIDs are nobody's and left alone."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options, starts_store: bool = True):
         self._options, self._issuer = options, options.rendezvous_host
         self._places = Semaphore(CONNECTIONS)
         self._anew_at = -math.inf

@@ -36,6 +36,7 @@ class Options:
     max_connections_per_address: int = 1000
     max_pipes_per_address: int = 100
     max_waiting: int = 32
+    workers: int | None = None
     rendezvous_wait: int | float = 10
     drain: int | float = 5
     page_host: str | None = None
@@ -57,6 +58,7 @@ _LIMITS = {  # the least and the most that it may be
     'max_connections_per_address': (0, 1_000_000),
     'max_pipes_per_address': (0, 1_000_000),
     'max_waiting': (1, 100_000),
+    'workers': (1, 64),
     'rendezvous_wait': (0, 3600),
     'drain': (0, 3600),
 }

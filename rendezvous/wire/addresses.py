@@ -1,6 +1,7 @@
 """Addresses of hosts, as texts."""
 
 import ipaddress
+from typing import NamedTuple
 
 
 def is_number(host: str) -> bool:
@@ -27,3 +28,13 @@ def network(address: str) -> str:
     """What counts as one address: for IPv6 a /64, which is what one household is given."""
     ip = ipaddress.ip_address(address.partition('%')[0])
     return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))
+
+
+class Peer(NamedTuple):
+    """The address at the other end of a connection."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return authority(*self)

@@ -56,6 +56,15 @@ class End:
         self.octets = 0  # read from it so far
         self.read_at = 0.0  # time.monotonic() of the last ones
         self.filling = False  # somebody is writing to it
+        self._acked = 0
+
+    def begin(self) -> None:
+        """Its pipe begins: what it acknowledges from now on is of this pipe."""
+        self._acked = tcp_info(self.sock).octets_acked
+
+    def got_nothing(self) -> bool:
+        """Whether it has neither sent nor acknowledged an octet in its pipe."""
+        return not self.octets and tcp_info(self.sock).octets_acked <= self._acked
 
 
 class Pipe:
@@ -74,7 +83,7 @@ class Pipe:
         self.how: How | None = None
         self.over = False
         self._closed_at = 0.0  # time.monotonic(); when the mobile client sent no more
-        self._acked = tcp_info(hidden.sock).octets_acked
+        hidden.begin()
         self._kept: bytearray | None = bytearray()  # of the mobile client's; None: too much to keep
         self._untouched = False  # the hidden server is gone, and got nothing
         self._lost = False  # the hidden server, as a write to it found
@@ -106,7 +115,7 @@ class Pipe:
             how = self._copy(octets, self.hidden, self.mobile)
             if self._lost:  # the write to it was told of the reset, so that the read was not
                 how = How.HIDDEN_RESET
-            self._untouched = not self._hidden_lived()
+            self._untouched = self.hidden.got_nothing()
             self._hidden_ended.set()
             self._end(how, self.mobile)
         except Ended:
@@ -131,13 +140,9 @@ class Pipe:
             return max(self._closed_at, self.hidden.read_at)
         return time.monotonic()
 
-    def _hidden_lived(self) -> bool:
-        """Whether it ever sent or acknowledged something."""
-        return bool(self.hidden.octets) or tcp_info(self.hidden.sock).octets_acked > self._acked
-
     def _keep(self, octets: bytes) -> None:
         if self._kept is not None:
-            if len(self._kept) + len(octets) > KEEP_BYTES or self._hidden_lived():
+            if len(self._kept) + len(octets) > KEEP_BYTES or not self.hidden.got_nothing():
                 self._kept = None
             else:
                 self._kept += octets

@@ -3,6 +3,7 @@
 Standard library only, and nothing of it that gevent patches.
 """
 
+import ctypes
 import errno
 import os
 import sys
@@ -11,6 +12,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NoReturn
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 EX_CONFIG, EX_IOERR = 78, 74  # of sysexits.h; Windows has no names for them
 HERE = Path(__file__).resolve().parents[2]  # the project's folder
 PACKAGES = 'gevent', 'pyotp'  # of hidden.py; where these are, those of the others are
@@ -52,6 +54,16 @@ def main(run: Callable[[], int | None]) -> NoReturn:
             raise
         _complain(error.strerror)
         os._exit(EX_IOERR)  # or what could not be printed would be tried once more
+
+
+def die_with(parent_pid: int, number: int) -> None:
+    """Lets the kernel send this process a signal when its parent ends, even by kill -9.
+
+    A parent that has ended already is no longer the parent: this process ends at once then.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        sys.exit(1)
 
 
 def _complain(sentence: object) -> None:

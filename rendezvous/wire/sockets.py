@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ssl import MemoryBIO, SSLContext, SSLError, SSLWantReadError
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import gevent
 from gevent.lock import Semaphore
@@ -38,6 +38,19 @@ USER_TIMEOUT_SECONDS = 60  # RFC 5482: an end that acknowledges nothing for so l
 UNSENT_BYTES = 128 * 1024  # that wait in the kernel for a slow reader, for each connection
 WATCH_SECONDS = 15
 LOOK_SECONDS = 0.1  # between two looks whether who waits is still there
+
+
+class Socket(Protocol):
+    """What a pipe needs of a socket, of one with TLS and of one to another worker."""
+
+    def recv(self, most: int, /) -> bytes: ...
+    def send(self, octets: bytes, /) -> int: ...
+    def sendall(self, octets: bytes, /) -> None: ...
+    def fileno(self) -> int: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def setsockopt(self, *option) -> None: ...
+    def getsockopt(self, *option): ...
+    def close(self) -> None: ...
 
 
 class Ended(gevent.GreenletExit):
@@ -311,12 +324,12 @@ def is_acknowledged(sock) -> bool:
 
 def has_shut(sock) -> bool:
     """Whether its peer sends no more: it has left, or has shut its sending side."""
-    return _polled(sock, select.POLLRDHUP)
+    return is_polled(sock, select.POLLRDHUP)
 
 
 def has_spoken(sock) -> bool:
     """Whether there is something to read, be it the end."""
-    return _polled(sock, select.POLLIN | select.POLLRDHUP)
+    return is_polled(sock, select.POLLIN | select.POLLRDHUP)
 
 
 @contextmanager
@@ -336,7 +349,7 @@ def hang_up_of(sock, call: Callable[[], object]) -> Iterator[None]:
         watcher.close()
 
 
-def _polled(sock, events: int) -> bool:
+def is_polled(sock, events: int) -> bool:
     """Whether one of these, an error or a hang-up is there, without a yield."""
     poll = get_original('select', 'poll')()
     poll.register(sock, events)

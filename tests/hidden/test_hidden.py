@@ -304,7 +304,7 @@ def test_request_that_comes_while_its_registration_is_being_replaced_is_answered
     server, uuid, hide, listen, connect, monkeypatch
 ):
     gets, successor_asks, store_answers = [], Event(), Event()
-    get_entry = server._entries.get
+    get_entry = server.entries.get
 
     def slow(uuid):
         gets.append(uuid)
@@ -313,7 +313,7 @@ def test_request_that_comes_while_its_registration_is_being_replaced_is_answered
             store_answers.wait()
         return get_entry(uuid)
 
-    monkeypatch.setattr(server._entries, 'get', slow)
+    monkeypatch.setattr(server.entries, 'get', slow)
     monkeypatch.setattr(hidden, 'LIFETIME_SECONDS', 0.1)
     hide(server, listen(hello), count=1)
     successor_asks.wait()

@@ -15,8 +15,9 @@ import pytest
 from conftest import OK, Peer, code, connect_request, get, until
 from programs import Folder
 
-from rendezvous.server import limits
+from rendezvous.server import limits, shares
 from rendezvous.server.limits import ConnectionLimits
+from rendezvous.server.shares import Shares
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_address_that_has_its_connections_gets_no_more_and_others_do(plain, come
     assert is_served(come(server, '127.0.0.2'))
     for peer in peers[:2]:
         peer.close()
-    until(lambda: len(server._connections) == 2, 'they have left')  # the one from elsewhere stays
+    until(lambda: len(server.connections) == 2, 'they have left')  # the one from elsewhere stays
     assert [is_served(come(server)) for _ in range(3)] == [True, True, False]
 
 
@@ -132,18 +133,22 @@ def test_hidden_server_does_not_pay_for_its_visitors(plain, come, entries, uuid)
 
 
 def test_ipv6_addresses_of_one_household_count_as_one():
-    room = ConnectionLimits(100, 2, 0)
+    places = ConnectionLimits(100, 2, 0, Shares(shares.create(1), 1, 1, b'seed'))
     first, second, third = gevent.Greenlet(), gevent.Greenlet(), gevent.Greenlet()
-    room.admit(first, '2001:db8::1')
-    room.admit(second, '2001:db8::2')
+    places.admit(first, '2001:db8::1')
+    places.admit(second, '2001:db8::2')
     with pytest.raises(limits.Evicted):
-        room.admit(third, '2001:db8::3')
-    room.admit(third, '2001:db8:0:1::3')
+        places.admit(third, '2001:db8::3')
+    places.admit(third, '2001:db8:0:1::3')
 
 
 def test_those_who_have_left_leave_nothing_behind(plain, come, entries, uuid):
     server, peers = plain(), []
-    before = repr(vars(server.rendezvous.limits))
+
+    def inside() -> str:
+        return re.sub(' object at 0x[0-9a-f]+', '', repr(vars(server.rendezvous.limits)))
+
+    before = inside()
     for number in range(1, 20):
         hidden, mobile = registered(come, server, entries, uuid), come(server, f'127.0.1.{number}')
         peers += hidden, mobile, come(server, f'127.0.2.{number}')
@@ -152,8 +157,9 @@ def test_those_who_have_left_leave_nothing_behind(plain, come, entries, uuid):
         hidden.until(b'\r\n\r\n')
     for peer in peers:
         peer.close()
-    until(lambda: not server._connections, 'they have left')
-    assert repr(vars(server.rendezvous.limits)) == before
+    until(lambda: not server.connections, 'they have left')
+    assert inside() == before
+    assert not any(any(row) for row in server.shares.rows)
 
 
 def test_the_oldest_stranger_makes_room_for_a_new_one(plain, come):
@@ -221,7 +227,7 @@ def test_mobile_client_that_is_evicted_takes_no_registration_along(plain, come, 
         server.rendezvous.limits.evict(),
     )
     hidden = come(server)
-    until(lambda: len(server._connections) == 2, 'it is accepted')
+    until(lambda: len(server.connections) == 2, 'it is accepted')
     waiting._mobile_clients[uuid].rotate()
     hidden.send(connect_request(uuid, code(entries, uuid)))
     assert hidden.receive(len(OK)) == OK
@@ -337,10 +343,11 @@ def folder(tmp_path):
 
 def test_descriptors_used_up_are_said_once_a_second_and_it_serves_on(folder):
     folder.pair()
-    folder.set(key_file=None)
+    folder.set(key_file=None, workers=1)
     program, port = folder.serve()
-    limit = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (40, limit[1]))
+    (worker,) = folder.workers()
+    limit = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (40, limit[1]))
     with ExitStack() as clients:
 
         def come() -> Peer:
@@ -361,7 +368,7 @@ def test_descriptors_used_up_are_said_once_a_second_and_it_serves_on(folder):
 
 
 def test_fewer_descriptors_than_connections_are_said_at_start(folder):
-    folder.set(key_file=None)
+    folder.set(key_file=None, workers=1)
     limit = 'import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); '
     folder.start('-c', limit + f'os.execv({sys.executable!r}, [{sys.executable!r}, "server.py"])')
     until(lambda: 'listening' in folder.log(), 'it serves')

@@ -14,8 +14,6 @@ from conftest import OK, Peer, code, connect_request, get, until
 
 from rendezvous.server import dialogue
 from rendezvous.server.registry import Registration, Registry
-from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.sockets import Ended
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi'
 REQUEST = b'GET / HTTP/1.1\r\nHost: x\r\n\r\n'  # what arrives of get(uuid)
@@ -323,18 +321,6 @@ def test_mobile_client_that_left_while_it_waited_is_not_served(start, register, 
         until(lambda c=count: len(waiting._mobile_clients.get(uuid, ())) > c, 'it waits')
     getattr(gone, how)()
     assert register(server, uuid).until(b'\r\n\r\n').startswith(b'POST /other ')
-
-
-def test_who_ends_in_the_moment_of_a_takeover_ends(uuid):
-    waiting = Registry(32)
-    sock, other = socket.socketpair()
-    with sock, other:
-        greenlet = gevent.spawn(waiting.claim, uuid, 5, sock)
-        gevent.sleep(0)
-        greenlet.kill(Ended, block=False)
-        waiting.move()  # no yield since then
-        with pytest.raises(Refusal, match='stopping'):
-            greenlet.get()
 
 
 def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(

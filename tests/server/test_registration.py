@@ -257,14 +257,14 @@ def test_octets_behind_the_connect_get_409(server, connect, entries, uuid):
 
 def test_octets_while_redis_is_asked_get_409(server, connect, entries, uuid, monkeypatch):
     asked, answered = gevent.event.Event(), gevent.event.Event()
-    get_entry = server._entries.get
+    get_entry = server.entries.get
 
     def slow(uuid):
         asked.set()
         answered.wait()
         return get_entry(uuid)
 
-    monkeypatch.setattr(server._entries, 'get', slow)
+    monkeypatch.setattr(server.entries, 'get', slow)
     peer = connect(server)
     peer.send(connect_request(uuid, code(entries, uuid)))
     asked.wait()
@@ -347,7 +347,7 @@ def test_hidden_server_that_hangs_up_before_the_200_is_no_registration(
     peer = connect(server)
     peer.send(connect_request(uuid, code(entries, uuid)))
     peer.reset()
-    until(lambda: not server._connections, 'its handler ends')
+    until(lambda: not server.connections, 'its handler ends')
     assert server.rendezvous.registry.count(uuid) == 0
 
 

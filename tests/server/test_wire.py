@@ -137,7 +137,7 @@ def test_stranger_on_the_tls_port_is_one_line_in_the_log(server, octets, caplog,
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(1000):
             pass
-    until(lambda: not server._connections, 'its handler ends')
+    until(lambda: not server.connections, 'its handler ends')
     assert len(caplog.messages) == 1
     assert 'Traceback' not in caplog.text + capfd.readouterr().err
 
@@ -146,7 +146,7 @@ def test_port_scan_is_one_line_in_the_log(server, caplog, capfd):
     caplog.set_level('INFO')
     Peer(socket.create_connection(('127.0.0.1', server.port))).reset()
     until(lambda: caplog.messages, 'it is logged')
-    until(lambda: not server._connections, 'its handler ends')
+    until(lambda: not server.connections, 'its handler ends')
     assert len(caplog.messages) == 1
     assert 'Traceback' not in caplog.text + capfd.readouterr().err
 
@@ -155,7 +155,7 @@ def test_silent_clients_stop_nobody_and_are_closed(server, connect, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(dialogue, 'HANDSHAKE_SECONDS', 0.5)
         silent = [socket.create_connection(('127.0.0.1', server.port)) for _ in range(50)]
-        until(lambda: len(server._connections) == 50, 'they are waited for')
+        until(lambda: len(server.connections) == 50, 'they are waited for')
     mobile = connect(server)
     mobile.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
     assert mobile.answer().status == 401

@@ -30,7 +30,7 @@ def guess(start, pair):
 
     def guess(server, uuid: str, tried: str, address: str = '127.0.0.1'):
         sock = socket.create_connection(('127.0.0.1', server.port), source_address=(address, 0))
-        if server._options.key_file:
+        if server.options.key_file:
             sock = context.wrap_socket(sock, server_hostname='127.0.0.1')
         peer = Peer(sock)
         peer.send(connect_request(uuid, tried))
@@ -174,7 +174,7 @@ def test_hundred_wrong_codes_of_an_address_and_then_429_without_redis(
     statuses = [guess(server, str(uuids.uuid4()), '0' * 8).status for _ in range(60)]
     statuses += [guess(server, str(uuids.uuid4()), '0' * 40).status for _ in range(42)]
     assert statuses == [401] * 100 + [429] * 2
-    monkeypatch.setattr(server._entries, '_ask', None)
+    monkeypatch.setattr(server.entries, '_ask', None)
     for tried in ('0' * 8, '0' * 40):
         refused = guess(server, str(uuids.uuid4()), tried)
         assert refused.status == 429
@@ -194,9 +194,9 @@ def test_right_codes_are_none_of_the_hundred(server, guess, entries, uuid):
 
 def test_flood_of_an_address_asks_redis_a_hundred_times(server, guess, entries, uuid, monkeypatch):
     """All at the same moment; the address of another has its turn beside it."""
-    asked, get = Counter(), server._entries.get
+    asked, get = Counter(), server.entries.get
     monkeypatch.setattr(
-        server._entries, 'get', lambda each: asked.update([each == uuid]) or get(each)
+        server.entries, 'get', lambda each: asked.update([each == uuid]) or get(each)
     )
     flood = [gevent.spawn(guess, server, str(uuids.uuid4()), '0' * 8) for _ in range(300)]
     assert guess(server, uuid, code(entries, uuid), '127.0.0.2').status == 200
@@ -210,7 +210,7 @@ def test_flooded_uuid_costs_redis_no_more(server, guess, entries, uuid, monkeypa
     """Refused by ration 2, its tries still are some of the hundred."""
     statuses = [guess(server, uuid, wrong(entries, uuid)).status for _ in range(100)]
     assert statuses == [401] * 10 + [429] * 90
-    monkeypatch.setattr(server._entries, '_ask', None)
+    monkeypatch.setattr(server.entries, '_ask', None)
     assert guess(server, uuid, wrong(entries, uuid)).status == 429
 
 
@@ -574,7 +574,7 @@ def test_store_that_is_down_is_logged_once_and_once_that_it_is_back(
     for _ in range(2):
         caplog.clear()
         with monkeypatch.context() as patched:
-            patched.setattr(server._entries, 'get', down)
+            patched.setattr(server.entries, 'get', down)
             statuses = [guess(server, uuid, code(entries, uuid)).status for _ in range(5)]
         assert statuses == [503] * 5
         assert [each.levelname for each in caplog.records].count('ERROR') == 1

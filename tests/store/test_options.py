@@ -17,7 +17,7 @@ from gevent.pool import Pool
 from programs import Folder, Ran, free_port, listens
 
 from rendezvous.admin import certificate as make_cert
-from rendezvous.server.worker import listener
+from rendezvous.server.listening import listener
 from rendezvous.store import options as local
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import addresses

@@ -87,7 +87,7 @@ def test_refusal_to_a_client_that_has_reset_is_one_line(start, connect, caplog, 
     peer.send(b'no request\r\n\r\n')
     peer.reset()  # no yield since then: the server reads what was sent, and can answer no more
     until(lambda: caplog.messages, 'it is logged')
-    until(lambda: not server._connections, 'its handler ends')
+    until(lambda: not server.connections, 'its handler ends')
     assert [re.sub(r'^\S+ ', '', each)[:12] for each in caplog.messages] == ['refused: 400']
     assert 'Traceback' not in caplog.text + capfd.readouterr().err
 

@@ -431,7 +431,7 @@ def test_mobile_clients_that_give_up_a_download_are_no_failures(
             hidden.rest()
         sending.kill()
         hidden.close()
-    until(lambda: not server._connections, 'every handler ends')
+    until(lambda: not server.connections, 'every handler ends')
     assert 'Traceback' not in caplog.text
 
 
@@ -550,7 +550,7 @@ def test_who_is_read_off_is_let_go_where_it_falls_silent(server, connect, monkey
     peer.send(b'CONNECT x:443 HTTP/1.1\r\n\r\n')
     assert peer.answer().status == 403
     assert peer.rest() == b''
-    until(lambda: not server._connections, 'its handler ends')
+    until(lambda: not server.connections, 'its handler ends')
 
 
 def test_visits_leave_nothing_for_the_garbage_collector(server, register, connect, uuid):
@@ -575,12 +575,12 @@ def test_visits_leave_nothing_for_the_garbage_collector(server, register, connec
             first.close()
             assert second.rest() == b''
             second.close()
-            until(lambda: not server._connections, 'its handlers end')
+            until(lambda: not server.connections, 'its handlers end')
         waiter = connect(server)
         waiter.send(get(uuid))
         assert waiter.answer().status == 503
         waiter.close()
-        until(lambda: not server._connections, 'its handler ends')
+        until(lambda: not server.connections, 'its handler ends')
         assert count() == before
     finally:
         gc.enable()

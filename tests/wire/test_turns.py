@@ -56,7 +56,7 @@ def test_no_stream_keeps_the_hub(server, pair, entries, uuid, stream):
     blasting = subprocess.Popen([sys.executable, str(BLAST), *arguments])
     with Turns() as turns:
         until(lambda: blasting.poll() is not None, 'it has sent all', 60)
-        until(lambda: not server._connections, 'it is served', 60)
+        until(lambda: not server.connections, 'it is served', 60)
     print('LONGEST', stream, turns.longest, turns.count)
     assert blasting.returncode == 0
     assert turns.count > 10

@@ -1,0 +1,76 @@
+"""The listening socket, and how many connections there may be."""
+
+import logging
+import math
+import os
+import resource
+import socket
+
+from rendezvous.store.options import Options
+from rendezvous.wire.addresses import is_loopback
+from rendezvous.wire.programs import Mistake
+
+log = logging.getLogger('listening')
+
+BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bound is 4096
+DESCRIPTORS = 64  # of a worker, for what is no connection: the log, Redis, files
+# Descriptors for each connection, where all pipes are with registrations of other workers (three
+# eighths of the connections are mobile clients at the most, three quarters hidden servers).
+CROSSING = 1 + 3 / 8 + 3 / 4
+FEWEST = 8  # connections of a worker: with less it serves nobody
+
+
+def address(options: Options) -> tuple[str, int]:
+    """Where to listen."""
+    host = options.listen_host
+    if host is None:
+        host = options.rendezvous_host if is_loopback(options.rendezvous_host) else '::'
+    if host == '::' and not socket.has_dualstack_ipv6():
+        host = '0.0.0.0'  # this machine has no IPv6
+    return host, options.rendezvous_port
+
+
+def listener(options: Options, before: socket.socket | None = None) -> socket.socket:
+    """The listening socket: that of before, where it is at the same place. Raises Mistake."""
+    host, port = address(options)
+    try:
+        family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if before and before.getsockname()[0] == where[0] and port in (before.getsockname()[1], 0):
+            return before
+        return socket.create_server(
+            where[:2], family=family, backlog=BACKLOG, dualstack_ipv6=host == '::'
+        )
+    except OSError as error:
+        why = os.strerror(error.errno or 0) if (error.errno or 0) > 0 else error.strerror
+        raise Mistake(
+            f'cannot listen on {host}, port {port}: {why}; '
+            'set rendezvous_port or listen_host in local.py, or end what listens there'
+        ) from None
+
+
+def workers(options: Options) -> int:
+    """How many workers there are: the option, or the cores that this process may use, at most 4."""
+    return options.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+MOST_WORKERS = 4  # where the option does not say it
+
+
+def connections(options: Options) -> int:
+    """How many connections each worker may have; raises our limit of descriptors for them.
+
+    Raises Mistake where descriptors are too few to serve anybody.
+    """
+    count = workers(options)
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    wanted = math.ceil(options.max_connections / count)
+    there = int((most - DESCRIPTORS) / (CROSSING if count > 1 else 1))
+    how = 'ulimit -n, or LimitNOFILE= in the unit, is how many descriptors there may be'
+    if there < FEWEST:
+        raise Mistake(f'{most} descriptors are too few to serve anybody: {how}')
+    if there < wanted:
+        log.warning('max_connections is %d, for %d descriptors', there * count, most)
+        log.warning(how)
+    return min(wanted, there)

@@ -1,0 +1,315 @@
+"""Workers meet: a mobile client gets a hidden server that waits with another worker.
+
+Each worker listens on a Unix socket in `workers/`, a folder that only its own user can enter. A
+worker that has no registration of a UUID asks all others: a line of JSON with the UUID, the seconds
+that the mobile client waits, and its address. The answers are one octet each:
+
+    Y   a registration is reserved; this connection is that visit's from now on
+    E   none waits, but the hidden server is expected: Y or N follows
+    N   there is none; the connection is kept for the next question
+
+The worker that holds a registration decides, between two yields: so none is given twice, nothing
+is stale, and Redis is not needed. To hang up gives a reservation back, and ends a question.
+
+Behind a Y come the octets of the mobile client. Before the first octets of the answer comes an A;
+an R instead says that the hidden server was gone before it got anything, so that another one may
+be tried. An answer that is whole ends by a shutdown, and its sender waits until the other side has
+closed; where it is cut off, be it by a kill -9, both sides are closed at once (POLLHUP).
+"""
+
+import json
+import logging
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import gevent
+from gevent.event import AsyncResult, Event
+from gevent.pool import Pool
+from gevent.server import StreamServer
+
+from rendezvous.server.registry import AskOthers, Held, Registry
+from rendezvous.wire.addresses import Peer
+from rendezvous.wire.http_head import Refusal
+from rendezvous.wire.sockets import Ended, is_polled, receive
+
+log = logging.getLogger('meeting')
+
+FOLDER = Path('workers')  # in the working directory: a path from the root may be too long
+YES, EXPECTED, NO = b'Y', b'E', b'N'
+ANSWER, RETRY = b'A', b'R'
+ANSWER_SECONDS = 0.3  # a worker that has not answered by then hangs, and expects nobody
+AGAIN_SECONDS = 1  # between two rounds of questions, while a mobile client waits
+RESERVED_SECONDS = 5  # until the first octets of a visit come: they are there already
+LINE_BYTES = 1000
+KEPT = 8  # idle connections to each other worker
+
+
+class OtherWorker:
+    """The visitor's end of a visit that another worker serves: a socket, as the pipe knows them."""
+
+    def __init__(self, sock: socket.socket):
+        self.raw = sock
+        self._began, self.has_ended, self.got_nothing = False, False, False
+
+    def recv(self, most: int) -> bytes:
+        """As a socket's. Raises ConnectionError where the answer is cut off."""
+        octets = self.raw.recv(most)
+        if octets and not self._began:
+            self._began = True
+            self.got_nothing = octets[:1] == RETRY
+            octets = octets[1:] or (b'' if self.got_nothing else self.raw.recv(most))
+        if not octets:
+            self.has_ended = True
+            if not self.got_nothing and is_polled(self.raw, select.POLLHUP):
+                raise ConnectionResetError('cut off')
+        return octets
+
+    def send(self, octets: bytes) -> int:
+        return self.raw.send(octets)
+
+    def sendall(self, octets: bytes) -> None:
+        self.raw.sendall(octets)
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.raw.settimeout(seconds)
+
+    def setsockopt(self, *option) -> None:
+        self.raw.setsockopt(*option)
+
+    def getsockopt(self, *option):
+        return self.raw.getsockopt(*option)
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+class HeldElsewhere(Held):
+    """A registration that another worker has reserved for a mobile client of ours."""
+
+    def __init__(self, uuid: str, sock: socket.socket):
+        self.link = OtherWorker(sock)
+        super().__init__(self.link)
+        self.uuid = uuid
+
+    def got_nothing(self) -> bool:
+        return self.link.got_nothing if self.link.has_ended else not self.octets
+
+
+class Visitor:
+    """The holder's end of such a visit: says that an answer begins, or that there is none."""
+
+    def __init__(self, sock: socket.socket):
+        self.raw = sock
+        self._began = False
+
+    def recv(self, most: int) -> bytes:
+        return self.raw.recv(most)
+
+    def send(self, octets: bytes) -> int:
+        if self._began:
+            return self.raw.send(octets)
+        self._began = True
+        self.raw.sendall(ANSWER + octets)
+        return len(octets)
+
+    sendall = send
+
+    def retry(self) -> None:
+        """The hidden server is gone and got nothing. Raises OSError."""
+        self.raw.sendall(RETRY)
+
+    fileno = OtherWorker.fileno
+    settimeout = OtherWorker.settimeout
+    setsockopt = OtherWorker.setsockopt
+    getsockopt = OtherWorker.getsockopt
+    close = OtherWorker.close
+
+
+# Serves the visit of a mobile client on such an end, whose first octets are given.
+Visit = Callable[[Visitor, Peer, str, Held, bytes], None]
+
+
+class Meeting:
+    """This worker's place in `workers/`: it asks the others and answers them."""
+
+    def __init__(self, path: Path, registry: Registry, visit: Visit):
+        """`path`: of this worker's socket; those of the others are beside it."""
+        self._path, self._registry, self._visit = path, registry, visit
+        self._connections = Pool(None)
+        self._kept: dict[Path, list[socket.socket]] = {}
+        self._server: StreamServer | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Raises OSError."""
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        self._path.unlink(missing_ok=True)  # of a process that was killed and had this number
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(self._path))
+        sock.listen(1024)
+        self._server = StreamServer(sock, self._answer, spawn=self._connections)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self._server:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+        self._connections.kill(Ended)
+        for socks in self._kept.values():
+            for sock in socks:
+                sock.close()
+
+    def ask_for(self, seconds: float, peer: Peer) -> AskOthers:
+        """What asks all others on behalf of a mobile client that waits for so long."""
+        return partial(self._asking, seconds, peer)
+
+    @contextmanager
+    def _asking(
+        self, seconds: float, peer: Peer, uuid: str, result: AsyncResult
+    ) -> Iterator[Callable[[], bool]]:
+        question = _Question(self, json.dumps([uuid, seconds, *peer]).encode() + b'\n', result)
+        asking = gevent.spawn(question.ask_again_and_again, uuid)
+        try:
+            yield question.is_expected
+        finally:
+            asking.kill(block=False)
+            question.end()
+
+    def others(self) -> list[Path]:
+        with suppress(FileNotFoundError):  # where it does not meet anybody
+            return [path for path in self._path.parent.iterdir() if path != self._path]
+        return []
+
+    def connect(self, path: Path) -> socket.socket:
+        """A connection to another worker. Raises OSError."""
+        kept = self._kept.setdefault(path, [])
+        while kept:
+            sock = kept.pop()
+            if not is_polled(sock, select.POLLIN | select.POLLHUP):
+                return sock
+            sock.close()
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(str(path))
+        except OSError as error:
+            sock.close()
+            if isinstance(error, ConnectionRefusedError):  # it was killed
+                path.unlink(missing_ok=True)
+                self._kept.pop(path, None)
+            raise
+        return sock
+
+    def keep(self, path: Path, sock: socket.socket) -> None:
+        kept = self._kept.setdefault(path, [])
+        if len(kept) < KEPT:
+            kept.append(sock)
+        else:
+            sock.close()
+
+    def _answer(self, sock: socket.socket, _) -> None:
+        """Answers one question after the other, until one becomes a visit."""
+        try:
+            while not self._stopping and (line := _line(sock)):
+                uuid, seconds, host, port = json.loads(line)
+                if not self._registry.count(uuid) and self._registry.expects(uuid):
+                    sock.sendall(EXPECTED)
+                try:
+                    held = self._registry.claim(uuid, seconds, sock)
+                except Refusal:
+                    sock.sendall(NO)
+                    continue
+                octets = self._first_octets(sock, held)
+                if octets:
+                    self._visit(Visitor(sock), Peer(host, port), uuid, held, octets)
+                return
+        except (OSError, ValueError, TypeError, Ended) as error:
+            log.debug('a question ended: %s', error)
+        finally:
+            sock.close()
+
+    def _first_octets(self, sock: socket.socket, held: Held) -> bytes:
+        """What the mobile client says; b'' where it has left: the registration waits on."""
+        octets = b''
+        try:
+            sock.sendall(YES)
+            with gevent.Timeout(RESERVED_SECONDS, False):
+                octets = receive(sock)
+        finally:
+            if not octets:
+                self._registry.unclaim(held)
+        return octets
+
+
+class _Question:
+    """One mobile client's question to all other workers, for as long as it waits."""
+
+    def __init__(self, meeting: Meeting, line: bytes, result: AsyncResult):
+        self._meeting, self._line, self._result = meeting, line, result
+        self._asked: dict[Path, gevent.Greenlet] = {}  # those that have not said yes or no
+        self._silent: set[Path] = set()  # those that have not said anything
+        self._expected, self._known = False, Event()
+
+    def ask_again_and_again(self, uuid: str) -> None:
+        while True:
+            new = [path for path in self._meeting.others() if path not in self._asked]
+            self._silent.update(new)
+            for path in new:
+                self._asked[path] = gevent.spawn(self._ask, path, uuid)
+            if not self._silent:
+                self._known.set()
+            gevent.sleep(AGAIN_SECONDS)
+
+    def is_expected(self) -> bool:
+        """Whether another worker has the hidden server or expects it; waits for what they say."""
+        self._known.wait(ANSWER_SECONDS)
+        return self._expected
+
+    def end(self) -> None:
+        gevent.killall(list(self._asked.values()), block=False)
+
+    def _ask(self, path: Path, uuid: str) -> None:
+        sock, answer = None, b''
+        try:
+            sock = self._meeting.connect(path)
+            sock.sendall(self._line)
+            answer = sock.recv(1)
+            self._heard(path, answer)
+            if answer == EXPECTED:
+                answer = sock.recv(1)
+            if answer == YES and not self._result.ready():
+                self._result.set(HeldElsewhere(uuid, sock))
+                sock = None  # it is the visit's
+        except OSError as error:
+            log.debug('%s: %s', path, error)
+        finally:
+            del self._asked[path]
+            self._heard(path, answer)
+            if sock and answer == NO:
+                self._meeting.keep(path, sock)
+            elif sock:
+                sock.close()
+
+    def _heard(self, path: Path, answer: bytes) -> None:
+        self._expected |= answer in (YES, EXPECTED)
+        self._silent.discard(path)
+        if self._expected or not self._silent:
+            self._known.set()
+
+
+def _line(sock: socket.socket) -> bytes:
+    """The next line; b'' where the other side has ended."""
+    octets = b''
+    while not octets.endswith(b'\n') and len(octets) < LINE_BYTES:
+        more = sock.recv(LINE_BYTES)
+        if not more:
+            return b''
+        octets += more
+    return octets

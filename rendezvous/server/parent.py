@@ -1,0 +1,345 @@
+"""The parent: makes the listening socket, starts the store and the workers, and again what dies.
+
+It has no gevent and no threads, and serves nobody. All its signals are blocked, and it waits for
+one at a time: from an administrator, of a child that has ended, from a worker that serves now.
+
+For a new version it tries that in a child first and then becomes it (exec): process, listening
+socket and children stay. The new version starts workers of its own. When all of these serve, it has
+the old ones hand over; where one of them ends before that, the old ones go on.
+"""
+
+import argparse
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+
+from rendezvous.server import listening, shares, starting, tls
+from rendezvous.server.pid_file import PidFile, has_terminal
+from rendezvous.server.starting import LOG, ORDERS, READY
+from rendezvous.store import embedded
+from rendezvous.store.options import Options
+from rendezvous.wire import logs
+from rendezvous.wire.programs import EX_CONFIG, HERE, Mistake
+
+log = logging.getLogger('parent')
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD, READY}
+STATE = 'RENDEZVOUS_STATE'  # from the version before, in the environment
+START_SECONDS = 60  # for new workers, on a machine that is busy
+STOP_SECONDS = 45  # for workers: longer than they give their pipes
+LIVED_SECONDS = 60  # a child that lived so long is started again at once
+LONGEST_PAUSE_SECONDS = 60
+ROTATE_SECONDS = 60  # between two looks at the size of the log
+STORE = 0  # in the place of a worker's number
+
+
+@dataclass
+class Generation:
+    """The workers of one version, with its options."""
+
+    number: int
+    options: Options  # max_connections is that of each worker
+    listener: socket.socket
+    shares: int = field(init=False)  # a descriptor
+
+    def __post_init__(self) -> None:
+        self.count = listening.workers(self.options)
+        self.shares, self.seed = shares.create(self.count), secrets.token_hex(16)
+
+
+@dataclass
+class Child:
+    """A process: a worker, or with the number 0 the store."""
+
+    number: int
+    generation: int
+    began: float  # time.monotonic()
+    serves: bool = False
+
+    def __str__(self) -> str:
+        return f'worker {self.number}' if self.number else 'the embedded store'
+
+
+class Parent:
+    """The processes that it has, and those that it is to start."""
+
+    def __init__(self, file: PidFile, state: dict):
+        """`state`: what the version before has left, {} at the first start."""
+        self._file = file
+        self._now: Generation | None = None  # whose workers are started again when they die
+        self._before: Generation | None = None  # whose workers go on until those of now serve
+        if state:
+            listener = socket.socket(fileno=state['listener'])
+            self._now = Generation(state['number'], Options(**state['options']), listener)
+        children = state.get('children', {}).items()
+        self._children = {int(pid): Child(**child) for pid, child in children}
+        self._due: dict[int, float] = {}  # by number, time.monotonic(): what is to be started
+        self._pauses: dict[int, float] = {}
+        self._start_by = self._stop_by = 0.0  # time.monotonic(), while it starts a generation, ends
+        self._trial = self._trial_output = 0  # the process that tries a new version
+        self._again = False  # another version came meanwhile
+        self._reloaded_at, self._rotate_at = 0.0, time.monotonic()
+        self._status, self._terminal = 0, has_terminal()
+
+    def begin(self, options: Options) -> None:
+        """Starts a generation of workers, and the store where it is ours. Raises Mistake."""
+        before = self._now
+        options |= {'max_connections': listening.connections(options)}
+        listener = listening.listener(options, before and before.listener)
+        self._now, self._before = (
+            Generation(before.number + 1 if before else 1, options, listener),
+            before,
+        )
+        self._due = dict.fromkeys(range(1, self._now.count + 1), 0.0)
+        self._start_by = time.monotonic() + START_SECONDS
+        if options.redis_host is None and not self._numbered(STORE):
+            self._due[STORE] = 0.0
+
+    def run(self) -> int:
+        """Until all has ended: the exit status."""
+        while self._children or self._due:
+            self._start_what_is_due()
+            info = signal.sigtimedwait(SIGNALS, self._seconds_to_wait())
+            self._reap()
+            if info:
+                self._heed(info.si_signo, info.si_pid)
+            self._look_at_the_clock()
+        return self._status
+
+    # Children
+
+    def _numbered(self, number: int) -> list[int]:
+        return [pid for pid, child in self._children.items() if child.number == number]
+
+    def _workers(self, *generations: Generation | None) -> list[int]:
+        """The processes of the workers of these generations; without any, of all."""
+        numbers = [each.number for each in generations if each]
+        return [
+            pid
+            for pid, child in self._children.items()
+            if child.number != STORE and (child.generation in numbers or not generations)
+        ]
+
+    def _start_what_is_due(self) -> None:
+        for number, due in list(self._due.items()):
+            if due <= time.monotonic() and self._now:
+                del self._due[number]
+                pid = self._spawn_worker(self._now, number) if number else embedded.spawn()
+                self._children[pid] = Child(number, self._now.number, time.monotonic())
+
+    def _spawn_worker(self, now: Generation, number: int) -> int:
+        descriptors = now.listener.fileno(), now.shares
+        orders = os.getpid(), number, now.count, *descriptors, now.seed, asdict(now.options)
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, 'server.py', '--worker', str(number)],
+            os.environ | {ORDERS: json.dumps(orders)},
+            file_actions=[(os.POSIX_SPAWN_DUP2, each, each) for each in descriptors],
+            setsid=True,  # a Ctrl-C is for the parent
+            setsigmask=[],
+            setsigdef=SIGNALS - {READY},
+        )
+
+    def _kill(self, pids: list[int], number: int) -> None:
+        for pid in pids:
+            os.kill(pid, number)  # nobody has waited for it yet: the number is still its own
+
+    def _reap(self) -> None:
+        while self._children or self._trial:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            if pid == self._trial:
+                self._judge(code)
+            elif child := self._children.pop(pid, None):
+                self._lost(child, code)
+
+    def _lost(self, child: Child, code: int) -> None:
+        """A child has ended: it is started again where it is needed, and the log says why."""
+        if self._stop_by:
+            if not self._workers():
+                self._kill(self._numbered(STORE), signal.SIGTERM)
+            return
+        now, how = self._now, f'was ended by signal {-code}' if code < 0 else f'ended with {code}'
+        if not now or (child.number and child.generation != now.number):
+            return  # it has handed over
+        if child.number and self._start_by and self._before:
+            return self.give_up(f'worker {child.number} {how}')
+        if child.number and self._start_by and code == EX_CONFIG:
+            self._status = code
+            return self._stop()
+        lived = time.monotonic() - child.began > LIVED_SECONDS
+        pause = 0.0 if lived else self._pauses.get(child.number, 0.0)
+        self._pauses[child.number] = min(2 * pause + 1, LONGEST_PAUSE_SECONDS)
+        self._due[child.number] = time.monotonic() + pause
+        log.error('%s %s; it is started again in %.0f s', child, how, pause)
+
+    # Signals
+
+    def _heed(self, number: int, sender: int) -> None:
+        if number == READY and sender in self._children:
+            self._is_ready(sender, self._children[sender])
+        elif number == signal.SIGINT and self._stop_by:
+            self._stop_by = time.monotonic()  # Ctrl-C again: somebody does not want to wait
+        elif number in (signal.SIGTERM, signal.SIGINT):
+            self._stop()
+        elif number == signal.SIGHUP:
+            self._hang_up()
+        elif number == signal.SIGUSR2:
+            self._try_new_version()
+
+    def _is_ready(self, pid: int, child: Child) -> None:
+        child.serves, now = True, self._now
+        if child.began < self._reloaded_at:  # it may have read the files that were there before
+            os.kill(pid, signal.SIGHUP)
+        workers = self._workers(now)
+        all_there = now and self._start_by and len(workers) == now.count
+        if now and all_there and all(self._children[each].serves for each in workers):
+            self._all_serve(now)
+
+    def _all_serve(self, now: Generation) -> None:
+        """Those of the generation before have done their work."""
+        if self._before and self._before.listener is not now.listener:
+            self._before.listener.close()
+        self._kill(self._workers(self._before) if self._before else [], signal.SIGUSR2)
+        self._start_by, self._before = 0.0, None
+        if now.options.redis_host is not None:
+            self._kill(self._numbered(STORE), signal.SIGTERM)
+        port = now.listener.getsockname()[1]
+        log.info('listening on port %d of %s', port, now.options.rendezvous_host)
+        self._file.write('good')
+
+    def _stop(self) -> None:
+        if not self._stop_by:
+            log.info('stopping: pipes may take 30 seconds to finish')
+            self._due.clear()
+            self._stop_by = time.monotonic() + STOP_SECONDS
+            self._kill(self._workers() or self._numbered(STORE), signal.SIGTERM)
+
+    def _hang_up(self) -> None:
+        """SIGHUP is for key and certificate, unless it says that the terminal is closed."""
+        if self._terminal and not has_terminal():
+            self._terminal = False
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it goes on
+                self._stop()
+        elif self._now:
+            try:
+                tls.context(self._now.options)
+            except Mistake as mistake:
+                log.error('the old key and certificate stay: %s', mistake)
+            else:
+                self._reloaded_at = time.monotonic()
+                serving = [pid for pid in self._workers() if self._children[pid].serves]
+                self._kill(serving, signal.SIGHUP)
+
+    # A new version
+
+    def _try_new_version(self) -> None:
+        """Has a child do the set-up and look whether the new version can start."""
+        self._again = bool(self._trial or self._start_by)
+        if self._again or self._stop_by:
+            return
+        log.info('trying the new version')
+        self._trial_output = os.memfd_create('output')
+        self._trial = os.posix_spawn(
+            '/bin/sh',
+            ['sh', 'bin/run.sh', '--check'],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, self._trial_output, fd) for fd in (1, 2)],
+            setsid=True,
+            setsigmask=[],
+            setsigdef=SIGNALS - {READY},
+        )
+
+    def _judge(self, code: int) -> None:
+        """The trial has ended: with status 0 this process becomes the new version."""
+        said = os.pread(self._trial_output, 10_000, 0).decode(errors='replace').strip()
+        os.close(self._trial_output)
+        self._trial = 0
+        if self._stop_by or not self._now:
+            return
+        if code:
+            return self.give_up(said or f'its trial ended with {code}')
+        listener, children = self._now.listener, self._children.items()
+        state = {'number': self._now.number, 'options': asdict(self._now.options)}
+        state |= {'listener': listener.fileno(), 'file': self._file.descriptor}
+        state |= {'children': {pid: asdict(child) for pid, child in children}}
+        try:
+            for descriptor in (listener.fileno(), self._file.descriptor):
+                os.set_inheritable(descriptor, True)
+            os.execve(
+                sys.executable,
+                [sys.executable, 'server.py'],
+                os.environ | {STATE: json.dumps(state)},
+            )
+        except OSError as error:
+            self.give_up(f'{sys.executable}: {error.strerror}')
+
+    def give_up(self, why: str) -> None:
+        """The new version does not start: the workers of the old one go on."""
+        log.error('the new version cannot start: %s; the old one goes on', why)
+        if self._before:
+            self._kill(self._workers(self._now), signal.SIGKILL)
+            self._now, self._before, self._start_by = self._before, None, 0.0
+            there = {self._children[pid].number for pid in self._workers(self._now)}
+            missing = set(range(1, self._now.count + 1)) - there
+            self._due = dict.fromkeys(missing | (self._due.keys() & {STORE}), 0.0)
+        self._file.write('failed')
+
+    # Time
+
+    def _seconds_to_wait(self) -> float:
+        times = [*self._due.values(), self._start_by, self._stop_by, self._rotate_at]
+        return max(0.0, min(filter(None, times)) - time.monotonic())
+
+    def _look_at_the_clock(self) -> None:
+        now = time.monotonic()
+        if now >= self._rotate_at:
+            logs.rotate(LOG)
+            self._rotate_at = now + ROTATE_SECONDS
+        if self._stop_by and now >= self._stop_by:
+            self._kill(self._workers() or self._numbered(STORE), signal.SIGKILL)
+            self._stop_by = now + STOP_SECONDS
+        if self._start_by and now >= self._start_by:
+            self._start_by = now + START_SECONDS
+            if self._before:
+                self.give_up(f'its workers do not serve after {START_SECONDS} s')
+        if self._again and not (self._trial or self._start_by):
+            self._try_new_version()
+
+
+def main() -> int:
+    """Until a signal ends it: the exit status. Raises Mistake."""
+    arguments = argparse.ArgumentParser(description='The rendezvous server.')
+    arguments.add_argument('--check', action='store_true', help='only say whether it can start')
+    arguments.parse_args()  # --check has ended up elsewhere: any other one is a mistake
+    os.umask(0o077)
+    os.chdir(HERE)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    state = json.loads(os.environ.pop(STATE, '{}'))
+    file = PidFile(state.pop('file', None))
+    if not state and not file.lock():
+        starting.check()  # a mistake is better said here than in the log
+        return file.have_it_renewed()
+    starting.log_to_file(_as_it_is)
+    parent = Parent(file, state)
+    try:
+        parent.begin(starting.check())
+    except Mistake as mistake:
+        if not state:
+            log.critical('%s', mistake)
+            raise
+        parent.give_up(str(mistake))
+    starting.log_to_stderr(_as_it_is)
+    return parent.run()
+
+
+def _as_it_is(handler: logging.Handler) -> logging.Handler:
+    return handler

@@ -1,0 +1,70 @@
+"""`server.pid`: which parent runs in this folder, and how its last try of a new version ended."""
+
+import fcntl
+import os
+import signal
+import sys
+import time
+
+from rendezvous.wire.programs import Mistake
+
+PATH = 'server.pid'  # in the working directory
+LOOK_SECONDS = 0.1
+START_SECONDS = 5  # for a parent that has begun this very moment
+
+
+class PidFile:
+    """Locked by the parent that runs, as long as it lives."""
+
+    def __init__(self, descriptor: int | None = None):
+        """`descriptor`: of the version before. Raises Mistake."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT
+            self.descriptor = os.open(PATH, flags) if descriptor is None else descriptor
+        except OSError as error:
+            raise Mistake(f'cannot write {PATH}: {error.strerror}') from None
+        self._tries = 0 if descriptor is None else int(self._words()[1])
+
+    def lock(self) -> bool:
+        """False where another parent runs here."""
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        os.ftruncate(self.descriptor, 0)
+        return True
+
+    def write(self, outcome: str) -> None:
+        """This parent serves, or a new version does or does not."""
+        self._tries += 1
+        os.pwrite(self.descriptor, f'{os.getpid()} {self._tries} {outcome}    \n'.encode(), 0)
+
+    def have_it_renewed(self) -> int:
+        """Tells the parent that runs to take the new version; the exit status: 0 if it did."""
+        until = time.monotonic() + START_SECONDS
+        while not (words := self._words()) and time.monotonic() < until and not self.lock():
+            time.sleep(LOOK_SECONDS)
+        if not words:
+            raise Mistake('another server.py starts here at this moment')
+        pid, tries, _ = words
+        print(f'{sys.argv[0]}: process {pid} serves here, and takes this version')
+        os.kill(int(pid), signal.SIGUSR2)
+        while words[1:2] in ([tries], []) and not self.lock():
+            time.sleep(LOOK_SECONDS)
+            words = self._words()
+        good = words[2:3] == ['good'] and words[1] != tries
+        print(f'{sys.argv[0]}: {"it did" if good else "it could not"}; see server.log')
+        return 0 if good else 1
+
+    def _words(self) -> list[str]:
+        """The parent's process, how many versions it has tried, and how the last try ended."""
+        return os.pread(self.descriptor, 100, 0).decode().split()
+
+
+def has_terminal() -> bool:
+    """Whether this process has a terminal that is still there."""
+    try:
+        os.close(os.open('/dev/tty', os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
