@@ -32,6 +32,10 @@ from rendezvous.store import rations as guesses
 from rendezvous.store.entries import Entries
 from rendezvous.wire import codes
 
+# Where pytest-xdist waits for the next test, another thread wakes it: the hub must not end before.
+_another_thread = gevent.get_hub().loop.async_()
+_another_thread.start(lambda: None)
+
 pytest_plugins = ['programs', 'visitor']  # more fixtures, of real programs
 DEADLINE_SECONDS = 30  # for every wait in a test that says no other: ten times what it takes
 
