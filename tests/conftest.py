@@ -129,7 +129,7 @@ def start(redis_options, pair, tmp_path_factory):
     """Starts servers with the options given; at the end nothing of them is left."""
     before, servers = descriptors(), []
 
-    def start(*, meeting_place: Path | None = None, which='1/1', **options) -> Worker:
+    def start(*, meeting_place: Path | None = None, which='1/1', is_new=False, **options) -> Worker:
         given = {'rendezvous_port': 0, 'drain': 0.3, 'rendezvous_wait': 0.5}
         chosen = local.DEFAULTS | redis_options | pair | given | options
         descriptor = shares.create(1)
@@ -138,18 +138,19 @@ def start(redis_options, pair, tmp_path_factory):
         place = meeting_place or tmp_path_factory.mktemp('workers') / 'alone'
         entries, sock = Entries(chosen), listening.listener(chosen)
         server = Worker(chosen, sock, tls.context(chosen), entries, alone, place, which)
-        server.rendezvous.registry._since = -RECENT_SECONDS  # as if it had been up for long
+        if not is_new:
+            server.rendezvous.registry._since = -RECENT_SECONDS  # as if it had been up for long
         server.start()
         servers.append(server)
         return server
 
     yield start
     for server in servers:
-        waiting = server.rendezvous.registry
+        registry = server.rendezvous.registry
         until(lambda c=server.connections: not c, 'every handler ends with its client')
         assert not server.rendezvous.unjoined
-        left = waiting._registrations, waiting._mobile_clients, waiting._pipes
-        assert not any(left)
+        kinds = registry._registrations, registry._mobile_clients, registry._pipes
+        until(lambda kinds=kinds: not any(kinds), 'nobody waits any more')
         server.stop()
     until(lambda: descriptors() <= before, f'no more descriptors than the {before} before')
 
