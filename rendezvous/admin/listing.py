@@ -13,7 +13,7 @@ from rendezvous.admin import words
 from rendezvous.store import entry_json
 from rendezvous.store.entry_json import printable
 from rendezvous.store.options import Options
-from rendezvous.store.presence import Now
+from rendezvous.store.presence import Now, RendezvousRow
 
 LABEL_COLUMNS = 100  # where no terminal says how many it has
 _HEAD = 'UUID', 'STATE', 'WAITING', 'PIPES', 'LAST SEEN', 'ADDRESS', 'LABEL'
@@ -94,7 +94,7 @@ def _use(uuid: str, options: Options) -> list[str]:
     ]
 
 
-def history(rendezvous: list[dict]) -> list[str]:
+def history(rendezvous: list[RendezvousRow]) -> list[str]:
     """The last rendezvous, a line each, under a head."""
     rows = [_RENDEZVOUS_HEAD]
     for each in rendezvous:

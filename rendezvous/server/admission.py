@@ -10,7 +10,7 @@ from rendezvous.server.reasons import WRONG, Reasons
 from rendezvous.store import rations as guesses
 from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
 from rendezvous.store.options import Options
-from rendezvous.store.presence import Live
+from rendezvous.store.presence import Presence
 from rendezvous.store.rations import Verdict
 from rendezvous.wire import codes
 from rendezvous.wire.addresses import network
@@ -28,8 +28,8 @@ _DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
 class Admission:
     """What the registrations of a server have in common."""
 
-    def __init__(self, options: Options, entries: Entries, live: Live):
-        self._entries, self._live = entries, live
+    def __init__(self, options: Options, entries: Entries, presence: Presence):
+        self._entries, self._presence = entries, presence
         self._per_address = options.wrong_codes_per_address
         self._per_day = options.wrong_codes_per_day
         # Behind something that terminates TLS everybody has the same address.
@@ -142,7 +142,7 @@ class Admission:
                 log.info('%s was refused to %s: %s', uuid, address, found)
                 why = found
         if uuid in self._known:
-            self._live.refused(uuid, address, why)
+            self._presence.note_refusal(uuid, address, why)
 
 
 class Trouble:

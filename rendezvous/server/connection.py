@@ -18,7 +18,7 @@ from rendezvous.server.registry import Held, Registration, Registry
 from rendezvous.server.shares import Shares
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
-from rendezvous.store.presence import Live
+from rendezvous.store.presence import Presence
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Head, Refusal
 from rendezvous.wire.pipe import End, How, Pipe
@@ -50,8 +50,8 @@ class Rendezvous:
         self.options, self.entries, self.context, self.which = options, entries, context, which
         self.registry = Registry(options.max_waiting)
         self.meeting = Meeting(meeting_place, self.registry, self.visit)
-        self.live = Live(entries, self.registry)
-        self.admission = Admission(options, entries, self.live)
+        self.presence = Presence(entries)
+        self.admission = Admission(options, entries, self.presence)
         self.limits = ConnectionLimits(
             options.max_connections,
             options.max_connections_per_address,
@@ -121,6 +121,10 @@ class Rendezvous:
             waiting[0].greenlet.kill(Ended, block=False)
             gevent.sleep(PACE_SECONDS)
 
+    def write_presence(self) -> None:
+        """Without end: writes who is here, for the page."""
+        self.presence.run(self.registry.counts)
+
     def follow(self) -> None:
         """Ends registrations and pipes whose entry is changed, for as long as Redis answers."""
         with suppress(StoreDown):
@@ -184,7 +188,7 @@ class Rendezvous:
             evicted.greenlet.kill(Ended, block=False)
             log.info('%s has max_waiting registrations: the oldest is ended', uuid)
         log.info('%s registered %s, %d wait', peer, uuid, self.registry.count(uuid))
-        self.live.seen(uuid, peer.host)
+        self.presence.note_online(uuid, peer.host)
         return self._wait_for_visit(registration, peer)
 
     def _wait_for_visit(self, registration: Registration, peer: Peer) -> Close:
@@ -199,7 +203,7 @@ class Rendezvous:
             # The mobile client was faster: there is nothing of the hidden server's to pass on.
         finally:
             self.registry.remove(registration)
-            self.live.seen(registration.uuid, peer.host)
+            self.presence.note_online(registration.uuid, peer.host)
         if registration.pipe:
             if octets is not None:
                 registration.pipe.from_hidden(octets)
@@ -289,7 +293,7 @@ class Rendezvous:
             f'{peer} closed after {seconds:.1f} s: {how}; '
             f'{sent} octets from the mobile client, {received} from {uuid}'
         )
-        self.live.ended(
+        self.presence.note_rendezvous(
             uuid,
             at=time.time() - (time.monotonic() - began),
             address=peer.host,

@@ -77,8 +77,8 @@ class Worker:
 
     def start(self) -> None:
         """Meets the other workers, and serves. Raises OSError."""
-        live = self.rendezvous.live
-        runs = keep_watch, self.rendezvous.follow, live.run, give_memory_back, collect_garbage
+        runs = keep_watch, self.rendezvous.follow, self.rendezvous.write_presence
+        runs += give_memory_back, collect_garbage
         for run in runs:
             self._greenlets.spawn(for_ever, run)
         self.rendezvous.meeting.start()
@@ -112,7 +112,7 @@ class Worker:
         self.rendezvous.meeting.stop()
         self._greenlets.kill()
         with suppress(StoreDown):
-            self.rendezvous.live.write({})
+            self.rendezvous.presence.write({})
         self.entries.close()
 
 

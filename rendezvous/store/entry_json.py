@@ -1,6 +1,10 @@
-"""An entry as Redis has it: a JSON object, written by us, by node-rendezvous or by anybody."""
+"""An entry as Redis holds it: a JSON object, written by us, by node-rendezvous or by anybody else.
+
+So each value of an entry that was read may be missing, or of any type.
+"""
 
 import json
+from typing import Any, TypedDict
 from unicodedata import category
 from urllib.parse import quote, urlencode
 
@@ -8,16 +12,42 @@ import pyotp
 
 from rendezvous.wire import codes
 
-DIGITS = 8  # of a code; programs for node-rendezvous know only 6
+DIGITS = 8  # of a code; programs for node-rendezvous can only use 6
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
-JOINERS = '\u200c\u200d'  # of letters, in Persian, and of pictures
+JOINERS = '\u200c\u200d'  # they join letters, in Persian, and pictures
 CHARACTERS = 64 * 1024  # of an entry: hundreds of times what we write
-LEVELS = 20  # of lists and objects in each other; ours has two
-LATEST = 253402300800  # the year 10000, in seconds since 1970: no calendar goes on
+LEVELS = 20  # of lists and objects within each other; ours has two
+LATEST = 253402300800  # the year 10000, in seconds since 1970, where calendars end
 
 
-def read(value: str | bytes | None) -> dict | None:
-    """The entry; what is no JSON object is none, nor what is too large or too deep for one."""
+class AuthParams(TypedDict):
+    """The secret, in the form of node-rendezvous."""
+
+    protocol: str
+    algorithm: str
+    length: int  # of the secret, in octets
+    step: int  # seconds that a code is valid
+    digits: int
+    base32: str
+    name: str
+    issuer: str
+
+
+class Entry(TypedDict, total=False):
+    """What we write into an entry."""
+
+    uuid: str
+    labels: list[str]
+    created: float  # seconds since 1970, as are the next two
+    disabled: float
+    enabled: float
+    authURL: str
+    authParams: AuthParams
+    formerly: AuthParams  # the secret before this one: it registers nobody
+
+
+def read(value: str | bytes | None) -> dict[str, Any] | None:
+    """The JSON object; None where it is something else, or too large or too deep for an entry."""
     if not value or len(value) > CHARACTERS:
         return None
     try:
@@ -31,16 +61,16 @@ def read(value: str | bytes | None) -> dict | None:
 
 
 def _is_deep(entry: dict) -> bool:
-    """Whether there is more in it than JSON or `repr` go down to, when it is written again."""
-    layer = [entry]
+    """Whether it is nested deeper than JSON and `repr` can follow when it is written again."""
+    layer: list[Any] = [entry]
     for _ in range(LEVELS):
         inner = [each.values() if isinstance(each, dict) else each for each in layer]
         layer = [each for some in inner for each in some if isinstance(each, dict | list)]
     return bool(layer)
 
 
-def secret(uuid: str, digits: int, issuer: str) -> dict:
-    """What an entry holds of a new secret."""
+def secret(uuid: str, digits: int, issuer: str) -> Entry:
+    """The part of an entry that a new secret changes."""
     base32 = pyotp.random_base32(SECRET_CHARACTERS)
     query = urlencode({'secret': base32, 'issuer': issuer, 'digits': digits})
     return {
@@ -48,7 +78,7 @@ def secret(uuid: str, digits: int, issuer: str) -> dict:
         'authParams': {
             'protocol': 'totp',
             'algorithm': 'sha1',
-            'length': 40,  # of the secret, in octets
+            'length': 40,
             'step': 30,
             'digits': digits,
             'base32': base32,
@@ -59,33 +89,39 @@ def secret(uuid: str, digits: int, issuer: str) -> dict:
 
 
 def digits(entry: dict) -> int:
-    """Of its codes: 6 where it does not say it, as node-rendezvous did not."""
+    """How many digits its codes have: 6 where it does not say so, as with node-rendezvous."""
     parameters = entry.get('authParams')
     found = parameters.get('digits', 6) if isinstance(parameters, dict) else DIGITS
     return found if type(found) is int and found in (6, 7, 8) else DIGITS
 
 
 def is_sound(entry: dict) -> bool:
-    """Whether a code can be made with it."""
+    """Whether codes can be made with its secret."""
     try:
         return bool(codes.totp(entry['authParams']).now())
     except (ValueError, TypeError, KeyError, AttributeError):
         return False
 
 
-def summary(entry: dict) -> dict:
-    """What can be shown: `labels`, `created` (seconds since 1970; None: unknown), `disabled`."""
-    labels, created = entry.get('labels'), entry.get('created')
-    known = type(created) in (int, float) and 0 < created < LATEST
+def summary(entry: dict) -> dict[str, Any]:
+    """What may be shown: `labels`, `created` (seconds since 1970; None: unknown), `disabled`."""
+    labels = entry.get('labels')
     return {
         'labels': [printable(label) for label in labels] if isinstance(labels, list) else [],
-        'created': float(created) if known else None,
+        'created': number(entry.get('created')) or None,
         'disabled': bool(entry.get('disabled')),
     }
 
 
-def printable(value) -> str:
-    """A text that no terminal and no page takes for more than text."""
+def number(value: object, most: int = LATEST) -> float | None:
+    """One that can be shown: neither negative, nor NaN, nor of 400 digits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < most else None
+
+
+def printable(value: object) -> str:
+    """A text without characters that control a terminal or a page."""
 
     def is_harmless(c: str) -> bool:
         return c.isprintable() or c in JOINERS or category(c) == 'Zs'  # all kinds of spaces

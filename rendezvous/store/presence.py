@@ -1,7 +1,7 @@
-"""Who is here and who was: each server writes it to Redis, in batches, and the page reads it.
+"""Who is online and who was: each server writes it to Redis, in batches, and the page reads it.
 
 No rendezvous waits for it: a greenlet looks once a second at what has changed. What a server that
-was killed left behind ages out.
+was killed left behind expires.
 """
 
 import json
@@ -10,36 +10,38 @@ import re
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import gevent
+from redis import Redis
 
-from rendezvous.server.registry import Registry
 from rendezvous.store import entry_json
 from rendezvous.store.entries import ANY_UUID, SLICE, Entries, StoreDown, scan, slices
-from rendezvous.store.entry_json import LATEST, printable
+from rendezvous.store.entry_json import number, printable
 
-log = logging.getLogger('live')
+log = logging.getLogger('presence')
 
-WRITE_SECONDS = 1
-SIGN_SECONDS = 10  # so often a server says that it lives; each time costs a write to the disk
-AGE_SECONDS = 30  # without a sign, a server is taken for dead
+WRITE_SECONDS = 1  # between two batches
+HEARTBEAT_SECONDS = 10  # a server without changes writes as often; each time costs a disk write
+AGE_SECONDS = 30  # the counts of a server without a heartbeat expire
 HISTORY = 100  # rendezvous of an entry that are kept
 REFUSALS = 20  # of an entry that are kept
-BACKLOG = 10_000  # rendezvous that are remembered while Redis is down, some 3 MB
-REFUSED = 1000  # UUIDs whose refusals are remembered until they are written, some 3 MB
-BATCH = 500  # of each kind in a batch: neither we nor Redis are held up for long
+BACKLOG = 10_000  # rendezvous that wait in memory while Redis is down, some 3 MB
+REFUSED = 1000  # UUIDs whose refusals wait in memory until they are written, some 3 MB
+BATCH = 500  # of each kind in a batch: neither the server nor Redis is blocked for long
 DAY_SECONDS = 86_400
-SERVERS = 'live:' + '?' * 16, 10_000  # as Redis matches keys; few of so many do
-OCTETS = 2**53  # that a rendezvous may have had: JavaScript's numbers end there
-TEXT = 200  # characters of an address, or of how something ended, that are shown
+SERVERS = 'live:' + '?' * 16, 10_000  # as Redis matches keys; few of that many match
+MAX_OCTETS = 2**53  # of a rendezvous: JavaScript's numbers are exact up to here
+TEXT = 200  # characters of an address or a reason that are shown
 
 _COUNTS = re.compile('([0-9]{1,9}) ([0-9]{1,9})', re.A)
 
-# Nothing is written of an entry that is not there (any more), or it would stay for ever. Answers 0,
-# and has written nothing, where the hash is not there that is to be changed: it has aged out or was
-# flushed. KEYS[2] holds the number of the last batch: it may come again when its answer was lost.
+# Nothing is written for an entry that does not exist: nobody would delete it. The answer is 0, and
+# nothing is written, where the hash is missing that is to be changed: it has expired, or Redis was
+# flushed. KEYS[2] holds the number of the last batch: a batch whose answer was lost comes twice.
 _WRITE = """
 local batch = cjson.decode(ARGV[1])
 if redis.call('GET', KEYS[2]) == batch.number then
@@ -64,7 +66,7 @@ end
 for _, row in ipairs(batch.rows) do
   local list, uuid, text, most = unpack(row)
   local key = list .. ':' .. uuid
-  local kind = redis.call('TYPE', key).ok -- somebody else may have made it a text
+  local kind = redis.call('TYPE', key).ok -- another program may have written a text there
   if redis.call('EXISTS', uuid) == 1 and (kind == 'list' or kind == 'none') then
     redis.call('LPUSH', key, text)
     redis.call('LTRIM', key, 0, most - 1)
@@ -78,183 +80,223 @@ return 1
 class Now(NamedTuple):
     """What is known of a hidden server at this moment, from all servers together."""
 
-    waiting: int = 0
+    waiting: int = 0  # registrations
     pipes: int = 0
-    seen: float | None = None  # seconds since 1970
+    seen: float | None = None  # when it was last seen, in seconds since 1970
     address: str = ''
 
 
-class Live:
-    """What one server tells of its registrations and pipes."""
+class LastSeen(TypedDict):
+    """Where and when a hidden server was last seen; times are in seconds since 1970."""
 
-    def __init__(self, entries: Entries, waiting: Registry):
-        self._entries, self._waiting = entries, waiting
+    at: float
+    address: str
+
+
+class RendezvousRow(TypedDict):
+    """A rendezvous that is over."""
+
+    at: float  # its start
+    address: str  # of the mobile client
+    seconds: float
+    sent: int  # octets from the mobile client
+    received: int  # octets from the hidden server
+    how: str  # it ended
+
+
+class RefusalRow(TypedDict):
+    """A registration that was refused."""
+
+    at: float
+    address: str
+    why: str
+
+
+Counts = dict[str, tuple[int, int]]  # by UUID: registrations that wait, and pipes
+Row = tuple[str, str, str, int]  # for a list in Redis: its name, UUID, the text, how many are kept
+
+
+class Batch(TypedDict):
+    """What one call of the script writes."""
+
+    counts: dict[str, tuple[int, int] | None]  # None: the hidden server has gone
+    seen: dict[str, str]
+    rows: list[Row]
+    number: str
+
+
+class Presence:
+    """What one server writes about its registrations and pipes."""
+
+    def __init__(self, entries: Entries):
+        self._entries = entries
         name = secrets.token_hex(8)
-        self._key, self._number_key, self._number = f'live:{name}', f'batch:{name}', 0
-        self._written: dict[str, tuple[int, int]] = {}  # as Redis has them
-        self._signed_at = 0.0
+        self.key, self._number_key, self._number = f'live:{name}', f'batch:{name}', 0
+        self._written: Counts = {}  # as Redis holds them
+        self._heartbeat_at = 0.0
         self._seen: dict[str, str] = {}
-        self._ended: deque[tuple[str, str]] = deque(maxlen=BACKLOG)
+        self._rendezvous: deque[tuple[str, str]] = deque(maxlen=BACKLOG)
         self._refused: dict[str, deque[str]] = {}  # the oldest UUID first
-        self._unsure: dict = {}  # the batch that was sent, and no answer came
+        self._unanswered: Batch | None = None  # it was sent, and no answer came
 
-    def seen(self, uuid: str, address: str) -> None:
-        """The hidden server was here just now."""
-        self._seen[uuid] = json.dumps({'at': time.time(), 'address': address})
+    def note_online(self, uuid: str, address: str) -> None:
+        """The hidden server is online now."""
+        self._seen[uuid] = json.dumps(LastSeen(at=time.time(), address=address))
 
-    def ended(self, uuid: str, **rendezvous) -> None:
-        """One is over; what is said of it is what `history` gives."""
-        self._ended.append((uuid, json.dumps(rendezvous)))
+    def note_rendezvous(self, uuid: str, **rendezvous: Unpack[RendezvousRow]) -> None:
+        """A rendezvous is over; `history` gives the last ones."""
+        self._rendezvous.append((uuid, json.dumps(rendezvous)))
 
-    def refused(self, uuid: str, address: str, why: str) -> None:
-        """A registration of it was refused; `refusals` gives the last ones."""
+    def note_refusal(self, uuid: str, address: str, why: str) -> None:
+        """A registration was refused; `refusals` gives the last ones."""
         texts = self._refused.pop(uuid, deque(maxlen=REFUSALS))
-        texts.append(json.dumps({'at': time.time(), 'address': address, 'why': why}))
+        texts.append(json.dumps(RefusalRow(at=time.time(), address=address, why=why)))
         self._refused[uuid] = texts
         if len(self._refused) > REFUSED:
             del self._refused[next(iter(self._refused))]
 
-    def run(self) -> None:
-        """For ever: writes what has changed."""
+    def run(self, counts: Callable[[], Counts]) -> None:
+        """Without end: writes what has changed."""
         down = False
         while True:
             gevent.sleep(WRITE_SECONDS)
             try:
-                self.write(self._waiting.counts())
+                self.write(counts())
                 down = False
             except StoreDown as error:
                 if not down:
                     log.error('%s; the page does not show what happens now', error)
                 down = True
 
-    def write(self, counts: dict[str, tuple[int, int]]) -> None:
+    def write(self, counts: Counts) -> None:
         """Writes what has changed since the last time. Raises StoreDown, and nothing is lost."""
-        if self._unsure:
-            self._send(self._unsure)
+        if self._unanswered:
+            self._send(self._unanswered)
         while batch := self._batch(counts):
             self._send(batch)
             gevent.sleep(0)
 
-    def _batch(self, counts: dict[str, tuple[int, int]]) -> dict:
-        """What is to be told, or a part of it; {}: there is nothing."""
-        gone = self._written.keys() - counts.keys()
-        changed = {
+    def _batch(self, counts: Counts) -> Batch | None:
+        """What is to be written, or a part of it; None: there is nothing."""
+        changed: dict[str, tuple[int, int] | None] = {
             uuid: count for uuid, count in counts.items() if self._written.get(uuid) != count
         }
-        changed = dict(islice((changed | dict.fromkeys(gone, '')).items(), BATCH))
-        due = counts and time.monotonic() - self._signed_at > SIGN_SECONDS
-        if not (changed or self._seen or self._ended or self._refused or due):
-            return {}
+        changed |= dict.fromkeys(self._written.keys() - counts.keys())
+        is_due = counts and time.monotonic() - self._heartbeat_at > HEARTBEAT_SECONDS
+        if not (changed or self._seen or self._rendezvous or self._refused or is_due):
+            return None
         self._number += 1
-        seen = {uuid: self._seen.pop(uuid) for uuid in list(islice(self._seen, BATCH))}
-        return {'counts': changed, 'seen': seen, 'rows': self._rows(), 'number': str(self._number)}
+        return {
+            'counts': dict(islice(changed.items(), BATCH)),
+            'seen': {uuid: self._seen.pop(uuid) for uuid in list(islice(self._seen, BATCH))},
+            'rows': self._rows(),
+            'number': str(self._number),
+        }
 
-    def _rows(self) -> list[tuple[str, str, str, int]]:
-        """Each is for a list of Redis: its name, the UUID, the row, how many are kept."""
-        ended = [self._ended.popleft() for _ in range(min(BATCH, len(self._ended)))]
+    def _rows(self) -> list[Row]:
+        ended = [self._rendezvous.popleft() for _ in range(min(BATCH, len(self._rendezvous)))]
         rows = [('rendezvous', uuid, text, HISTORY) for uuid, text in ended]
         for uuid in list(islice(self._refused, BATCH // REFUSALS)):
             rows += [('refused', uuid, text, REFUSALS) for text in self._refused.pop(uuid)]
         return rows
 
-    def _send(self, batch: dict) -> None:
-        """Sends it until it is written; what comes meanwhile is for the next one."""
-        self._unsure = batch
-        if not self._ask(batch):  # all that the hash held is to be written anew
+    def _send(self, batch: Batch) -> None:
+        """Sends it until it is written; what comes meanwhile goes into the next one."""
+        self._unanswered = batch
+        if not self._ask(batch):  # Redis has lost the hash: all counts are written once more
             self._written = {}
             batch['counts'] = {}
             self._ask(batch)
-        self._unsure = {}
-        self._signed_at = time.monotonic()
+        self._unanswered = None
+        self._heartbeat_at = time.monotonic()
         for uuid, count in batch['counts'].items():
             if count:
                 self._written[uuid] = count
             else:
                 self._written.pop(uuid, None)
 
-    def _ask(self, batch: dict) -> bool:
-        """Whether it is written; not where the hash is not there that it is to change."""
-        counts = {uuid: count and '{} {}'.format(*count) for uuid, count in batch['counts'].items()}
+    def _ask(self, batch: Batch) -> bool:
+        """Whether it is written; False: the hash that it changes is missing."""
+        counts = {
+            uuid: '{} {}'.format(*count) if count else '' for uuid, count in batch['counts'].items()
+        }
         more = {'counts': counts, 'whole': not self._written}
         more |= {'age': AGE_SECONDS, 'remember': DAY_SECONDS}
-        keys, text = (self._key, self._number_key), json.dumps(batch | more)
+        keys, text = (self.key, self._number_key), json.dumps(batch | more)
         return bool(self._entries.ask(lambda redis: redis.eval(_WRITE, 2, *keys, text)))
 
 
 def now(entries: Entries) -> dict[str, Now]:
-    """By UUID, whatever is known of now; raises StoreDown."""
-    found = {}
+    """What is known of each, by UUID; raises StoreDown."""
+    found: dict[str, Now] = {}
     signs = entries.ask(lambda redis: scan(redis, f'seen:{ANY_UUID}'))
     for keys in slices(signs):
-        values = entries.ask(lambda redis, keys=keys: redis.mget(keys))
+        values = entries.ask(partial(_values, keys))
         pairs = zip(keys, values, strict=True)
-        found |= {key.removeprefix('seen:'): _seen(value) for key, value in pairs}
+        found |= {key.removeprefix('seen:'): _last_seen(value) for key, value in pairs}
     for key in entries.ask(lambda redis: scan(redis, *SERVERS)):
-        for some in slices(entries.ask(lambda redis, key=key: _fields(redis, key)).items()):
+        for some in slices(entries.ask(partial(_fields, key)).items()):
             found |= {uuid: _with(found.get(uuid, Now()), counts) for uuid, counts in some}
     return found
 
 
 def now_of(entries: Entries, uuid: str) -> Now:
-    """What is known of one; raises StoreDown."""
+    """What is known of one hidden server; raises StoreDown."""
 
-    def read(redis) -> list:
+    def read(redis: Redis) -> list:
         servers = scan(redis, *SERVERS)
         with redis.pipeline(transaction=False) as questions:
             questions.mget(f'seen:{uuid}')
             for key in servers:
                 questions.hget(key, uuid)
-            return questions.execute(raise_on_error=False)  # somebody else's key is no hash
+            return questions.execute(raise_on_error=False)  # the key may be no hash of ours
 
     (seen,), *counts = entries.ask(read)
-    found = _seen(seen)
+    found = _last_seen(seen)
     for each in counts:
         found = _with(found, each)
     return found
 
 
-def _fields(redis, key: str) -> dict[str, str]:
-    """What a hash holds; somebody else's key is none."""
+def _values(keys: list[str], redis: Redis) -> list:
+    return redis.mget(keys)
+
+
+def _fields(key: str, redis: Redis) -> dict[str, str]:
+    """What a hash holds; {} where the key is something else."""
     if redis.type(key) != 'hash':
         return {}
     found = redis.hscan_iter(key, count=SLICE)
     return {uuid: counts for some in slices(found) for uuid, counts in some}
 
 
-def _with(known: Now, counts) -> Now:
-    """With what one server counts; what somebody else wrote there is nothing."""
+def _with(known: Now, counts: object) -> Now:
+    """With the counts of one server; what another program wrote there counts nothing."""
     numbers = _COUNTS.fullmatch(counts) if isinstance(counts, str) else None
     if not numbers:
         return known
     waiting, pipes = map(int, numbers.groups())
-    counted = {'waiting': known.waiting + waiting, 'pipes': known.pipes + pipes}
-    return known._replace(seen=time.time(), **counted)
+    return Now(known.waiting + waiting, known.pipes + pipes, time.time(), known.address)
 
 
-def _seen(value: str | None) -> Now:
-    """What somebody else wrote there is nothing."""
+def _last_seen(value: str | None) -> Now:
     sign = entry_json.read(value) or {}
-    at = _number(sign.get('at'))
+    at = number(sign.get('at'))
     return Now() if at is None else Now(seen=at, address=_text(sign.get('address')))
 
 
-def history(entries: Entries, uuid: str) -> list[dict]:
-    """The last rendezvous, the newest first: `at` (seconds since 1970), `address` of the mobile
-    client, `seconds`, `sent` (octets from the mobile client), `received` (from the hidden server),
-    `how` it ended. Raises StoreDown.
-    """
+def history(entries: Entries, uuid: str) -> list[RendezvousRow]:
+    """The last rendezvous, the newest first. Raises StoreDown."""
     return [each for each in map(_rendezvous, _rows(entries, 'rendezvous', uuid)) if each]
 
 
-def refusals(entries: Entries, uuid: str) -> list[dict]:
-    """The last refused registrations, the newest first: `at` (seconds since 1970), `address`, and
-    `why`. Raises StoreDown.
-    """
+def refusals(entries: Entries, uuid: str) -> list[RefusalRow]:
+    """The last refused registrations, the newest first. Raises StoreDown."""
     return [each for each in map(_refusal, _rows(entries, 'refused', uuid)) if each]
 
 
-def _rows(entries: Entries, name: str, uuid: str) -> list[dict]:
-    """The rows of a list that make sense; none where somebody else's key is no list."""
+def _rows(entries: Entries, name: str, uuid: str) -> list[dict[str, Any]]:
+    """The rows of a list that are JSON objects; none where the key is no list."""
     key = f'{name}:{uuid}'
     texts = entries.ask(
         lambda redis: redis.lrange(key, 0, HISTORY - 1) if redis.type(key) == 'list' else []
@@ -262,26 +304,27 @@ def _rows(entries: Entries, name: str, uuid: str) -> list[dict]:
     return [row for row in map(entry_json.read, texts) if row]
 
 
-def _rendezvous(row: dict) -> dict | None:
-    told = {name: _number(row.get(name)) for name in ('at', 'seconds')}
-    octets = {name: _number(row.get(name), OCTETS) for name in ('sent', 'received')}
-    if None in (told | octets).values():
+def _rendezvous(row: dict[str, Any]) -> RendezvousRow | None:
+    at, seconds = number(row.get('at')), number(row.get('seconds'))
+    sent, received = (number(row.get(name), MAX_OCTETS) for name in ('sent', 'received'))
+    if at is None or seconds is None or sent is None or received is None:
         return None
-    told |= {name: int(count) for name, count in octets.items()}
-    return told | {name: _text(row.get(name)) for name in ('address', 'how')}
+    return {
+        'at': at,
+        'address': _text(row.get('address')),
+        'seconds': seconds,
+        'sent': int(sent),
+        'received': int(received),
+        'how': _text(row.get('how')),
+    }
 
 
-def _refusal(row: dict) -> dict | None:
-    at = _number(row.get('at'))
-    told = {'at': at} | {name: _text(row.get(name)) for name in ('address', 'why')}
-    return None if at is None else told
+def _refusal(row: dict[str, Any]) -> RefusalRow | None:
+    at = number(row.get('at'))
+    if at is None:
+        return None
+    return {'at': at, 'address': _text(row.get('address')), 'why': _text(row.get('why'))}
 
 
-def _number(value, most: int = LATEST) -> float | None:
-    """One that can be shown: neither NaN nor of 400 digits."""
-    known = type(value) in (int, float) and 0 <= value < most
-    return float(value) if known else None
-
-
-def _text(value) -> str:
+def _text(value: object) -> str:
     return printable(value[:TEXT]) if isinstance(value, str) else ''

@@ -8,16 +8,15 @@ from contextlib import contextmanager, suppress
 
 import gevent
 import pytest
-from conftest import DEADLINE_SECONDS, Peer, code, connect_request, cut_off, get, until
+from conftest import DEADLINE_SECONDS, Peer, code, connect_request, cut_off, free_port, get, until
 from gevent import socket
 from gevent.server import StreamServer
 
-from rendezvous.store import embedded as store
 from rendezvous.store import entries as entries_module
-from rendezvous.store import presence as live
+from rendezvous.store import presence
 from rendezvous.store.entries import CHANGES, StoreDown, slices
 from rendezvous.store.options import DEFAULTS
-from rendezvous.store.presence import Live, Now
+from rendezvous.store.presence import Now, Presence
 
 
 def change(entries, uuid: str, **values) -> None:
@@ -30,13 +29,16 @@ def change(entries, uuid: str, **values) -> None:
     entries.ask(write)
 
 
+ROW = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
+
+
 class Cable:
     """A way to Redis that can be cut: its address is what the server under test is given."""
 
     def __init__(self, redis_port: int):
         self._redis_port, self._greenlets = redis_port, []
         self._connections, self._silent = [], set()
-        self.open(0)
+        self.open(free_port())  # nobody else takes it while the cable is cut
 
     def open(self, port: int) -> None:
         self._server = StreamServer(('127.0.0.1', port), self._handle)
@@ -67,8 +69,7 @@ class Cable:
 
 
 @pytest.fixture
-def cable(redis_options, monkeypatch, tmp_path):
-    monkeypatch.setattr(store, 'DATA', tmp_path)  # what answers there is not the embedded one
+def cable(redis_options):
     cable = Cable(redis_options['redis_port'])
     yield cable
     cable.cut()
@@ -203,25 +204,25 @@ def test_change_while_redis_is_away_is_made_up_for(
 @pytest.fixture
 def quick(monkeypatch):
     """No waiting for the next batch."""
-    monkeypatch.setattr(live, 'WRITE_SECONDS', 0.02)
+    monkeypatch.setattr(presence, 'WRITE_SECONDS', 0.02)
 
 
 def test_page_sees_who_waits_and_pipes_on_all_servers(
     quick, start, connect, register, entries, uuid
 ):
     servers = start(), start()
-    assert uuid not in live.now(entries)
+    assert uuid not in presence.now(entries)
     before = time.time()
     peers = [register(server, uuid) for server in servers]
     peers += piped(connect, register, servers[0], uuid)
-    until(lambda: live.now(entries).get(uuid, Now())[:2] == (2, 1), 'both are counted')
-    now = live.now(entries)[uuid]
+    until(lambda: presence.now(entries).get(uuid, Now())[:2] == (2, 1), 'both are counted')
+    now = presence.now(entries)[uuid]
     assert now.address == '127.0.0.1'
     assert before - 1 <= now.seen <= time.time()
     for peer in peers:
         peer.close()
-    until(lambda: live.now(entries)[uuid][:2] == (0, 0), 'none is counted')
-    assert live.now(entries)[uuid].seen >= now.seen
+    until(lambda: presence.now(entries)[uuid][:2] == (0, 0), 'none is counted')
+    assert presence.now(entries)[uuid].seen >= now.seen
 
 
 def test_rendezvous_is_kept_as_it_was(quick, server, connect, register, entries, uuid):
@@ -230,7 +231,7 @@ def test_rendezvous_is_kept_as_it_was(quick, server, connect, register, entries,
     mobile.receive(1000)
     hidden.close()
     assert mobile.rest() == b''
-    (kept,) = until(lambda: live.history(entries, uuid), 'it is written')
+    (kept,) = until(lambda: presence.history(entries, uuid), 'it is written')
     assert abs(kept.pop('at') - time.time()) < DEADLINE_SECONDS
     assert 0 <= kept.pop('seconds') < DEADLINE_SECONDS
     sent = len(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
@@ -243,32 +244,32 @@ def test_rendezvous_is_kept_as_it_was(quick, server, connect, register, entries,
 
 
 def test_last_hundred_rendezvous_are_kept_the_newest_first(server, entries, uuid):
-    told = server.rendezvous.live
+    told = server.rendezvous.presence
     for number in range(1, 151):
-        told.ended(uuid, at=number, address='', seconds=1, sent=1, received=1, how='')
+        told.note_rendezvous(uuid, at=number, **ROW)
     told.write({})
-    assert [kept['at'] for kept in live.history(entries, uuid)] == list(range(150, 50, -1))
+    assert [kept['at'] for kept in presence.history(entries, uuid)] == list(range(150, 50, -1))
 
 
 def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
-    told = server.rendezvous.live
+    told = server.rendezvous.presence
     entries.delete(uuid)
-    told.seen(uuid, '127.0.0.1')
-    told.ended(uuid, at=1)
+    told.note_online(uuid, '127.0.0.1')
+    told.note_rendezvous(uuid, at=1, **ROW)
     told.write({})
-    assert uuid not in live.now(entries)
-    assert live.history(entries, uuid) == []
+    assert uuid not in presence.now(entries)
+    assert presence.history(entries, uuid) == []
 
 
 def test_one_is_told_as_all_are(server, connect, register, entries, uuid):
-    told, other = server.rendezvous.live, str(uuids.uuid4())
+    told, other = server.rendezvous.presence, str(uuids.uuid4())
     assert entries.shown(other) is None
-    assert live.now_of(entries, other) == Now()
+    assert presence.now_of(entries, other) == Now()
     entries.ask(lambda redis: redis.set('live:0123456789abcdef', 'no hash', ex=60))
     peers = [register(server, uuid), *piped(connect, register, server, uuid)]
     told.write(server.rendezvous.registry.counts())
     assert [entries.shown(uuid)] == [each for each in entries.all() if each['uuid'] == uuid]
-    one, of_all = live.now_of(entries, uuid), live.now(entries)[uuid]
+    one, of_all = presence.now_of(entries, uuid), presence.now(entries)[uuid]
     assert one[:2] == (1, 1) == of_all[:2]
     assert (one.address, one.seen > 0) == ('127.0.0.1', True)
     entries.ask(lambda redis: redis.delete('live:0123456789abcdef'))
@@ -279,33 +280,33 @@ def test_one_is_told_as_all_are(server, connect, register, entries, uuid):
 def test_last_twenty_refusals_are_kept_the_newest_first_until_the_entry_is_deleted(
     server, entries, uuid
 ):
-    told, other = server.rendezvous.live, str(uuids.uuid4())
+    told, other = server.rendezvous.presence, str(uuids.uuid4())
     for number in range(50):
-        told.refused(uuid, '192.0.2.1', f'wrong code {number}')
-        told.refused(other, '192.0.2.1', 'unknown')
+        told.note_refusal(uuid, '192.0.2.1', f'wrong code {number}')
+        told.note_refusal(other, '192.0.2.1', 'unknown')
     told.write({})
-    told.refused(uuid, '192.0.2.2', 'old secret')
+    told.note_refusal(uuid, '192.0.2.2', 'old secret')
     told.write({})
-    kept = live.refusals(entries, uuid)
+    kept = presence.refusals(entries, uuid)
     whys = ['old secret', *(f'wrong code {number}' for number in range(49, 30, -1))]
     assert [each['why'] for each in kept] == whys
     assert kept[0]['address'] == '192.0.2.2'
     assert abs(kept[0]['at'] - time.time()) < DEADLINE_SECONDS
-    assert live.refusals(entries, other) == []
+    assert presence.refusals(entries, other) == []
     entries.delete(uuid)
-    assert live.refusals(entries, uuid) == []
+    assert presence.refusals(entries, uuid) == []
 
 
 def test_refusals_of_made_up_uuids_are_bounded_while_redis_is_away(server, entries, uuid):
-    told = Live(entries, server.rendezvous.registry)
-    for _ in range(live.REFUSED + 100):
+    told = Presence(entries)
+    for _ in range(presence.REFUSED + 100):
         made_up = str(uuids.uuid4())
-        for _ in range(live.REFUSALS + 1):
-            told.refused(made_up, '192.0.2.1', 'unknown')
-    assert sum(map(len, told._refused.values())) == live.REFUSED * live.REFUSALS
-    told.refused(uuid, '192.0.2.1', 'wrong code')
+        for _ in range(presence.REFUSALS + 1):
+            told.note_refusal(made_up, '192.0.2.1', 'unknown')
+    assert sum(map(len, told._refused.values())) == presence.REFUSED * presence.REFUSALS
+    told.note_refusal(uuid, '192.0.2.1', 'wrong code')
     told.write({})
-    assert len(live.refusals(entries, uuid)) == 1
+    assert len(presence.refusals(entries, uuid)) == 1
 
 
 ODD = ['x', '[]', '{"at": "x", "address": 1}', '{}', '1', '{"at": 1e999, "address": ""}']
@@ -314,9 +315,9 @@ ODD = ['x', '[]', '{"at": "x", "address": 1}', '{}', '1', '{"at": 1e999, "addres
 @pytest.mark.parametrize('value', ODD)
 def test_what_somebody_else_wrote_is_nothing(entries, uuid, value):
     entries.ask(lambda redis: redis.set(f'seen:{uuid}', value))
-    assert live.now(entries)[uuid] == Now()
+    assert presence.now(entries)[uuid] == Now()
     entries.ask(lambda redis: redis.lpush(f'rendezvous:{uuid}', value))
-    assert live.history(entries, uuid) == []
+    assert presence.history(entries, uuid) == []
 
 
 def test_keys_of_other_programs_are_left_alone(entries, uuid):
@@ -325,7 +326,7 @@ def test_keys_of_other_programs_are_left_alone(entries, uuid):
         redis.hset('live:users', uuid, 'x y')
 
     entries.ask(set_both)
-    assert uuid not in live.now(entries)
+    assert uuid not in presence.now(entries)
     entries.ask(lambda redis: redis.delete('live:config', 'live:users'))
 
 
@@ -333,35 +334,35 @@ def test_key_of_another_kind_costs_nobody_else_anything(server, entries, uuid):
     other = str(uuids.uuid4())
     entries.add(other, [])
     entries.ask(lambda redis: redis.set(f'rendezvous:{uuid}', 'x'))
-    told = Live(entries, server.rendezvous.registry)
+    told = Presence(entries)
     ended = {'at': 1.0, 'address': '', 'seconds': 1.0, 'sent': 0, 'received': 0, 'how': ''}
     for each in (other, uuid, other):
-        told.ended(each, **ended)
+        told.note_rendezvous(each, **ended)
     told.write({})
-    assert live.history(entries, other) == [ended, ended]
+    assert presence.history(entries, other) == [ended, ended]
     entries.delete(other)
 
 
 def test_server_that_was_killed_ages_out(quick, start, register, entries, uuid, monkeypatch):
-    monkeypatch.setattr(live, 'AGE_SECONDS', 1)
-    monkeypatch.setattr(live, 'SIGN_SECONDS', 0.1)
+    monkeypatch.setattr(presence, 'AGE_SECONDS', 1)
+    monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 0.1)
     server = start()
     peer = register(server, uuid)
-    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
+    until(lambda: presence.now(entries).get(uuid, Now()).waiting, 'it is online')
     server._greenlets.kill()
-    until(lambda: not live.now(entries)[uuid].waiting, 'it is offline')
+    until(lambda: not presence.now(entries)[uuid].waiting, 'it is offline')
     peer.close()
 
 
 def test_server_that_was_held_up_for_long_is_seen_again(
     quick, start, register, entries, uuid, monkeypatch
 ):
-    monkeypatch.setattr(live, 'SIGN_SECONDS', 0.1)
+    monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 0.1)
     server = start()
     peer = register(server, uuid)
-    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
-    entries.ask(lambda redis: redis.delete(server.rendezvous.live._key))
-    until(lambda: live.now(entries)[uuid].waiting, 'it is online again')
+    until(lambda: presence.now(entries).get(uuid, Now()).waiting, 'it is online')
+    entries.ask(lambda redis: redis.delete(server.rendezvous.presence.key))
+    until(lambda: presence.now(entries)[uuid].waiting, 'it is online again')
     peer.close()
 
 
@@ -372,12 +373,12 @@ def test_what_waits_unchanged_is_written_anew_where_redis_has_lost_it(
     server, other = start(), str(uuids.uuid4())
     entries.add(other, [])
     waits, changes = register(server, uuid), register(server, other)
-    until(lambda: live.now(entries).get(other, Now()).waiting, 'it is written')
-    key = server.rendezvous.live._key
+    until(lambda: presence.now(entries).get(other, Now()).waiting, 'it is written')
+    key = server.rendezvous.presence.key
     entries.ask(lambda redis: redis.delete(key) if how == 'flushed' else redis.pexpire(key, 1))
     changes.close()  # what changes is in the next batch
-    until(lambda: live.now(entries)[uuid].waiting, 'what has not changed is there again')
-    assert not live.now(entries)[other].waiting
+    until(lambda: presence.now(entries)[uuid].waiting, 'what has not changed is there again')
+    assert not presence.now(entries)[other].waiting
     waits.close()
     entries.delete(other)
 
@@ -399,23 +400,22 @@ def test_batch_whose_answer_gets_lost_is_written_once(redis_options, server, ent
     proxy = StreamServer(('127.0.0.1', 0), handle)
     proxy.start()
     between = entries_module.Entries(DEFAULTS | redis_options | {'redis_port': proxy.server_port})
-    told = Live(between, server.rendezvous.registry)
-    row = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
+    told = Presence(between)
     for number, losses in enumerate([0, 1, 2, 4]):
         lose += [True] * losses
-        told.ended(uuid, at=2 * number + 1, **row)
-        told.refused(uuid, '192.0.2.1', str(number))
+        told.note_rendezvous(uuid, at=2 * number + 1, **ROW)
+        told.note_refusal(uuid, '192.0.2.1', str(number))
         with suppress(StoreDown):
             told.write({uuid: (number, 0)})
-        told.ended(uuid, at=2 * number + 2, **row)  # that came later, and is in no batch yet
-        entries.ask(lambda redis: redis.delete(told._key))
+        told.note_rendezvous(uuid, at=2 * number + 2, **ROW)  # in no batch yet
+        entries.ask(lambda redis: redis.delete(told.key))
         while lose:
             with suppress(StoreDown):
                 told.write({uuid: (number, 0)})
     told.write({uuid: (3, 0)})
-    assert [each['at'] for each in live.history(entries, uuid)] == list(range(8, 0, -1))
-    assert [each['why'] for each in live.refusals(entries, uuid)] == ['3', '2', '1', '0']
-    assert live.now_of(entries, uuid).waiting == 3
+    assert [each['at'] for each in presence.history(entries, uuid)] == list(range(8, 0, -1))
+    assert [each['why'] for each in presence.refusals(entries, uuid)] == ['3', '2', '1', '0']
+    assert presence.now_of(entries, uuid).waiting == 3
     told.write({})
     between.close()
     proxy.stop()
@@ -425,40 +425,39 @@ def test_rendezvous_that_end_while_a_batch_is_written_are_not_dropped(
     server, entries, uuid, monkeypatch
 ):
     """So many that the oldest fall out."""
-    monkeypatch.setattr(live, 'BACKLOG', 10)
-    told = Live(entries, server.rendezvous.registry)
-    row = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
+    monkeypatch.setattr(presence, 'BACKLOG', 10)
+    told = Presence(entries)
     ask = entries.ask
 
     def end_some_meanwhile(question):
         monkeypatch.undo()
         for number in range(11, 26):
-            told.ended(uuid, at=number, **row)
+            told.note_rendezvous(uuid, at=number, **ROW)
         return ask(question)
 
     for number in range(1, 11):
-        told.ended(uuid, at=number, **row)
+        told.note_rendezvous(uuid, at=number, **ROW)
     monkeypatch.setattr(entries, 'ask', end_some_meanwhile)
     told.write({})
     kept = [*range(25, 15, -1), *range(10, 0, -1)]
-    assert [each['at'] for each in live.history(entries, uuid)] == kept
+    assert [each['at'] for each in presence.history(entries, uuid)] == kept
 
 
 def test_redis_that_goes_down_is_told_each_time_once(quick, cable, start, entries, uuid, caplog):
     server = start(redis_port=cable.port)
-    told = server.rendezvous.live
+    told = server.rendezvous.presence
 
     def errors() -> int:
-        return sum(record.name == 'live' for record in caplog.records)
+        return sum(record.name == 'presence' for record in caplog.records)
 
     for count in (1, 2):
         cable.cut()
         for number in range(5):
-            told.ended(uuid, at=float(number), seconds=1, sent=1, received=1, address='', how='')
+            told.note_rendezvous(uuid, at=float(number), **ROW)
             gevent.sleep(0.02)
         until(lambda c=count: errors() == c, 'it is told')
         cable.open(cable.port)
-        until(lambda c=count: len(live.history(entries, uuid)) == 5 * c, 'it is written')
+        until(lambda c=count: len(presence.history(entries, uuid)) == 5 * c, 'it is written')
         assert errors() == count
 
 
@@ -491,10 +490,10 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     made = [str(uuids.uuid4()) for _ in range(MANY)]
     for some in slices(made, 500):
         entries.ask(lambda redis, some=some: redis.mset(dict.fromkeys(some, json.dumps(entry))))
-    told = Live(entries, server.rendezvous.registry)
+    told = Presence(entries)
     for uuid in made:
-        told.seen(uuid, '192.0.2.1')
-        told.ended(uuid, at=1.0, seconds=1, sent=1, received=1, address='192.0.2.1', how='')
+        told.note_online(uuid, '192.0.2.1')
+        told.note_rendezvous(uuid, at=1.0, **ROW)
     text, began, took = json.dumps(entry), time.thread_time(), {}
     for _ in made:
         json.loads(text)
@@ -502,7 +501,7 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     for name, do in {
         'writes': lambda: told.write(dict.fromkeys(made, (1, 1))),
         'entries': entries.all,
-        'now': lambda: live.now(entries),
+        'now': lambda: presence.now(entries),
         'changes': lambda: told.write(dict.fromkeys(made, (2, 1))),
     }.items():
         gc.collect()
@@ -510,9 +509,9 @@ def test_many_entries_keep_nobody_waiting(server, entries):
         with turns() as longest:
             do()
         took[name] = longest[0]
-    known = live.now(entries)
+    known = presence.now(entries)
     assert {known[uuid][:2] for uuid in made} == {(2, 1)}
-    assert len(live.history(entries, made[-1])) == 1
+    assert len(presence.history(entries, made[-1])) == 1
     told.write({})
     entries.ask(lambda redis: redis.flushall())
     gc.unfreeze()
@@ -529,15 +528,15 @@ def test_what_happens_while_redis_is_away_is_written_later(
     assert mobile.rest() == b''
     gevent.sleep(0.05)
     cable.open(cable.port)
-    assert len(until(lambda: live.history(entries, uuid), 'it is written')) == 1
+    assert len(until(lambda: presence.history(entries, uuid), 'it is written')) == 1
 
 
 def test_stop_says_that_nobody_is_here(quick, start, connect, register, entries, uuid):
     server = start()
     peer = register(server, uuid)
-    until(lambda: live.now(entries).get(uuid, Now()).waiting, 'it is online')
+    until(lambda: presence.now(entries).get(uuid, Now()).waiting, 'it is online')
     stopping = gevent.spawn(server.stop)
     peer_ends(peer)
     peer.close()
     stopping.join()
-    assert not live.now(entries)[uuid].waiting
+    assert not presence.now(entries)[uuid].waiting
