@@ -16,12 +16,12 @@ options = {
     'key_file': 'registrar.key',
     # The certificate that goes with it (of Let's Encrypt: fullchain.pem).
     'crt_file': 'registrar.crt',
-    # Redis holds the entries. Where this is a loopback address and nothing answers, an embedded one
-    # is started, with its data in data/.
-    'redis_host': '127.0.0.1',
-    # Its port.
+    # Redis holds the entries. None: the embedded one, with its data in data/. Otherwise the address
+    # or DNS name of a Redis that you run.
+    'redis_host': None,
+    # The port of your Redis.
     'redis_port': 6379,
-    # Its password, '' for none.
+    # The password of your Redis, '' for none.
     'redis_auth': '',
     # Wrong codes that an address may try for one hidden server in 15 minutes; 0: any number, also
     # of the 100 for all together, as behind something that passes TLS on. More get it a 429 until

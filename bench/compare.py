@@ -69,7 +69,7 @@ class Set:
                 copy = shutil.copytree if path.is_dir() else shutil.copy
                 copy(path, folder / path.name)
         self.port = free_port()
-        options = {'rendezvous_port': self.port, 'redis_port': free_port(), 'max_waiting': 5000}
+        options = {'rendezvous_port': self.port, 'max_waiting': 5000}
         options['max_connections_per_address'] = 0
         (folder / 'local.py').write_text(f'options = {options}\n')
         subprocess.run([sys.executable, 'make_cert.py'], cwd=folder, check=True)

@@ -26,7 +26,6 @@ from rendezvous.server import listening, shares, tls
 from rendezvous.server.registry import RECENT_SECONDS
 from rendezvous.server.shares import Shares
 from rendezvous.server.worker import Worker
-from rendezvous.store import embedded as store
 from rendezvous.store import options as local
 from rendezvous.store import rations as guesses
 from rendezvous.store.entries import Entries
@@ -81,18 +80,6 @@ def until(condition, what: str, seconds: float = DEADLINE_SECONDS):
         while not (found := condition()):
             gevent.sleep(0.005)
     return found
-
-
-@pytest.fixture(scope='session')
-def redis_options(tmp_path_factory):
-    """The address of a Valkey of the tests' own."""
-    store.DATA = tmp_path_factory.mktemp('store')
-    options = local.DEFAULTS | {'redis_port': free_port()}
-    entries = Entries(options)
-    entries.open()
-    own = {'redis_auth': store.password()}
-    yield {name: getattr(options, name) for name in ('redis_host', 'redis_port')} | own
-    entries.close()
 
 
 @pytest.fixture(scope='session')

@@ -89,7 +89,7 @@ class Folder:
             shutil.copytree(ROOT / name, self.path / name)
         shutil.copy(ROOT / 'requirements.txt', self.path)
         (self.path / '.venv').symlink_to(ROOT / '.venv')
-        self.options = {'rendezvous_port': 0, 'redis_port': free_port()}
+        self.options = {'rendezvous_port': 0}
         self.set(**options)
 
     def __enter__(self):
@@ -167,16 +167,18 @@ class Folder:
         return {entry['uuid']: ', '.join(entry['labels']) for entry in json.loads(ran.stdout)}
 
     def redis(self, *command):
-        """What the store answers."""
-        own = self.path / 'data' / 'password'
-        client = redis.Redis(
-            port=self.options['redis_port'],
-            password=self.options.get('redis_auth') or (own.read_text() if own.exists() else None),
-            decode_responses=True,
-            retry=Retry(NoBackoff(), 0),
-        )
-        with client:
-            return client.execute_command(*command)
+        """What the store answers: the one that local.py names, or the embedded one."""
+        to = {'host': self.options.get('redis_host'), 'port': self.options.get('redis_port')}
+        to |= {'password': self.options.get('redis_auth')}
+        data = None if to['host'] else os.open(self.path / 'data', os.O_PATH)
+        if data:  # the path may be too long for a socket
+            to = {'unix_socket_path': f'/proc/self/fd/{data}/store.sock'}
+        try:
+            with redis.Redis(**to, decode_responses=True, retry=Retry(NoBackoff(), 0)) as client:
+                return client.execute_command(*command)
+        finally:
+            if data:
+                os.close(data)
 
     def pids(self) -> list[int]:
         return pids_in(self.path)
@@ -231,6 +233,7 @@ class Outside:
 
     def __init__(self, path: Path, port: int, password: str = '', *more: str):
         self._path, self._port, self._password, self._more = path, port, password, more
+        self.options = {'redis_host': '127.0.0.1', 'redis_port': port, 'redis_auth': password}
         self.start()
 
     def __enter__(self):
@@ -254,3 +257,11 @@ class Outside:
         """Ends it; it forgets everything."""
         self._process.kill()
         self._process.wait()
+
+
+@pytest.fixture(scope='session')
+def redis_options(tmp_path_factory):
+    """The options of a Redis of the tests' own, on a port: some tests put a proxy before it."""
+    lasting = '--appendonly', 'yes', '--appendfsync', 'always'  # like the embedded store
+    with Outside(tmp_path_factory.mktemp('redis'), free_port(), 'secret', *lasting) as outside:
+        yield outside.options

@@ -24,8 +24,6 @@ from conftest import OK, Peer, connect_request
 from gevent import socket
 from gevent.lock import Semaphore
 
-from rendezvous.store.entries import Entries
-from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
 
 ENTRIES = 500
@@ -66,8 +64,7 @@ def crowd(port: int, certificate: str, count: int) -> None:
 
 
 def made(on: Stage) -> list[dict]:
-    password = (on.path / 'data' / 'password').read_text()
-    entries = Entries(DEFAULTS | on.options | {'redis_auth': password})
+    entries = on.entries()
     found = [entries.add(str(uuids.uuid4()), ['crowd']) for _ in range(ENTRIES)]
     entries.close()
     return found

@@ -32,6 +32,10 @@ from conftest import free_port, until
 from faults import CHUNK_BYTES, linger_not
 from programs import Folder, Program, command_line, listens
 
+from rendezvous.store import embedded
+from rendezvous.store.entries import Entries
+from rendezvous.store.options import DEFAULTS
+
 BLOCK_BYTES = 1024 * 1024
 numbers = iter(range(10**9))  # no two requests have the same name
 
@@ -86,6 +90,11 @@ class Stage(Folder):
         until(file.exists, 'it says what is in it')
         return json.loads(file.read_text()) | {'sockets': self._sockets(pid)}
 
+    def entries(self) -> Entries:
+        """The entries of the store in this folder, for this process."""
+        embedded.DATA = self.path / 'data'
+        return Entries(DEFAULTS | self.options, starts_store=False)
+
     def _sockets(self, pid: int) -> int:
         """Those of TCP, but for those to Redis: they are kept in a pool."""
         theirs = set()
@@ -93,7 +102,7 @@ class Stage(Folder):
             with suppress(OSError):
                 theirs.add(os.readlink(fd).removeprefix('socket:[').removesuffix(']'))
         rows = [row.split() for row in Path('/proc/net/tcp').read_text().splitlines()[1:]]
-        redis = f':{self.options["redis_port"]:04X}'
+        redis = f':{self.options.get("redis_port", 0):04X}'
         return sum(row[9] in theirs and not row[2].endswith(redis) for row in rows)
 
     def at_rest(self, pid: int, registrations: int) -> dict[str, int]:

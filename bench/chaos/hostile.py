@@ -199,7 +199,7 @@ class Bench:
         to = {'port': self.on.port, 'uuid': entry['uuid'][0], 'other': other['uuid'][0]}
         to['base32'] = other['authParams']['base32']
         hidden = self.hide(entry, local)
-        self._redis_port = self.on.options['redis_port']
+        self._redis_port = self.on.options.get('redis_port', 0)
         pids = {'server.py': server.pid, 'hidden.py': hidden.pid}
         self.ours = Ground(to, pids, self._redis_port)
         self.haproxy = self._haproxy(stack, local)

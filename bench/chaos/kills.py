@@ -78,7 +78,7 @@ def redis_killed(runs: int) -> None:
 
 def outside_redis_killed(runs: int) -> None:
     """It is away for a while: the registrations that wait are used up, the next ones refused."""
-    with stage(redis_port=free_port()) as on:
+    with stage(redis_host='127.0.0.1', redis_port=free_port()) as on:
         data = on.path.parent / 'redis'
         data.mkdir()
         with Outside(str(data), on.options['redis_port'], '', '--appendonly', 'yes') as redis:

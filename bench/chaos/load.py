@@ -22,8 +22,6 @@ from conftest import OK, Peer, connect_request, get
 from gevent.pool import Pool
 
 from rendezvous.server.worker import TRIM_SECONDS
-from rendezvous.store.entries import Entries
-from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
 
 ENTRIES = 50
@@ -46,8 +44,7 @@ class Crowd:
     """Connections to the server, in this process."""
 
     def __init__(self, on: Stage):
-        password = (on.path / 'data' / 'password').read_text()
-        entries = Entries(DEFAULTS | on.options | {'redis_auth': password})
+        entries = on.entries()
         self._on, self._pool = on, Pool(20)
         self._entries = [entries.add(str(uuids.uuid4()), ['load']) for _ in range(ENTRIES)]
         entries.close()

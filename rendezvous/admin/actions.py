@@ -66,7 +66,7 @@ def enable(entries: Entries, uuid: str) -> None:
     """Lets it register again, also where too many wrong codes were tried."""
     uuid = _known(uuid)
     _done(entries.enable(uuid), uuid)
-    entries.forgive(uuid)
+    entries.clear_wrong_codes(uuid)
 
 
 def rekey(entries: Entries, options: Options, uuid: str, digits: int | None = None) -> Path:
@@ -78,7 +78,7 @@ def rekey(entries: Entries, options: Options, uuid: str, digits: int | None = No
     files.how_to_reach(options)
     entry = entries.rekey(uuid, digits)
     _done(entry, uuid)
-    entries.forgive(uuid)
+    entries.clear_wrong_codes(uuid)
     with _saying('the secret is new all the same: mend that, rekey again'):
         return files.write(entry, options)
 
@@ -87,7 +87,7 @@ def remove(entries: Entries, uuid: str) -> None:
     """Deletes an entry and its files."""
     uuid = _known(uuid)
     there_was_one = entries.delete(uuid)
-    entries.forgive(uuid)
+    entries.clear_wrong_codes(uuid)
     with _saying('the entry is gone all the same: delete its files'):
         files.remove(uuid)
     _done(there_was_one, uuid)

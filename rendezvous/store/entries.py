@@ -1,4 +1,7 @@
-"""The entries in Redis: the only file that knows its keys and the JSON in them."""
+"""The entries in Redis. This is the only file that knows their keys and asks Redis.
+
+Redis is the one that redis_host names, or the embedded store, on a Unix socket.
+"""
 
 import json
 import logging
@@ -8,32 +11,32 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
+from typing import Any
 
+import gevent
 import redis
 from gevent.lock import Semaphore
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from rendezvous.store import embedded as store
-from rendezvous.store import entry_json
-from rendezvous.store import rations as guesses
+from rendezvous.store import embedded, entry_json, rations
 from rendezvous.store.entry_json import DIGITS
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
+from rendezvous.wire.addresses import authority
 from rendezvous.wire.codes import UUID
 from rendezvous.wire.programs import Mistake
 
 log = logging.getLogger('entries')
 
-CONNECTIONS = 16  # as many questions to Redis at a time, however many register
-PLACE_SECONDS = 10  # that a question may wait for those before it: a slow disk is no dead Redis
-ANEW_SECONDS = 1  # between two times that all connections are made anew
-ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond; more is no answer
+CONNECTIONS = 16  # questions to Redis at a time, however many hidden servers register
+TURN_SECONDS = 10  # that a question waits for others: a slow disk does not mean that Redis is down
+ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond
+PAUSES_SECONDS = 0.01, 0.2  # between two tries while the embedded store starts: first, longest
+FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: questions do not wait
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
-SILENT_SECONDS = 5  # then it is asked whether it is still there
-SLICE = 100  # entries that are looked at without a pause, some 3 ms
+SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
+SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
-EVICTS = 'Redis may delete entries where its memory is full: set maxmemory-policy %s to noeviction'
+EVICTS = 'Redis may delete entries when its memory is full: set maxmemory-policy %s to noeviction'
 
 
 class StoreDown(Mistake):
@@ -41,55 +44,53 @@ class StoreDown(Mistake):
 
 
 class StoreRefuses(StoreDown):
-    """Redis answers and does not do what it is asked: it is read-only, full, or we may not."""
+    """Redis answers, but refuses the question: it is read-only, full, or we lack a permission."""
 
 
 class WrongPassword(StoreDown):
-    """Redis answers, but not to us."""
+    """Redis refuses our password."""
 
 
 class Entries:
-    """The entries, by UUID in lower case; keys that are not UUIDs are nobody's and left alone."""
+    """The entries, by UUID in lower case; other keys belong to others and stay as they are."""
 
     def __init__(self, options: Options, starts_store: bool = True):
+        """`starts_store`: this process starts the embedded store where nobody else has done so;
+        without it, it waits for another process to start it. Raises Mistake.
+        """
         self._options, self._issuer = options, options.rendezvous_host
-        self._places = Semaphore(CONNECTIONS)
-        self._anew_at = -math.inf
-        pool = redis.ConnectionPool(
-            host=options.redis_host,
-            port=options.redis_port,
-            password=options.redis_auth or None,
-            socket_timeout=ANSWER_SECONDS,
-            socket_connect_timeout=ANSWER_SECONDS,
-            decode_responses=True,
-            encoding_errors='replace',  # in keys that are nobody's entries
-            protocol=2,
-            redis_connect_func=None if options.redis_auth else store.vet,
-            # once more at once: a connection that waited in the pool may be dead
-            retry=Retry(NoBackoff(), 1),
-        )
-        self._redis = redis.Redis(connection_pool=pool)
-        self._count_try = self._redis.register_script(guesses.SCRIPT)
-        self._store = store.Store(options, self._redis)
+        self._is_embedded = options.redis_host is None
+        self._launcher = embedded.Launcher() if self._is_embedded and starts_store else None
+        self._turns = Semaphore(CONNECTIONS)
+        self._down_since = -math.inf
+        self._pool = _pool(options)
+        self._redis = redis.Redis(connection_pool=self._pool)
+        self._count_try = self._redis.register_script(rations.SCRIPT)
 
     def open(self) -> None:
-        """Brings the store up where that is ours to do. Raises Mistake or StoreDown."""
+        """Waits until Redis answers; starts the embedded store. Raises Mistake or StoreDown."""
         try:
             self._ask(self._redis.ping)
         except WrongPassword as error:
-            raise Mistake(str(error)) from None  # unlike a Redis that is down, it stays so
-        self._store.look()
-        with suppress(StoreDown):  # it does not say
+            raise Mistake(str(error)) from None  # a Redis that is down may come back by itself
+        with suppress(StoreDown):  # we may lack the permission
             policy = self._ask(self._redis.info, 'memory').get('maxmemory_policy', '')
             if policy.startswith('allkeys'):
                 log.warning(EVICTS, policy)
 
     def close(self) -> None:
         """Ends the embedded store if this process started it."""
-        self._redis.connection_pool.disconnect()
-        self._store.stop()
+        self._pool.disconnect()
+        if self._launcher:
+            self._launcher.end()
 
-    def get(self, uuid: str) -> dict | None:
+    def where(self) -> str:
+        """Where the entries are, for the log and the shell."""
+        host, port = self._options.redis_host, self._options.redis_port
+        place = embedded.DATA if host is None else f'Redis at {authority(host, port)}'
+        return f'the entries are in {place}'
+
+    def get(self, uuid: str) -> dict[str, Any] | None:
         """The entry, or None; raises StoreDown."""
         (value,) = self._ask(self._redis.mget, uuid)  # which is None where GET refuses the type
         entry = entry_json.read(value)
@@ -97,35 +98,37 @@ class Entries:
 
     def count_try(
         self, uuid: str, place: str, code: str, known: bool, now: float
-    ) -> guesses.Verdict:
-        """Counts a try to register `uuid` at `now`, in seconds since 1970, and what comes of it.
+    ) -> rations.Verdict:
+        """Counts a try to register `uuid` at `now`, in seconds since 1970; says what follows.
 
-        `place` is what guesses.network gives, or '' where addresses say nothing. `code` is what it
-        is: 'wrong', 'right', or 'long', which is a right one, too. Raises StoreDown.
+        `place` is what addresses.network gives, or '' where all clients seem to have one address.
+        `code` is 'wrong', 'right', or 'long', which means a right one of more digits. `known`:
+        there is an entry. Raises StoreDown.
         """
         most = self._options.wrong_codes_per_address, self._options.wrong_codes_per_day
-        record = guesses.record(uuid) if known else guesses.NOBODY
-        keys = guesses.ADDRESSES, guesses.LATEST, record
-        more = *most, now, guesses.MOST, guesses.MAX_SHARED
+        record = rations.record(uuid) if known else rations.NOBODY
+        keys = rations.ADDRESSES, rations.LATEST, record
+        more = *most, now, rations.MOST, rations.MAX_SHARED
         ration, seconds, used_up, refused = self._ask(
             self._count_try, keys, [uuid, place, code, *more]
         )
         if 'READONLY' in refused:
-            self._connect_anew(time.monotonic())
-        return guesses.Verdict(ration, seconds, bool(used_up), _said(refused))
+            self._connect_anew()
+        return rations.Verdict(ration, seconds, bool(used_up), _error_text(refused))
 
     def used_up(self, uuid: str) -> float | None:
-        """When strangers used up their wrong codes for it, in seconds since 1970, if that is not
-        over or forgiven. Raises StoreDown.
+        """When unknown addresses used up their wrong codes for it, in seconds since 1970; None
+        where that is over, or the codes were cleared. Raises StoreDown.
         """
-        with suppress(StoreRefuses, ValueError):  # somebody else made another thing of it
-            at = float(self.ask(lambda redis: redis.hget(guesses.record(uuid), 'used_up')) or 0)
-            return at if abs(time.time() - at) < guesses.DAY else None
+        with suppress(StoreRefuses, ValueError):  # another program wrote something else there
+            at = float(self.ask(lambda redis: redis.hget(rations.record(uuid), 'used_up')) or 0)
+            return at if abs(time.time() - at) < rations.DAY else None
+        return None
 
-    def all(self) -> list[dict]:
+    def all(self) -> list[dict[str, Any]]:
         """UUID, labels and state of each entry, sorted by label; raises StoreDown.
 
-        `created` is in seconds since 1970, or None: nobody knows.
+        `created` is in seconds since 1970; None: unknown.
         """
         keys = self._ask(scan, self._redis, ANY_UUID)
         found = {}
@@ -138,53 +141,53 @@ class Entries:
                     found['\0'.join([*shown['labels'], uuid])] = shown
         return [found[key] for key in sorted(found)]  # texts: 10,000 in some milliseconds
 
-    def shown(self, uuid: str) -> dict | None:
+    def shown(self, uuid: str) -> dict[str, Any] | None:
         """What `all` gives of one entry, or None: there is none. Raises StoreDown."""
         (value,) = self._ask(self._redis.mget, uuid)
         return None if value is None else _shown(uuid, value)
 
-    def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> dict | None:
-        """Makes and keeps a new entry, or None: that UUID has one. Raises StoreDown."""
-        entry = {'uuid': uuid, **entry_json.secret(uuid, digits, self._issuer)}
-        entry |= {'labels': labels, 'created': time.time()}
-        return entry if self.adopt(uuid, entry) else None
+    def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> dict[str, Any] | None:
+        """Makes and keeps a new entry; None: that UUID has one already. Raises StoreDown."""
+        secret = entry_json.secret(uuid, digits, self._issuer)
+        entry = {'uuid': uuid, **secret, 'labels': labels, 'created': time.time()}
+        return entry if self.insert(uuid, entry) else None
 
-    def adopt(self, uuid: str, entry: dict) -> bool:
-        """Keeps an entry as it is, unless that UUID has one; raises StoreDown."""
+    def insert(self, uuid: str, entry: dict[str, Any]) -> bool:
+        """Keeps an entry as it is, unless that UUID has one already; raises StoreDown."""
         value = json.dumps(entry)
         made = self._ask(self._redis.set, uuid, value, nx=True)
-        # Where the first answer got lost and the question was asked again, what is there is ours.
+        # Where the first answer was lost and the question asked again, the value there is ours.
         return bool(made) or self._ask(self._redis.mget, uuid) == [value]
 
     def rename(self, uuid: str, labels: list[str]) -> bool:
-        """Whether there was one, as of those that follow; each is atomic and raises StoreDown."""
+        """Whether there was one; so do the next ones. Each is atomic and raises StoreDown."""
         return bool(self._change(uuid, lambda entry: entry | {'labels': labels}, tell=False))
 
     def disable(self, uuid: str) -> bool:
-        def disabled(entry: dict) -> dict:
+        def disabled(entry: dict[str, Any]) -> dict[str, Any]:
             return entry | {'disabled': entry.get('disabled') or time.time()}
 
         return bool(self._change(uuid, disabled))
 
     def enable(self, uuid: str) -> bool:
-        def enabled(entry: dict) -> dict:
+        def enabled(entry: dict[str, Any]) -> dict[str, Any]:
             if entry.pop('disabled', None):
                 entry['enabled'] = time.time()
             return entry
 
         return bool(self._change(uuid, enabled))
 
-    def forgive(self, uuid: str) -> None:
+    def clear_wrong_codes(self, uuid: str) -> None:
         """Forgets the wrong codes that were tried for it; raises StoreDown."""
-        keys = uuid, guesses.record(uuid)
-        self.ask(lambda redis: redis.eval(guesses.FORGIVE, len(keys), *keys, time.time()))
+        keys, now = (uuid, rations.record(uuid)), str(time.time())
+        self.ask(lambda redis: redis.eval(rations.CLEAR, len(keys), *keys, now))
 
-    def rekey(self, uuid: str, digits: int | None = None) -> dict | None:
-        """The entry with a new secret; `digits` of its codes: None means as many as before."""
+    def rekey(self, uuid: str, digits: int | None = None) -> dict[str, Any] | None:
+        """The entry with a new secret, whose codes have `digits`; None: as many as before."""
 
-        def with_secret(entry: dict) -> dict:
+        def with_secret(entry: dict[str, Any]) -> dict[str, Any]:
             entry.pop('qrcodeURL', None)  # node-rendezvous put the old secret there
-            # It registers nobody; the log says of who tries it that it is the old one.
+            # It registers nobody; the log says so of a hidden server that tries it.
             entry['formerly'] = entry.get('authParams')
             return entry | entry_json.secret(uuid, digits or entry_json.digits(entry), self._issuer)
 
@@ -195,15 +198,19 @@ class Entries:
 
         def forget(client: redis.Redis) -> bool:
             with client.pipeline() as transaction:
-                transaction.delete(uuid).delete(*keys)
-                return bool(transaction.publish(CHANGES, uuid).execute()[0])
+                transaction.delete(uuid)
+                transaction.delete(*keys)
+                transaction.publish(CHANGES, uuid)
+                return bool(transaction.execute()[0])
 
         return self.ask(forget)
 
-    def _change(self, uuid: str, change: Callable[[dict], dict], tell: bool = True) -> dict | None:
-        """Keeps what `change` makes of an entry, and tells the servers; None: there is none."""
+    def _change(
+        self, uuid: str, change: Callable[[dict[str, Any]], dict[str, Any]], tell: bool = True
+    ) -> dict[str, Any] | None:
+        """Writes what `change` makes of an entry, and tells the servers; None: there is none."""
 
-        def exchange(transaction) -> dict | None:
+        def exchange(transaction) -> dict[str, Any] | None:
             (value,) = transaction.mget(uuid)
             transaction.multi()
             if value is None:
@@ -214,11 +221,11 @@ class Entries:
                 transaction.publish(CHANGES, uuid)
             return entry
 
-        # It watches the key, and begins again where somebody else changed it.
+        # It watches the key, and starts over where another program changed it meanwhile.
         return self._ask(self._redis.transaction, exchange, uuid, value_from_callable=True)
 
     def changes(self) -> Iterator[str]:
-        """For ever: each UUID whose entry is changed, '' where some may have been missed.
+        """Without end: each UUID whose entry is changed, '' where some may have been missed.
 
         Raises StoreDown.
         """
@@ -228,75 +235,108 @@ class Entries:
             while True:
                 message = self._ask(subscription.get_message, timeout=SILENT_SECONDS)
                 if message is None and asked:
-                    raise StoreDown('Redis does not answer: it said nothing for too long')
+                    raise StoreDown('Redis does not answer: it was silent for too long')
                 if message is None:
                     self._ask(subscription.ping)
                 elif message['type'] != 'pong':
-                    # It subscribes again, too, when it lost the connection in between.
+                    # After a lost connection redis-py subscribes again, which is a message, too.
                     yield message['data'] if message['type'] == 'message' else ''
                 asked = message is None
 
-    def ask(self, question):
+    def ask(self, question: Callable[[redis.Redis], Any]) -> Any:
         """What `question` answers, a function of the client; raises StoreDown."""
         return self._ask(question, self._redis)
 
-    def _ask(self, command, *args, **kwargs):
-        if not self._places.acquire(timeout=PLACE_SECONDS):
-            raise StoreDown(
-                f'Redis is busy: no turn for this question within {PLACE_SECONDS} seconds'
-            )
+    def _ask(self, command: Callable[..., Any], *args, **kwargs) -> Any:
+        if not self._turns.acquire(timeout=TURN_SECONDS):
+            raise StoreDown(f'Redis is busy: no turn for a question within {TURN_SECONDS} seconds')
         try:
             return self._try(command, *args, **kwargs)
         except redis.AuthenticationError as error:
             sentence = 'set redis_auth in local.py to its password, or redis_port to another one'
-            raise WrongPassword(f'Redis refuses us ({_said(error)}): {sentence}') from None
+            raise WrongPassword(f'Redis refuses us ({_error_text(error)}): {sentence}') from None
         except redis.ResponseError as error:
             sentence = 'mend that there, or set redis_host and redis_port in local.py'
-            raise StoreRefuses(f'Redis refuses ({_said(error)}): {sentence}') from None
-        except (redis.RedisError, OSError, ValueError) as error:  # it may be no Redis at all
-            sentence = 'start it, or set redis_host and redis_port in local.py'
-            raise StoreDown(f'Redis does not answer ({_said(error)}): {sentence}') from None
+            raise StoreRefuses(f'Redis refuses ({_error_text(error)}): {sentence}') from None
+        except (redis.RedisError, OSError, ValueError) as error:  # it may not even be a Redis
+            raise StoreDown(self._down(_error_text(error))) from None
+        except Mistake as mistake:  # the embedded store cannot be started
+            raise StoreDown(str(mistake)) from None
         finally:
-            self._places.release()
+            self._turns.release()
 
-    def _try(self, command, *args, **kwargs):
-        """What it answers; where that is ours to mend, at the second try or the third."""
-        began = time.monotonic()
-        for tries_left in (2, 1, 0):
+    def _down(self, why: str) -> str:
+        if self._is_embedded:
+            sentence = f'see {embedded.DATA / embedded.LOG}, or another program uses that folder'
+            return f'the embedded store does not answer ({why}): {sentence}'
+        sentence = 'start it, or set redis_host and redis_port in local.py'
+        return f'Redis does not answer ({why}): {sentence} (redis_host: None is the embedded store)'
+
+    def _try(self, command: Callable[..., Any], *args, **kwargs) -> Any:
+        """The answer. Nothing else asks a question again:
+
+        - once, at once, on a new connection: the old one may be dead, or may lead to the Redis that
+          was the primary before a fail-over
+        - then for as long as an embedded store takes to start and to read its data.
+        """
+        pause, longest = PAUSES_SECONDS
+        asked_again = False
+        while True:
             try:
-                return command(*args, **kwargs)
-            except (redis.ConnectionError, redis.ResponseError) as error:
-                if not tries_left or not self._mend(error, began):
+                answer = command(*args, **kwargs)
+                self._down_since = -math.inf
+                return answer
+            except redis.RedisError as error:
+                if not _may_answer_later(error) or (asked_again and not self._waits(error)):
                     raise
+            self._connect_anew()
+            if asked_again:
+                gevent.sleep(pause)
+                pause = min(1.2 * pause, longest)
+            asked_again = True
 
-    def _mend(self, error: redis.RedisError, began: float) -> bool:
-        """Whether a question that began then is worth another try."""
-        if isinstance(error, redis.AuthenticationError):
-            return self._learn_password()
-        if isinstance(error, redis.ConnectionError):
-            return self._store.start()
-        return 'READONLY' in _said(error) and self._connect_anew(began)
-
-    def _connect_anew(self, began: float) -> bool:
-        """After a fail-over: the connections that there are lead to the primary of before."""
-        if time.monotonic() > self._anew_at + ANEW_SECONDS:
-            self._anew_at = time.monotonic()
-            self._redis.connection_pool.disconnect(inuse_connections=False)
-            self._redis.connection_pool.reset()
-        return began <= self._anew_at
-
-    def _learn_password(self) -> bool:
-        """Whether what we lacked is the embedded server's own password."""
-        pool = self._redis.connection_pool
-        if self._options.redis_auth or pool.connection_kwargs['password'] == store.password():
+    def _waits(self, error: redis.RedisError) -> bool:
+        """Whether the question waits for the embedded store, which is started where it is ours."""
+        if not self._is_embedded or not isinstance(error, redis.ConnectionError):
             return False
-        pool.connection_kwargs['password'] = store.password()
-        pool.reset()  # those that there are go on without
-        return True
+        if self._launcher:
+            self._launcher.start()
+        now = time.monotonic()
+        if now - self._down_since > embedded.START_SECONDS + FAIL_FAST_SECONDS:
+            self._down_since = now
+        return now - self._down_since < embedded.START_SECONDS
+
+    def _connect_anew(self) -> None:
+        """The next questions get new connections; those under way keep theirs."""
+        self._pool.disconnect(inuse_connections=False)
+        self._pool.reset()
+
+
+def _pool(options: Options) -> redis.ConnectionPool:
+    """Connections to Redis, that leave it to `Entries` to ask again."""
+    settings: dict[str, Any] = {
+        'socket_timeout': ANSWER_SECONDS,
+        'socket_connect_timeout': ANSWER_SECONDS,
+        'decode_responses': True,
+        'encoding_errors': 'replace',  # in keys that are no entries
+        'protocol': 2,
+    }
+    if options.redis_host is None:
+        kind, path = redis.UnixDomainSocketConnection, embedded.socket_path()
+        return redis.ConnectionPool(connection_class=kind, path=path, **settings)
+    settings |= {'host': options.redis_host, 'port': options.redis_port}
+    return redis.ConnectionPool(password=options.redis_auth or None, **settings)
+
+
+def _may_answer_later(error: redis.RedisError) -> bool:
+    if isinstance(error, redis.AuthenticationError):
+        return False
+    is_broken = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+    return is_broken or 'READONLY' in _error_text(error)
 
 
 def slices(items: Iterable, size: int = SLICE) -> Iterator[list]:
-    """The items, some at a time; before each some others have their turn."""
+    """The items, some at a time; before each slice other greenlets get their turn."""
     items = iter(items)
     while some := list(islice(items, size)):
         sockets.take_turn()
@@ -312,12 +352,12 @@ def scan(client: redis.Redis, pattern: str, at_once: int = 500) -> set[str]:
     return {key for some in slices(found) for key in some}
 
 
-def _shown(uuid: str, value: str) -> dict:
+def _shown(uuid: str, value: str) -> dict[str, Any]:
     return {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
 
 
-def _said(error: Exception | str) -> str:
-    """What Redis or the system says, for a line of the log; nothing of what was asked: a secret."""
+def _error_text(error: Exception | str) -> str:
+    """What Redis or the system says, for the log, without the command: that may hold a secret."""
     text = str(error).rpartition(' of pipeline caused error: ')[2].partition(', with args')[0]
     code = getattr(error, 'status_code', None) or ''
     return re.sub('[^ -~]', '?', f'{code} {text}'.strip())[:200]

@@ -1,17 +1,29 @@
 """The options: `local.py` over the defaults, and each mistake in it one sentence."""
 
 import dataclasses
+import logging
 import re
 import runpy
+import socket
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from rendezvous.wire.addresses import is_number
+from rendezvous.store import embedded
+from rendezvous.wire.addresses import is_loopback, is_number
 from rendezvous.wire.programs import HERE, Mistake
 
+log = logging.getLogger('options')
+
 MAKE_CERT = '.venv/bin/python make_cert.py'  # what makes key and certificate, in sentences
+LOOK_SECONDS = 1  # a listener on this machine accepts at once
+
+OLD_FILES = 'password', 'store.log'  # in data/, of versions whose embedded store had a port
+OLD_STORE = (
+    'local.py: redis_host %r means the embedded store of an earlier version, with its entries in '
+    "%s: write 'redis_host': None, and remove redis_port and redis_auth"
+)
 
 # RFC 1123 section 2.1, and the underscores that people use
 _LABEL = re.compile('[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?', re.I | re.A)
@@ -26,7 +38,7 @@ class Options:
     listen_host: str | None = None
     key_file: str | None = 'registrar.key'
     crt_file: str = 'registrar.crt'
-    redis_host: str = '127.0.0.1'
+    redis_host: str | None = None  # the embedded store
     redis_port: int = 6379
     redis_auth: str = ''
     wrong_codes_per_address: int = 10
@@ -64,8 +76,11 @@ _LIMITS = {  # the least and the most that it may be
 }
 
 
-def load(path: Path = HERE / 'local.py') -> Options:
-    """The options of `local.py`, checked, and the defaults of the others. Raises Mistake."""
+def load(path: Path = HERE / 'local.py', warn: bool = True) -> Options:
+    """The options of `local.py`, checked, and the defaults of the others. Raises Mistake.
+
+    `warn`: the log gets a line where they were written for an earlier version.
+    """
     if not path.exists():
         raise Mistake('there is no local.py: cp local.example.py local.py, and set rendezvous_host')
     try:
@@ -80,7 +95,34 @@ def load(path: Path = HERE / 'local.py') -> Options:
         _check(name, value)
     if given.get('redis_auth') and path.stat().st_mode & 0o007:
         raise Mistake('every user of this machine may read redis_auth: chmod 600 local.py')
-    return DEFAULTS | given
+    if 'redis_host' not in given and given.keys() & {'redis_port', 'redis_auth'}:
+        given['redis_host'] = '127.0.0.1'  # the default of earlier versions
+    options = DEFAULTS | given
+    if not _means_the_embedded_store(options):
+        return options
+    if warn:
+        log.warning(OLD_STORE, options.redis_host, embedded.DATA)
+    return options | {'redis_host': None}
+
+
+def _means_the_embedded_store(options: Options) -> bool:
+    """Whether redis_host names the embedded store of an earlier version, on a loopback port.
+
+    Its files are in `data/`, and no Redis listens in its place. While the store of this version
+    runs on them, all programs that start use it.
+    """
+    host, old_files = options.redis_host, map(embedded.DATA.joinpath, OLD_FILES)
+    if host is None or not is_loopback(host) or not any(file.exists() for file in old_files):
+        return False
+    return embedded.listens() or _nobody_listens(host, options.redis_port)
+
+
+def _nobody_listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=LOOK_SECONDS).close()
+    except OSError as error:
+        return isinstance(error, ConnectionRefusedError)
+    return False
 
 
 def _check(name: str, value: object) -> None:

@@ -1,8 +1,16 @@
-"""Wrong codes are rationed: by four rations, the first in memory, the others in Redis.
+"""Limits on wrong codes: four rations, the first in memory, the others in Redis.
 
-Of the codes of six digits three are right at a time: 3 in 1,000,000 a try, and a server can be
-asked hundreds of times a second. No answer tells whether a UUID has an entry: the rations of
-addresses count alike for all UUIDs, and above those of a UUID the answer is that to a wrong code.
+At any time three codes of six digits are right: a guess has 3 chances in 1,000,000, and a server
+can be asked hundreds of times a second. The rations are
+
+1. of an address, for all hidden servers together: MOST in a quarter of an hour
+2. of an address, for one hidden server: wrong_codes_per_address in a quarter of an hour
+3. of one hidden server, for strangers: addresses that did not register it within the last month;
+   wrong_codes_per_day, for all of them together
+4. of one hidden server, for each friend: an address that did; wrong_codes_per_day, too.
+
+No answer shows whether a UUID has an entry: rations 1 and 2 count in the same way for all UUIDs,
+and beyond rations 3 and 4 the answer is the same as to a wrong code.
 """
 
 import math
@@ -15,20 +23,20 @@ from gevent.lock import Semaphore
 
 QUARTER, DAY = 15 * 60, 24 * 60 * 60  # seconds
 MOST = 100  # ration 1: wrong codes of an address in a quarter of an hour
-AT_ONCE = 8  # codes of an address that are looked at; half of the connections to Redis
-MAX_ADDRESSES = 10_000  # that are remembered here, 10 MB at most; a botnet has more
-MAX_SHARED = 100_000  # that are remembered in Redis, some 300 octets each
+AT_ONCE = 8  # codes of an address that are checked at a time; half of the connections to Redis
+MAX_ADDRESSES = 10_000  # kept in memory, 10 MB at most; a botnet has more
+MAX_SHARED = 100_000  # addresses kept in Redis, some 300 octets each
 
 ADDRESSES, LATEST = 'guesses:addresses', 'guesses:latest'
-NOBODY = 'guesses:nobody'  # is counted for as an entry, when a UUID has none
+NOBODY = 'guesses:nobody'  # the record for all UUIDs without an entry
 
-# Atomic: of a thousand tries at once, the first ten count. No key has a UUID with its hyphens, and
-# there are no more of them than entries: whoever looks for those need not look at these.
+# It is atomic: of a thousand tries at once, only as many as the rations allow are checked. The keys
+# do not match ANY_UUID, which finds the entries.
 #
-# `addresses` is a hash: of an address, the times of its wrong tries by UUID. `latest` has when the
-# last of them was. `record` is a hash, too, of one entry: the times of the wrong tries of strangers
-# and when those were used up, of each friend when it was last right and its wrong ones, and since
-# when tries count. It is written even where nothing changes: how long that takes tells nothing.
+# `addresses` is a hash: for each address, the times of its wrong tries by UUID. `latest` holds the
+# time of the last one. `record` is a hash for one entry: the times of strangers' wrong tries and
+# when those were used up; for each friend when it was last right, and its wrong tries; and since
+# when tries count. It is written in any case: so the time that it takes shows nothing.
 SCRIPT = """
 local addresses, latest, record = unpack(KEYS)
 local uuid, place, code = unpack(ARGV)
@@ -37,7 +45,7 @@ local most, max_addresses = tonumber(ARGV[7]), tonumber(ARGV[8])
 local QUARTER, DAY, MONTH, MAX_FRIENDS = 15 * 60, 24 * 60 * 60, 30 * 24 * 60 * 60, 200
 local refused = ''
 
-local function write(...) -- a Redis that takes no writes is no reason not to answer
+local function write(...) -- a Redis that refuses to write must not keep hidden servers out
   local answer = redis.pcall(...)
   refused = type(answer) == 'table' and answer.err or refused
 end
@@ -148,8 +156,8 @@ end
 return {ration, 0, just_now, refused}
 """
 
-# Tries count from now on only. Of an entry that is gone nothing else is kept, and not for long.
-FORGIVE = """
+# Earlier tries no longer count. For a deleted entry only that is kept, and not for long.
+CLEAR = """
 local entry, record, now = KEYS[1], KEYS[2], ARGV[1]
 local there = redis.call('EXISTS', entry) == 1
 redis.call(unpack(there and {'HDEL', record, 'used_up', 'strangers'} or {'DEL', record}))
@@ -159,44 +167,46 @@ redis.call('EXPIRE', record, there and 30 * 24 * 60 * 60 or 15 * 60)
 
 
 class Verdict(NamedTuple):
-    """What the rations say of a try.
+    """The answer to a try.
 
-    With ration 1 or 2 it is refused for some seconds. With 3 or 4 its code counts as a wrong one.
+    When ration 1 or 2 is used up, the try is refused; when 3 or 4 is, its code counts as wrong.
     """
 
-    ration: int = 0
-    seconds: int = 0
-    used_up: bool = False  # the ration of strangers, with this try and not within the day before it
-    refused: str = ''  # what Redis says that did not write this down
+    ration: int = 0  # the one that is used up; 0: none
+    seconds: int = 0  # until the next try may be made
+    used_up: bool = False  # this try used up ration 3, for the first time within a day
+    refused: str = ''  # why Redis did not write the try down
 
 
 class Tries:
-    """Ration 1, in memory: the codes of each address that were refused of late.
+    """Ration 1 in memory: the recent wrong codes of each address.
 
-    It is asked before Redis, so that a flood costs nothing there. Redis counts, too, for all
-    servers together. `now` is in seconds of a clock that is never set.
+    It is checked before Redis is asked, so that a flood does not reach Redis, which counts for all
+    servers together. `now` is in seconds of a monotonic clock.
     """
 
     def __init__(self):
-        self._refused: dict[str, array] = {}  # when, the oldest first; the last heard address last
+        # The times, the oldest first; the address of the latest comes last.
+        self._refused: dict[str, array] = {}
         self._turns: WeakValueDictionary[str, Semaphore] = WeakValueDictionary()
 
     def turn(self, place: str) -> AbstractContextManager:
-        """For a look at a code of that address: it waits while enough others are looked at."""
+        """Held while a code of that address is checked: at most AT_ONCE are at a time."""
         return self._turns.setdefault(place, Semaphore(AT_ONCE)) if place else nullcontext()
 
     def to_wait(self, place: str, now: float) -> int:
-        """The seconds for which the address is refused; 0: it is not."""
+        """The seconds until the next code of the address is accepted; 0: now."""
         times = self._refused.pop(place, None)
         while times and times[0] + QUARTER <= now:
             del times[0]
-        if times:
-            self._refused[place] = times
-        full = bool(times) and len(times) >= MOST
+        if not times:
+            return 0
+        self._refused[place] = times
+        full = len(times) >= MOST
         return max(1, math.ceil(times[-MOST] + QUARTER - now)) if full else 0
 
     def note(self, place: str, now: float) -> None:
-        """One more was refused."""
+        """One more code was wrong."""
         if place:
             self._refused.setdefault(place, array('d')).append(now)
             if len(self._refused) > MAX_ADDRESSES:
@@ -204,5 +214,5 @@ class Tries:
 
 
 def record(uuid: str) -> str:
-    """The key of what is known of the tries for an entry."""
+    """The key of an entry's record of tries."""
     return f'guesses:{uuid.replace("-", "")}'

@@ -18,7 +18,7 @@ import gevent
 import pytest
 import requests
 import segno
-from conftest import until
+from conftest import free_port, until
 from programs import Outside, listens
 from visitor import ALERT, Visitor
 
@@ -335,7 +335,8 @@ def test_from_none_to_one_and_back_until_a_signal_ends_it_with_status_0(folder, 
 
 
 def test_page_says_that_redis_is_down_and_works_when_it_is_back(folder, tmp_path, uuid):
-    with Outside(tmp_path, folder.options['redis_port']) as redis:
+    with Outside(tmp_path, free_port()) as redis:
+        folder.set(**redis.options)
         page = Visitor(folder)
         page.made(uuid)
         redis.stop()

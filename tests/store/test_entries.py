@@ -21,7 +21,7 @@ def told(entries):
             if message['type'] == 'message':
                 found.append(message['data'])
 
-    with entries._redis.pubsub() as subscription:
+    with entries.ask(lambda redis: redis.pubsub()) as subscription:
         subscription.subscribe(CHANGES)
         subscription.get_message(timeout=5)
         listening = gevent.spawn(listen, subscription)
@@ -88,7 +88,7 @@ def test_new_secret_has_codes_of_as_many_digits_as_the_old_one(entries, uuid, gi
     entry['authParams']['digits'] = given
     if given is None:
         del entry['authParams']['digits']
-    entries._redis.set(uuid, json.dumps(entry))
+    entries.ask(lambda redis: redis.set(uuid, json.dumps(entry)))
     made = entries.rekey(uuid)
     assert made == entries.get(uuid)
     assert made['authParams']['digits'] == digits
@@ -102,21 +102,20 @@ def test_new_secret_has_codes_of_as_many_digits_as_the_old_one(entries, uuid, gi
 
 @pytest.mark.parametrize('value', ['no json', '[]', '{"authParams": 1, "uuid": "../x"}'])
 def test_new_secret_mends_an_entry_that_makes_no_sense(entries, uuid, value):
-    entries._redis.set(uuid, value)
+    entries.ask(lambda redis: redis.set(uuid, value))
     assert entry_json.is_sound(entries.rekey(uuid))
     assert entries.get(uuid)['uuid'] == uuid
 
 
 def test_delete_forgets_who_was_here_and_leaves_a_key_of_another_type_alone(entries, uuid):
-    redis = entries._redis
-    for key in (f'seen:{uuid}', f'rendezvous:{uuid}'):
-        redis.set(key, 'x')
+    keys = f'seen:{uuid}', f'rendezvous:{uuid}'
+    entries.ask(lambda redis: redis.mset(dict.fromkeys(keys, 'x')))
     entries.delete(uuid)
-    assert not redis.exists(f'seen:{uuid}', f'rendezvous:{uuid}')
-    redis.hset(uuid, 'mine', 'x')
+    assert not entries.ask(lambda redis: redis.exists(*keys))
+    entries.ask(lambda redis: redis.hset(uuid, 'mine', 'x'))
     assert entries.get(uuid) is None
     assert not entries.disable(uuid)
-    assert redis.hgetall(uuid) == {'mine': 'x'}
+    assert entries.ask(lambda redis: redis.hgetall(uuid)) == {'mine': 'x'}
 
 
 @pytest.mark.parametrize(

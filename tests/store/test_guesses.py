@@ -14,13 +14,13 @@ from programs import Outside
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rendezvous.store import presence as live
-from rendezvous.store import rations as guesses
+from rendezvous.store import presence, rations
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
+from rendezvous.wire.addresses import network
 
-MONTH = 30 * guesses.DAY
+MONTH = 30 * rations.DAY
 
 
 @pytest.fixture
@@ -43,20 +43,25 @@ def guess(start, pair):
 
 
 @pytest.fixture
-def tries(entries):
-    """Counts tries in Redis, without a server; what each comes to."""
+def tries(redis_options):
+    """Counts tries in Redis, without a server; the verdict on each."""
+    opened = {}
 
     def tries(uuid: str, place: str, code: str, at: float, known: bool = True, **options):
-        entries._options = DEFAULTS | options
-        return entries.count_try(uuid, place, code, known, at)
+        key = tuple(options.items())
+        if key not in opened:
+            opened[key] = Entries(DEFAULTS | redis_options | options)
+        return opened[key].count_try(uuid, place, code, known, at)
 
-    return tries
+    yield tries
+    for entries in opened.values():
+        entries.close()
 
 
 @pytest.fixture(autouse=True)
 def no_tries(entries):
     """Those of the tests before were of the same addresses."""
-    entries.ask(lambda redis: redis.delete(guesses.ADDRESSES, guesses.LATEST, guesses.NOBODY))
+    entries.ask(lambda redis: redis.delete(rations.ADDRESSES, rations.LATEST, rations.NOBODY))
 
 
 def long_code(entries, uuid: str) -> str:
@@ -126,7 +131,7 @@ def test_friend_has_fifty_wrong_codes_a_day_of_its_own(tries, uuid):
     assert found == ([0] * 10 + [2]) * 5 + [4] * 10 + [2]
     assert tries(uuid, friend, 'right', now + 7000).ration == 4
     assert tries(uuid, friend, 'long', now + 7000).ration == 0
-    assert tries(uuid, friend, 'right', now + guesses.DAY + 5000).ration == 0
+    assert tries(uuid, friend, 'right', now + rations.DAY + 5000).ration == 0
 
 
 def test_uuid_that_does_not_exist_is_rationed_alike(start, guess, uuid, entries):
@@ -203,7 +208,7 @@ def test_flood_of_an_address_asks_redis_a_hundred_times(server, guess, entries, 
     statuses = Counter(each.get().status for each in flood)
     assert statuses == {401: 100, 429: 200}
     assert asked[True] == 1
-    assert asked[False] < 100 + guesses.AT_ONCE
+    assert asked[False] < 100 + rations.AT_ONCE
 
 
 def test_flooded_uuid_costs_redis_no_more(server, guess, entries, uuid, monkeypatch):
@@ -215,7 +220,7 @@ def test_flooded_uuid_costs_redis_no_more(server, guess, entries, uuid, monkeypa
 
 
 def test_ration_of_an_address_slides_in_memory():
-    tries = guesses.Tries()
+    tries = rations.Tries()
     for second in range(100):
         assert tries.to_wait('192.0.2.1', second) == 0
         tries.note('192.0.2.1', second)
@@ -228,31 +233,31 @@ def test_ration_of_an_address_slides_in_memory():
 
 
 def test_botnet_does_not_fill_the_memory():
-    tries = guesses.Tries()
-    for number in range(3 * guesses.MAX_ADDRESSES):
+    tries = rations.Tries()
+    for number in range(3 * rations.MAX_ADDRESSES):
         for address in ('192.0.2.1', f'2001:db8:{number:x}::/64'):  # the first one is heard always
             tries.to_wait(address, number / 1000)
         tries.note(address, number / 1000)
         if number < 100:
             tries.note('192.0.2.1', number / 1000)
-    assert len(tries._refused) == guesses.MAX_ADDRESSES
+    assert len(tries._refused) == rations.MAX_ADDRESSES
     assert tries.to_wait('192.0.2.1', 100) > 0
     assert not tries._turns
 
 
 def test_botnet_does_not_fill_redis(entries, uuid, monkeypatch):
-    monkeypatch.setattr(guesses, 'MAX_SHARED', 20)
+    monkeypatch.setattr(rations, 'MAX_SHARED', 20)
     now, before = time.time(), entries.ask(lambda redis: redis.dbsize())
     for number in range(60):
         place = f'198.18.0.{number}'
         entries.count_try(str(uuids.uuid4()), place, 'wrong', False, now + number)
-    known = entries.ask(lambda redis: redis.hkeys(guesses.ADDRESSES))
+    known = entries.ask(lambda redis: redis.hkeys(rations.ADDRESSES))
     assert set(known) == {f'198.18.0.{number}' for number in range(40, 60)}
-    assert entries.ask(lambda redis: redis.zcard(guesses.LATEST)) == 20
+    assert entries.ask(lambda redis: redis.zcard(rations.LATEST)) == 20
     assert entries.ask(lambda redis: redis.dbsize()) - before <= 3
     entries.count_try(uuid, '192.0.2.1', 'wrong', True, now + 2000)  # and they age
     entries.count_try(uuid, '192.0.2.1', 'wrong', True, now + 2000)
-    assert entries.ask(lambda redis: redis.hkeys(guesses.ADDRESSES)) == ['192.0.2.1']
+    assert entries.ask(lambda redis: redis.hkeys(rations.ADDRESSES)) == ['192.0.2.1']
 
 
 def test_no_key_is_found_by_who_looks_for_entries(entries, uuid, tries):
@@ -264,8 +269,8 @@ def test_no_key_is_found_by_who_looks_for_entries(entries, uuid, tries):
     assert uuid in keys
 
 
-@pytest.mark.parametrize('change', ['forgive', 'delete'])
-def test_forgiven_tries_count_no_more(entries, uuid, tries, change):
+@pytest.mark.parametrize('change', ['clear', 'delete'])
+def test_cleared_tries_no_longer_count(entries, uuid, tries, change):
     """And no key of another one is looked at: there may be many."""
     now, friend = time.time() - 60, '192.0.2.1'
     assert tries(uuid, friend, 'right', now).ration == 0
@@ -277,11 +282,11 @@ def test_forgiven_tries_count_no_more(entries, uuid, tries, change):
     before = entries.ask(lambda redis: redis.info('commandstats').get('cmdstat_scan'))
     if change == 'delete':
         entries.delete(uuid)
-    entries.forgive(uuid)
+    entries.clear_wrong_codes(uuid)
     assert entries.ask(lambda redis: redis.info('commandstats').get('cmdstat_scan')) == before
     assert entries.used_up(uuid) is None
-    kept = entries.ask(lambda redis: redis.hkeys(guesses.record(uuid)))
-    assert (friend in kept) == (change == 'forgive')
+    kept = entries.ask(lambda redis: redis.hkeys(rations.record(uuid)))
+    assert (friend in kept) == (change == 'clear')
     for number in range(5):
         assert tries(uuid, friend, 'wrong', time.time()).ration == 0
         assert tries(uuid, f'198.18.0.{number}', 'wrong', time.time()).ration == 0
@@ -291,7 +296,7 @@ def test_enable_lets_strangers_in_again(server, guess, entries, uuid):
     for number in range(1, 51):
         guess(server, uuid, wrong(entries, uuid), f'127.0.1.{number}')
     assert guess(server, uuid, code(entries, uuid)).status == 401
-    entries.forgive(uuid)
+    entries.clear_wrong_codes(uuid)
     assert guess(server, uuid, code(entries, uuid)).status == 200
 
 
@@ -375,15 +380,15 @@ def test_address_is_a_friend_for_thirty_days_after_its_last_right_code(tries, uu
     def stays(days: float) -> bool:
         """Whether it may still register though strangers used up their tries."""
         for number in range(60):
-            tries(uuid, f'198.18.0.{number}', 'wrong', now + days * guesses.DAY)
-        return not tries(uuid, friend, 'right', now + days * guesses.DAY).ration
+            tries(uuid, f'198.18.0.{number}', 'wrong', now + days * rations.DAY)
+        return not tries(uuid, friend, 'right', now + days * rations.DAY).ration
 
     assert not tries(uuid, friend, 'right', now).ration
     assert stays(0.5)
     assert stays(30)  # and is one from then on
     assert stays(59)
     assert not stays(90)
-    assert not tries(uuid, friend, 'long', now + 90 * guesses.DAY).ration
+    assert not tries(uuid, friend, 'long', now + 90 * rations.DAY).ration
     assert stays(90)  # a long code makes a friend, too
 
 
@@ -392,11 +397,11 @@ def test_friends_of_an_entry_are_bounded(tries, entries, uuid):
     now = time.time()
     for number in range(210):
         tries(uuid, f'2001:db8:{number:x}::/64', 'long', now + number)
-    fields = entries.ask(lambda redis: redis.hkeys(guesses.record(uuid)))
+    fields = entries.ask(lambda redis: redis.hkeys(rations.record(uuid)))
     assert len(fields) == 200
     assert '2001:db8:9::/64' not in fields
     tries(uuid, '192.0.2.1', 'long', now + MONTH + 204.5)
-    fields = entries.ask(lambda redis: redis.hkeys(guesses.record(uuid)))
+    fields = entries.ask(lambda redis: redis.hkeys(rations.record(uuid)))
     assert len(fields) == 6  # those of over a month ago are forgotten
 
 
@@ -408,18 +413,17 @@ def test_clock_that_is_set_back_locks_nobody_out_for_long(tries, uuid):
 
 
 def test_network_is_an_ipv4_address_or_a_64():
-    assert guesses.network('192.0.2.1') == '192.0.2.1'
+    assert network('192.0.2.1') == '192.0.2.1'
     first, same, other = (
-        guesses.network(address)
-        for address in ('2001:db8::1', '2001:db8::ffff:1:2:3', '2001:db8:0:1::1')
+        network(address) for address in ('2001:db8::1', '2001:db8::ffff:1:2:3', '2001:db8:0:1::1')
     )
     assert first == same != other
-    assert guesses.network('fe80::1%eth0') == guesses.network('fe80::2')
+    assert network('fe80::1%eth0') == network('fe80::2')
 
 
 A_DAY = (
     'local function try(KEYS, ARGV)'
-    + guesses.SCRIPT
+    + rations.SCRIPT
     + """
 end
 local uuid, friend, day, start = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -446,15 +450,15 @@ return count
 def test_ten_thousand_addresses_guess_for_a_year(entries, uuid, redis_options):
     """Each ration used up, one try a second; one of the addresses is a friend's."""
     limits = DEFAULTS.wrong_codes_per_address, DEFAULTS.wrong_codes_per_day
-    more = *limits, guesses.MOST, guesses.MAX_SHARED
-    keys = guesses.ADDRESSES, guesses.LATEST, guesses.record(uuid)
+    more = *limits, rations.MOST, rations.MAX_SHARED
+    keys = rations.ADDRESSES, rations.LATEST, rations.record(uuid)
     host, port, password = redis_options.values()
     now, looked_at = int(time.time()), []
     # One that never asks again where an answer is late: each try is counted once.
     with redis.Redis(host, port, password=password, retry=Retry(NoBackoff(), 0)) as patient:
         a_day = patient.register_script(A_DAY)
         for day in range(365):
-            start = now + day * guesses.DAY
+            start = now + day * rations.DAY
             looked_at.append(a_day(keys, [uuid, '198.18.99.1', day, start, *more]))
     assert set(looked_at) == {50 + 50}
     assert sum(looked_at) * 3 / 10**8 < 1 / 900
@@ -474,8 +478,8 @@ def test_reason_of_each_refusal_is_for_the_log_and_the_page_alone(
     guess(server, uuid, long_code(entries, uuid), '127.0.0.3')
 
     def refusals() -> list[tuple[str, str]]:
-        server.rendezvous.live.write({})
-        found = live.refusals(entries, uuid)
+        server.rendezvous.presence.write({})
+        found = presence.refusals(entries, uuid)
         return [(each['address'], each['why']) for each in reversed(found)]
 
     second = 'ration 2: 3 wrong codes of 127.0.0.1 within 15 minutes'
@@ -483,7 +487,7 @@ def test_reason_of_each_refusal_is_for_the_log_and_the_page_alone(
     expected = [('127.0.0.1', 'wrong code')] * 3 + [('127.0.0.1', second)]
     expected += [('127.0.0.2', 'wrong code'), ('127.0.0.3', third), ('127.0.0.3', 'disabled')]
     until(lambda: refusals() == expected, 'they are written')
-    assert live.refusals(entries, unknown) == []
+    assert presence.refusals(entries, unknown) == []
     for status, each, why in [
         *((401, uuid, 'wrong code'), (429, uuid, second), (401, uuid, third)),
         *((503, uuid, 'disabled'), (401, unknown, 'no such entry'), (429, unknown, second)),
@@ -496,9 +500,8 @@ def test_ration_of_an_address_is_a_reason_where_there_is_an_entry(server, guess,
     for _ in range(100):
         guess(server, str(uuids.uuid4()), '0' * 8)
     assert guess(server, uuid, long_code(entries, uuid)).status == 429
-    until(lambda: server.rendezvous.live._refused, 'it is told')
-    assert list(server.rendezvous.live._refused) == [uuid]
-    assert 'ration 1: 100 wrong codes of 127.0.0.1' in server.rendezvous.live._refused[uuid][0]
+    (refusal,) = until(lambda: presence.refusals(entries, uuid), 'it is told')
+    assert refusal['why'].startswith('ration 1: 100 wrong codes of 127.0.0.1')
 
 
 @pytest.mark.parametrize('kind', ['short', 'long'])
@@ -598,9 +601,8 @@ REFUSALS = {
 @pytest.fixture
 def outside(tmp_path):
     """The options of a Redis that is not ours; it ends after the servers."""
-    port = free_port()
-    with Outside(tmp_path, port, 'secret'):
-        yield {'redis_port': port, 'redis_auth': 'secret'}
+    with Outside(tmp_path, free_port(), 'secret') as outside:
+        yield outside.options
 
 
 @pytest.mark.parametrize('why', REFUSALS)

@@ -48,6 +48,13 @@ def test_option_that_is_left_out_keeps_its_default(tmp_path):
     assert local.load(file) == DEFAULTS | {'drain': 0.5}
 
 
+@pytest.mark.parametrize('name', ['redis_port', 'redis_auth'])
+def test_local_py_of_an_earlier_version_may_leave_out_redis_host(tmp_path, name):
+    file = tmp_path / 'local.py'
+    file.write_text(f'options = {{{name!r}: {getattr(DEFAULTS, name)!r}}}')
+    assert local.load(file).redis_host == '127.0.0.1'
+
+
 class Case(NamedTuple):
     sentence: str  # what it says, a regular expression
     options: dict = {}  # noqa: RUF012 (nobody changes it)
@@ -182,7 +189,7 @@ CASES = {
         'listen_host': b'::',
         'key_file': False,
         'crt_file': None,
-        'redis_host': None,
+        'redis_host': 127,
         'redis_port': True,
         'redis_auth': 1234,
         'max_waiting': 32.0,
@@ -341,7 +348,7 @@ def test_host_that_is_none_is_refused(tmp_path, name, host):
 )
 def test_addresses_and_names_are_hosts(tmp_path, host):
     (tmp_path / 'local.py').write_text(f'options = {{"redis_host": {host!r}}}')
-    assert local.load(tmp_path / 'local.py')['redis_host'] == host
+    assert local.load(tmp_path / 'local.py').redis_host == host
 
 
 @pytest.mark.parametrize('name', ['key_file', 'crt_file', 'redis_auth'])

