@@ -216,6 +216,7 @@ def prepared(orders: Orders) -> Worker:
             entries.open()
         except StoreDown as error:
             log.error('%s; until it does, nobody can register', error)
+        log.info('%s', entries.where())
         if options.key_file is None:
             log.warning('plain HTTP: all seem to have one address, so none has a ration of codes')
     listener, which = socket.socket(fileno=orders.listener), f'{orders.number}/{orders.workers}'

@@ -273,34 +273,40 @@ class Entries:
         return f'Redis does not answer ({why}): {sentence} (redis_host: None is the embedded store)'
 
     def _try(self, command: Callable[..., Any], *args, **kwargs) -> Any:
-        """The answer. Nothing else asks a question again:
+        """The answer. A question is asked once more, on a new connection: the old one may be dead,
+        or lead to the Redis that was the primary before a fail-over. An embedded store gets time to
+        start. Nothing else asks again, and not more often: a full disk ends the store at each try.
+        """
+        try:
+            return command(*args, **kwargs)
+        except redis.RedisError as error:
+            if not _may_answer_later(error):
+                raise
+            self._connect_anew()
+            if self._is_embedded and isinstance(error, redis.ConnectionError):
+                self._await_store()
+        return command(*args, **kwargs)
 
-        - once, at once, on a new connection: the old one may be dead, or may lead to the Redis that
-          was the primary before a fail-over
-        - then for as long as an embedded store takes to start and to read its data.
+    def _await_store(self) -> None:
+        """Returns when the embedded store answers; this process starts it where that is its part.
+
+        Raises redis.RedisError after START_SECONDS, and in the seconds that follow at once.
         """
         pause, longest = PAUSES_SECONDS
-        asked_again = False
         while True:
             try:
-                answer = command(*args, **kwargs)
+                self._redis.ping()
                 self._down_since = -math.inf
-                return answer
-            except redis.RedisError as error:
-                if not _may_answer_later(error) or (asked_again and not self._waits(error)):
+                return
+            except redis.ConnectionError:
+                if self._launcher:
+                    self._launcher.start()
+                if not self._has_time_to_start():
                     raise
-            self._connect_anew()
-            if asked_again:
-                gevent.sleep(pause)
-                pause = min(1.2 * pause, longest)
-            asked_again = True
+            gevent.sleep(pause)
+            pause = min(1.2 * pause, longest)
 
-    def _waits(self, error: redis.RedisError) -> bool:
-        """Whether the question waits for the embedded store, which is started where it is ours."""
-        if not self._is_embedded or not isinstance(error, redis.ConnectionError):
-            return False
-        if self._launcher:
-            self._launcher.start()
+    def _has_time_to_start(self) -> bool:
         now = time.monotonic()
         if now - self._down_since > embedded.START_SECONDS + FAIL_FAST_SECONDS:
             self._down_since = now

@@ -2,13 +2,15 @@
 
 import json
 import time
+from contextlib import closing
 
 import gevent
 import pytest
 from conftest import until
 
-from rendezvous.store import entry_json
-from rendezvous.store.entries import CHANGES
+from rendezvous.store import embedded, entry_json
+from rendezvous.store.entries import CHANGES, Entries
+from rendezvous.store.options import DEFAULTS
 
 
 @pytest.fixture
@@ -27,6 +29,20 @@ def told(entries):
         listening = gevent.spawn(listen, subscription)
         yield found
         listening.kill()
+
+
+@pytest.mark.parametrize(
+    ('host', 'where'),
+    [
+        (None, '{data}'),
+        ('192.0.2.5', 'Redis at 192.0.2.5:6379'),
+        ('2001:db8::5', 'Redis at [2001:db8::5]:6379'),
+    ],
+)
+def test_it_is_said_where_the_entries_are(monkeypatch, tmp_path, host, where):
+    monkeypatch.setattr(embedded, 'DATA', tmp_path)
+    with closing(Entries(DEFAULTS | {'redis_host': host})) as entries:
+        assert entries.where() == f'the entries are in {where}'.format(data=tmp_path)
 
 
 def test_servers_are_told_of_each_change_but_that_of_a_label(entries, uuid, told):
