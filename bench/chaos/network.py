@@ -34,10 +34,8 @@ from faults import Netspace, Relay, why_not
 LARGE_BYTES = 50_000_000
 LIFETIME_SECONDS = 5
 SHORT_LIVED = (
-    'from gevent import monkey; monkey.patch_all(); '
-    'from rendezvous.hidden import hidden_server as hidden; '
-    'from rendezvous.wire import programs; '
-    f'hidden.LIFETIME_SECONDS = {LIFETIME_SECONDS}; programs.main(hidden.main)'
+    'import hidden; from rendezvous.hidden import hidden_server; '
+    f'hidden_server.LIFETIME_SECONDS = {LIFETIME_SECONDS}; hidden.programs.main(hidden.main)'
 )
 
 

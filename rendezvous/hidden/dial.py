@@ -1,4 +1,4 @@
-"""How a hidden server dials out: to an address that answers, and up to the server's 200."""
+"""How a hidden server dials out: to an address that answers, and on to the server's 200."""
 
 import json
 import logging
@@ -8,10 +8,13 @@ import secrets
 import socket
 import ssl
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from itertools import zip_longest
+from typing import NamedTuple
 
 import gevent
 import pyotp
@@ -21,22 +24,21 @@ from rendezvous.wire import addresses, codes, sockets
 
 log = logging.getLogger('hidden')
 
-# The system asks a name server again after 5 seconds, and as late when a network is back.
+# The system waits 5 seconds for a name server, and as long again after a network came back.
 os.environ.setdefault('RES_OPTIONS', 'timeout:2')
 
 CONNECT_SECONDS = 15  # for the handshake and the answer, and for a name that does not resolve
-# RFC 8305 section 5: the next address is tried so long after the last one, beside it. All of them
-# are tried anew after each round: the system's own tries come later and later, and where a network
-# is back it is to be noticed.
+# RFC 8305 section 5: so long after one address the next one is tried, beside it. After a round all
+# are tried again: the system itself repeats a try later and later, but a network that is back is to
+# be noticed soon.
 NEXT_SECONDS, ROUND_SECONDS, ROUNDS = 0.25, 3, 5
 MOST_ADDRESSES = 8
-KNOWN_SECONDS = 1  # for a name that does not resolve, where it did before
-RETRY_AFTER_SECONDS = 60  # a server that says more is not believed: `enable` works within a minute
+KNOWN_SECONDS = 1  # for a name server, where there are addresses of an earlier answer
 ANSWER_BYTES = 16 * 1024
-CLOCK_IS_OFF_SECONDS = 30  # a code is right for 30 s before and behind its own 30
+CLOCK_IS_OFF_SECONDS = 30  # a code is right for 30 s before and after its own 30
 DAY_SECONDS = 24 * 3600
 ENDS_SOON_SECONDS, ENDS_SOON_SHARE = 14 * DAY_SECONDS, 1 / 4  # of a certificate's time, at most
-# What a process that was killed here leaves at the server is gone after so long.
+# After so long the server has forgotten what a process that was killed here left there.
 LEFT_OVER_SECONDS = 120
 
 Address = tuple[socket.AddressFamily, tuple]  # an IP address with its port, as socket takes it
@@ -47,39 +49,46 @@ class NotRegistered(Exception):
 
     def __init__(self, status: int, diagnostic: str, retry_after: int, ahead: float | None):
         super().__init__(f'{status} {diagnostic}')
-        self.status, self.retry_after = status, min(retry_after, RETRY_AFTER_SECONDS)
-        self.ahead = ahead  # seconds that our clock is ahead of the server's, if that tells
+        self.status, self.retry_after = status, retry_after
+        self.ahead = ahead  # seconds that our clock is ahead of the server's, where known
 
 
 class HungUp(ConnectionError):
-    """The rendezvous server, or what is in front of it, ended the connection within an answer."""
+    """The rendezvous server, or what is in front of it, closed before its answer was complete."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__('it hangs up: it may be restarting')
 
 
+class Connection(NamedTuple):
+    """A connection that got its 200."""
+
+    sock: sockets.TLSSocket
+    octets: bytes  # that came behind the 200
+
+
 class Addresses:
-    """The addresses of a host; the one that answered last comes first."""
+    """The addresses of a host. The one that answered the last time is tried first."""
 
     def __init__(self, host: str, port: int):
         self._host, self._port = host, port
         self._known: list[Address] = []
         self._is_number = addresses.is_number(host)
-        self._looking: Greenlet | None = None  # one at a time: each has a thread
+        self._lookup: Greenlet | None = None  # one at a time: each needs a thread
         self.last: Address | None = None  # that answered
-        self._said = ''
+        self._warn_once = cache(log.warning)
 
     def connect(self) -> socket.socket:
-        """The connection that is there first (RFC 8305). Raises OSError."""
+        """A connection to the address that answers first (RFC 8305). Raises OSError."""
         address, sock, silent = _race(self._look_up())
         if silent and address != self.last:
             names = ', '.join(host for _, (host, *_) in silent)
-            self._say(f'{names} did not answer: {address[1][0]} of {self._host} did')
+            self._warn_once(f'{names} did not answer: {address[1][0]} of {self._host} did')
         self.last = address
         return sock
 
     def own(self) -> str:
-        """The address of this machine from which it goes there now; '' where that has none."""
+        """The address that this machine has towards the host now; '' where it has none."""
         if not self.last:
             return ''
         try:
@@ -90,34 +99,31 @@ class Addresses:
             return ''
 
     def _look_up(self) -> list[Address]:
-        """Raises OSError. What was right before is good enough while no name server answers."""
+        """Raises OSError. Earlier addresses will do while no name server answers."""
         seconds = KNOWN_SECONDS if self._known else CONNECT_SECONDS
+        lookup = self._lookup
         if not (self._known and self._is_number):
-            if not self._looking or self._looking.ready():
-                self._looking = gevent.spawn(self._resolve)
+            if lookup is None or lookup.ready():
+                lookup = self._lookup = gevent.spawn(self._resolve)
             elif self._known:
-                seconds = 0  # another one has waited for it already
-            self._looking.join(seconds)
-        if not self._known:
-            raise self._looking.value or TimeoutError('its name does not resolve')
+                seconds = 0  # somebody has waited for it already
+            lookup.join(seconds)
+            if not self._known:
+                raise lookup.value or TimeoutError('its name does not resolve')
         return sorted(self._known, key=lambda each: each != self.last)
 
     def _resolve(self) -> OSError | None:
-        """Whatever comes late is good for the next time."""
+        """An answer that comes late will do for the next time."""
         try:
             found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
             return error
-        self._known = _by_turns([(family, where) for family, *_, where in found])
-
-    def _say(self, sentence: str) -> None:
-        if sentence != self._said:
-            self._said = sentence
-            log.warning('%s', sentence)
+        self._known = by_turns([(family, where) for family, *_, where in found])
+        return None
 
 
-def _by_turns(addresses: list[Address]) -> list[Address]:
-    """One of each family by turns (RFC 8305 section 4)."""
+def by_turns(addresses: list[Address]) -> list[Address]:
+    """One of IPv6 and one of IPv4 by turns, as in RFC 8305 section 4; each only once."""
     first = [each for each in addresses if each[0] == addresses[0][0]]
     others = [each for each in addresses if each[0] != addresses[0][0]]
     mixed = [each for pair in zip_longest(first, others) for each in pair if each]
@@ -125,7 +131,10 @@ def _by_turns(addresses: list[Address]) -> list[Address]:
 
 
 def _race(addresses: list[Address]) -> tuple[Address, socket.socket, list[Address]]:
-    """The first one that answers, the connection, and those tried before it that did not."""
+    """The address that answers first, the connection, and those tried before it in vain.
+
+    Raises OSError, the last one that came.
+    """
     tries: dict[Greenlet, Address] = {}
     began, error = time.monotonic(), TimeoutError('timed out')
     try:
@@ -140,7 +149,7 @@ def _race(addresses: list[Address]) -> tuple[Address, socket.socket, list[Addres
                         return answered, done.value, list(dict.fromkeys(earlier))
                     error = done.value
                     if place:
-                        starts = 0  # the next one need not wait
+                        starts = 0  # the next address need not wait
             if turn and not place and not tries:
                 break  # all have failed
             if address:
@@ -168,26 +177,26 @@ def _connected(family: int, address: tuple) -> socket.socket | OSError:
 def _give_up(tries: list[Greenlet]) -> None:
     gevent.killall(tries)
     for each in tries:
-        if isinstance(each.value, socket.socket):  # it was there in the same moment
+        if isinstance(each.value, socket.socket):  # it succeeded in the same moment
             each.value.close()
 
 
-class Server:
-    """The rendezvous server, as it is reached from here."""
+class RendezvousServer:
+    """The rendezvous server, as it is reached from this machine."""
 
     def __init__(self, host: str, port: int, ca: str | None):
-        """`ca`: its certificate in PEM; None where a public CA's is to be trusted."""
+        """`ca`: its certificate in PEM; None where public CAs are trusted."""
         self._host, self.name = host, addresses.authority(host, port)
         self.addresses = Addresses(host, port)
         self._context = ssl.create_default_context(cadata=ca)
         self._context.set_alpn_protocols(['http/1.1'])
         self._takes_long_codes = True
-        # A server that knows this field tells where another process registers the same UUID.
+        # By this the server tells two machines that have the same ID.json from one another.
         self._instance, self._began = secrets.token_hex(8), time.monotonic()
-        self._said: set[str] = set()
+        self._warn_once = cache(log.warning)
 
-    def register(self, uuid: str, totp: pyotp.TOTP) -> tuple[sockets.TLSSocket, bytes]:
-        """A connection that got its 200, and what came after it. Raises NotRegistered, OSError."""
+    def register(self, uuid: str, totp: pyotp.TOTP) -> Connection:
+        """Raises NotRegistered, OSError."""
         try:
             if self._takes_long_codes:
                 return self._register(uuid, codes.long_code(totp, time.time()))
@@ -197,56 +206,58 @@ class Server:
                 raise
             self._takes_long_codes = False
         except OSError:
-            self._takes_long_codes = True  # what comes back may be a newer one
+            self._takes_long_codes = True  # the server may come back in a newer version
             raise
         return self._register(uuid, totp.now())
 
-    def _register(self, uuid: str, code: str) -> tuple[sockets.TLSSocket, bytes]:
-        sock = self.addresses.connect()
+    def _register(self, uuid: str, code: str) -> Connection:
+        raw = self.addresses.connect()
         try:
-            sockets.keep_alive(sock)
-            sock = sockets.TLSSocket(self._context, sock, self._host)
+            sockets.keep_alive(raw)
+            sock = sockets.TLSSocket(self._context, raw, self._host)
             with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
-                with _hanging_up():
+                with _naming_hang_ups():
                     sock.do_handshake()
-                self._look_at(sock.getpeercert())
-                target, fields = f'uuid:{uuid}?response={code}', f'Instance: {self._instance}'
-                head = f'CONNECT {target} HTTP/1.1\r\nHost: {self.name}\r\n{fields}\r\n\r\n'
-                sock.sendall(head.encode())
-                head, octets = _answer(sock)
-                self._look_for_others(head)
-                return sock, octets
+                self._warn_of_end(sock.getpeercert())
+                sock.sendall(self._request(uuid, code))
+                head, octets = read_answer(sock)
+            self._warn_of_others(head)
+            return Connection(sock, octets)
         except BaseException:
-            sock.close()
+            raw.close()
             raise
 
-    def _look_at(self, certificate: dict) -> None:
-        """Says once of a certificate that it is about to end."""
+    def _request(self, uuid: str, code: str) -> bytes:
+        """A server that does not know the last field ignores it."""
+        lines = (
+            f'CONNECT uuid:{uuid}?response={code} HTTP/1.1',
+            f'Host: {self.name}',
+            f'Instance: {self._instance}',
+        )
+        return '\r\n'.join([*lines, '', '']).encode()
+
+    def _warn_of_end(self, certificate: dict) -> None:
+        """Warns once of a certificate that ends soon."""
         begins, ends = (
             ssl.cert_time_to_seconds(certificate[name]) for name in ('notBefore', 'notAfter')
         )
         left = ends - time.time()
         if left < min(ENDS_SOON_SECONDS, ENDS_SOON_SHARE * (ends - begins)):
-            at = datetime.fromtimestamp(ends, UTC)
-            self._say(f'the certificate of {self.name} ends soon, on {at:%Y-%m-%d at %H:%M} UTC')
+            at = f'{datetime.fromtimestamp(ends, UTC):%Y-%m-%d at %H:%M} UTC'
+            self._warn_once(f'the certificate of {self.name} ends soon, on {at}')
 
-    def _look_for_others(self, head: bytes) -> None:
-        """Says once that another machine has the same ID.json, where the server tells so."""
+    def _warn_of_others(self, head: bytes) -> None:
+        """Warns once of another machine that has the same ID.json, where the server tells so."""
         other = re.search(rb'\r\nother-instance: *([0-9a-f.:]{2,45})', head, re.I)
         if other and time.monotonic() - self._began > LEFT_OVER_SECONDS:
-            where = other[1].decode()
-            self._say(f'a machine at {where} has the same ID.json, and gets some of the visits')
-
-    def _say(self, warning: str) -> None:
-        if warning not in self._said:
-            self._said.add(warning)
-            log.warning('%s', warning)
+            who = f'a machine at {other[1].decode()}'
+            self._warn_once(f'{who} has the same ID.json, and gets some of the visits')
 
 
-def probe_often(sock) -> None:
+def probe_often(sock: sockets.TLSSocket) -> None:
     """Has the system find within seconds that the connection is dead: one for all that wait.
 
-    After 4 s where a router or the server forgot it and says so, else after 12.
+    After 4 s where a router or the server has forgotten it and says so, else after 12.
     """
     for name, value in (
         ('TCP_KEEPIDLE', 4),
@@ -259,19 +270,19 @@ def probe_often(sock) -> None:
 
 
 @contextmanager
-def _hanging_up():
-    """Says of an end, and of a reset, what it mostly is."""
+def _naming_hang_ups() -> Iterator[None]:
+    """Makes HungUp of an end or a reset."""
     try:
         yield
     except (ConnectionError, ssl.SSLZeroReturnError):
         raise HungUp from None
 
 
-def _answer(sock) -> tuple[bytes, bytes]:
-    """The head of the 200, and what came after it. Raises NotRegistered, OSError."""
+def read_answer(sock) -> tuple[bytes, bytes]:
+    """The head of the 200, and what came behind it. Raises NotRegistered, OSError."""
     octets, more = b'', b'any'
     while more and b'\r\n\r\n' not in octets and len(octets) < ANSWER_BYTES:
-        with _hanging_up():
+        with _naming_hang_ups():
             more = sockets.receive(sock)
         octets += more
     head, end, rest = octets.partition(b'\r\n\r\n')
@@ -284,7 +295,7 @@ def _answer(sock) -> tuple[bytes, bytes]:
         raise ConnectionError('what answers there is no rendezvous server')
     if status[1] == b'200':
         return head, rest
-    with gevent.Timeout(1, False):  # not every server hangs up after a refusal
+    with gevent.Timeout(1, False):  # some servers do not close after a refusal
         while len(rest) < ANSWER_BYTES and (more := sockets.receive(sock)):
             rest += more
     raise _refused(int(status[1]), head, rest)
@@ -310,15 +321,15 @@ def _ahead(head: bytes) -> float | None:
 
 
 def why(error: Exception) -> str:
-    """What an administrator can make something of."""
+    """The error in words that help an administrator."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _why_no_trust(error)
+        return _why_not_trusted(error)
     if isinstance(error, NotRegistered) and error.status == 401:
         return f'{error}: {_why_wrong(error.ahead)}'
     return getattr(error, 'strerror', None) or str(error) or type(error).__name__
 
 
-def _why_no_trust(error: ssl.SSLCertVerificationError) -> str:
+def _why_not_trusted(error: ssl.SSLCertVerificationError) -> str:
     clock = f"this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if error.verify_code == 9:  # X509_V_ERR_CERT_NOT_YET_VALID
         return f'its certificate is not valid yet: {clock}, is that right?'
@@ -328,7 +339,7 @@ def _why_no_trust(error: ssl.SSLCertVerificationError) -> str:
 
 
 def _why_wrong(ahead: float | None) -> str:
-    """Why a code is wrong, as far as the clocks tell."""
+    """Why a code may be wrong, judged by the clocks."""
     if ahead is None:
         return 'is the entry still there, and is the clock of this machine right?'
     if abs(ahead) < CLOCK_IS_OFF_SECONDS:
@@ -337,7 +348,7 @@ def _why_wrong(ahead: float | None) -> str:
 
 
 def _span(seconds: float) -> str:
-    """So many seconds in words, in the largest unit of which there are two or more."""
+    """Seconds in words, in the largest unit of which there are two or more."""
     for unit, size in (('days', DAY_SECONDS), ('hours', 3600), ('minutes', 60)):
         if seconds >= 2 * size:
             return f'{seconds / size:.0f} {unit}'

@@ -1,37 +1,36 @@
-"""What happens around hidden.py: the machine is suspended, moves, or has its clock set.
+"""Notices when the machine was suspended, has moved to another network or has its clock set.
 
-A connection may be dead after each of these, and nobody says so; and a try that was hopeless before
-may be worth it.
+After that a connection may be dead without a sign, and a try that had no chance may succeed.
 """
 
 import time
 
 from rendezvous.hidden.dial import Addresses
 
-CHANGED_SECONDS = 10  # a look that is so late comes after a suspension; a busy machine is sooner
-# Goes on while the machine is suspended: Linux has one such clock, macOS another one. Windows has
-# none, but there the clock on the wall tells.
+CHANGED_SECONDS = 10  # a check is so late only after a suspension, not on a busy machine
+# A clock that counts while the machine is suspended: Linux has one, macOS another one. Windows has
+# none, but there the time of day tells.
 _CLOCK = getattr(time, 'CLOCK_BOOTTIME', getattr(time, 'CLOCK_MONOTONIC', None))
 
 
 def clock() -> float:
-    """Seconds since some moment, suspensions included."""
+    """Seconds since some moment, with the time of suspensions."""
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 class Surroundings:
-    """Is looked at again and again."""
+    """What is around this process: the network, and the time that passes."""
 
     def __init__(self, addresses: Addresses):
         self._addresses = addresses  # of the rendezvous server
         self._own, self._at, self._wall = '', clock(), time.time()
 
     def change(self) -> str:
-        """What has changed since the last look, in words; '' where nothing has."""
+        """What has changed since the last call, in words; '' where nothing has."""
         own, at, wall = self._addresses.own(), clock(), time.time()
         passed, wall_passed = at - self._at, wall - self._wall
         moved = own and self._own and own != self._own
-        # Without a network it has no address, and in the end it may be where it was before.
+        # Without a network it has no address; afterwards it may have the one that it had before.
         self._own, self._at, self._wall = own or self._own, at, wall
         if passed > CHANGED_SECONDS:
             return 'this machine was suspended'

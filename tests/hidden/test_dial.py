@@ -149,7 +149,7 @@ def test_one_that_was_tried_later_is_not_blamed(port, resolves, monkeypatch, cap
 
 def test_families_come_by_turns():
     v4, v6 = ([(family, (str(n), 1)) for n in range(3)] for family in (2, 10))
-    assert dial._by_turns([*v6, *v4[:2]]) == [v6[0], v4[0], v6[1], v4[1], v6[2]]
+    assert dial.by_turns([*v6, *v4[:2]]) == [v6[0], v4[0], v6[1], v4[1], v6[2]]
 
 
 def test_what_was_right_before_does_while_the_name_does_not_resolve(port, resolves, monkeypatch):

@@ -30,6 +30,7 @@ from gevent.server import StreamServer
 from programs import Folder
 from test_dial import answers_no_syn
 
+import hidden as program
 from rendezvous.admin import certificate as make_cert
 from rendezvous.hidden import dial
 from rendezvous.hidden import hidden_server as hidden
@@ -116,7 +117,7 @@ def hide(start, entry):
     yield hide
     for hidden_server in hidden_servers:
         hidden_server.stop(0)
-        assert not hidden_server._trying
+        assert not hidden_server._slot_greenlets
         assert not hidden_server._connections
 
 
@@ -294,7 +295,7 @@ def test_registration_is_replaced_after_its_lifetime_the_new_one_first(
 
 def test_lifetimes_are_jittered():
     """Else all registrations of all hidden servers would come at one moment, again and again."""
-    made = [hidden.Registration(None, b'') for _ in range(500)]
+    made = [hidden.Registration(None) for _ in range(500)]
     lifetimes = [(each.ends - each.began) / hidden.LIFETIME_SECONDS for each in made]
     assert 0.9 <= min(lifetimes) < 0.93
     assert 0.97 < max(lifetimes) <= 1
@@ -329,7 +330,7 @@ def test_replacing_adds_no_registration(server, uuid, hide, listen, connect, mon
     """... though the new one is taken, and through, before the old one goes."""
     monkeypatch.setattr(hidden, 'LIFETIME_SECONDS', 0.5)
     hidden_server = hide(server, listen(hello), count=1)
-    until(lambda: hidden_server._said, 'it is registered, and knows it')
+    until(lambda: hidden_server._logged_state, 'it is registered, and knows it')
     (old,) = server.rendezvous.registry._registrations[uuid]
     monkeypatch.undo()
     until_waiting(server, uuid, 2)
@@ -432,7 +433,7 @@ def test_another_address_has_all_registrations_made_anew(server, uuid, hide, mon
         gevent.sleep(0.05)
     until(lambda: all(registration.over for registration in first), 'they are replaced')
     assert said(caplog)[-1] == (
-        'this machine has another address, 192.0.2.7: all registrations are made anew'
+        'this machine has another address, 192.0.2.7: all registrations are replaced'
     )
 
 
@@ -442,9 +443,9 @@ def test_another_address_has_all_registrations_made_anew(server, uuid, hide, mon
 @pytest.mark.parametrize(
     'where',
     [
-        'rendezvous.hidden.dial.Server.register',
-        'rendezvous.hidden.hidden_server._vary',
-        'rendezvous.hidden.hidden_server.HiddenServer._pipe',
+        'rendezvous.hidden.dial.RendezvousServer.register',
+        'rendezvous.hidden.hidden_server.jittered',
+        'rendezvous.hidden.local_server.LocalServer.pipe',
     ],
 )
 def test_mistake_in_a_registration_is_logged_and_the_next_one_made(
@@ -467,7 +468,7 @@ def test_mistake_in_what_watches_is_logged_and_it_goes_on(server, hide, monkeypa
         'rendezvous.hidden.surroundings.Surroundings.change',
     ):
         monkeypatch.setattr(where, lambda *_: 1 / 0)
-    monkeypatch.setattr(hidden, 'AGAIN_SECONDS', 0.01)
+    monkeypatch.setattr(hidden, 'BUG_SECONDS', 0.01)
     hide(server)
     until(lambda: caplog.text.count('in watch_or') > 2 or caplog.text.count('1 / 0') > 6, 'again')
 
@@ -555,7 +556,7 @@ def test_many_restarts_of_the_server(start, uuid, hide, caplog):
 )
 def test_pauses_grow_up_to_a_bound_and_are_jittered(error, gone_seconds, least, most):
     """A server that can be reached is found within 5 seconds, and `enable` works in a minute."""
-    pauses = [hidden._pause_after(error, gone_seconds) for _ in range(500)]
+    pauses = [hidden.pause_after(error, gone_seconds) for _ in range(500)]
     assert least <= min(pauses) <= least + 0.1 * (most - least)
     assert most - 0.1 * (most - least) <= max(pauses) <= most
 
@@ -931,9 +932,8 @@ def test_local_server_that_ends_without_an_answer(server, uuid, hide, listen, co
 FEW_DESCRIPTORS = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 100))
-from gevent import monkey; monkey.patch_all()
-import hidden, options
-programs.main(hidden.main)
+import hidden
+hidden.programs.main(hidden.main)
 """
 
 
@@ -1136,12 +1136,7 @@ def test_second_ctrl_c_ends_it_at_once(server, uuid, run_hidden, listen, connect
     mobile.close()
 
 
-IN_A_HURRY = (
-    'from gevent import monkey; monkey.patch_all(); '
-    'from rendezvous.hidden import hidden_server as hidden; '
-    'from rendezvous.wire import programs; '
-    'hidden.FINISH_SECONDS = 0.5; programs.main(hidden.main)'
-)
+IN_A_HURRY = 'import hidden; hidden.FINISH_SECONDS = 0.5; hidden.programs.main(hidden.main)'
 
 
 def test_pipe_that_does_not_finish_is_ended(server, uuid, run_hidden, listen, connect):
@@ -1245,7 +1240,7 @@ def ran(monkeypatch, capsys, *arguments) -> tuple[int, str]:
     """hidden.py's exit status and its last words."""
     monkeypatch.setattr('sys.argv', ['hidden.py', *map(str, arguments)])
     with gevent.Timeout(5, AssertionError('it runs')), pytest.raises(SystemExit) as ended:
-        programs.main(hidden.main)
+        programs.main(program.main)
     stdout, stderr = capsys.readouterr()
     assert stdout == ''
     assert 'Traceback' not in stderr

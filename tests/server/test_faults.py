@@ -317,10 +317,8 @@ def test_hidden_server_whose_clock_was_an_hour_wrong_comes_back(
     monkeypatch.setenv('FAKETIME_NO_CACHE', '1')
     monkeypatch.setenv('FAKETIME_DONT_FAKE_MONOTONIC', '1')
     impatient = (
-        'from gevent import monkey; monkey.patch_all(); '
-        'from rendezvous.hidden import hidden_server as hidden; '
-        'from rendezvous.wire import programs; '
-        'hidden.REFUSED_PAUSES_SECONDS = 0.2, 0.2; programs.main(hidden.main)'
+        'import hidden; from rendezvous.hidden import hidden_server; '
+        'hidden_server.REFUSED_PAUSES_SECONDS = 0.2, 0.2; hidden.programs.main(hidden.main)'
     )
     with Folder(tmp_path) as folder:
         address = '{}:{}'.format(*origin('kitchen'))

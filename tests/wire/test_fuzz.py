@@ -379,7 +379,7 @@ def test_whatever_a_server_says_hidden_py_makes_one_harmless_line_of_it(octets):
         far.shutdown(socket.SHUT_WR)
         said = 'registered'
         try:
-            assert octets.endswith(dial._answer(near)[1])
+            assert octets.endswith(dial.read_answer(near)[1])
         except (dial.NotRegistered, OSError) as error:
             said = dial.why(error)
     assert re.fullmatch('[ -~]+', said)
