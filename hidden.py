@@ -10,6 +10,7 @@ monkey.patch_all()
 
 import argparse
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -19,6 +20,7 @@ from gevent.event import Event
 
 from rendezvous.hidden.hidden_server import HiddenServer, address
 from rendezvous.wire import logs
+from rendezvous.wire.background_log import Background
 
 FINISH_SECONDS = 30  # for pipes to finish after SIGTERM; the rendezvous server gives them as many
 
@@ -40,7 +42,7 @@ def main() -> None:
     except Exception as error:  # the file may hold anything
         why = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise programs.Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None
-    logs.to(logs.screen())
+    logs.to(Background(logging.StreamHandler()))
     run(hidden_server)
 
 

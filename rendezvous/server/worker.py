@@ -34,6 +34,7 @@ from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
 from rendezvous.wire import programs
 from rendezvous.wire.background_log import Background
+from rendezvous.wire.greenlets import keep_running
 from rendezvous.wire.programs import Mistake
 from rendezvous.wire.sockets import Ended, keep_watch
 
@@ -80,7 +81,7 @@ class Worker:
         runs = keep_watch, self.rendezvous.follow, self.rendezvous.write_presence
         runs += give_memory_back, collect_garbage
         for run in runs:
-            self._greenlets.spawn(for_ever, run)
+            self._greenlets.spawn(keep_running, run, AGAIN_SECONDS)
         self.rendezvous.meeting.start()
         self._server.start()
 
@@ -114,16 +115,6 @@ class Worker:
         with suppress(StoreDown):
             self.rendezvous.presence.write({})
         self.entries.close()
-
-
-def for_ever(run) -> None:
-    """Begins again where it ends for a reason that nobody thought of: nobody would notice."""
-    while True:
-        try:
-            run()
-        except Exception:
-            log.exception('%s ended, and begins again', run.__qualname__)
-        gevent.sleep(AGAIN_SECONDS)
 
 
 def give_memory_back() -> None:
