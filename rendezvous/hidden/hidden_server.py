@@ -12,7 +12,8 @@ import random
 import re
 import ssl
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import cache, partial
 
 import gevent
@@ -190,6 +191,7 @@ class HiddenServer:
     def _serve(self, registration: Registration, octets: bytes, is_probed: bool) -> None:
         """The life of a registration's connection; `octets` came behind its 200."""
         sock = registration.sock
+        close: Callable[[sockets.TLSSocket], None] = sockets.close_gracefully
         try:
             if is_probed:
                 dial.probe_often(sock)
@@ -201,12 +203,14 @@ class HiddenServer:
                 registration.over.set()
                 sockets.keep_alive(sock)  # no probe_often any more
                 self._local_server.pipe(sock, octets)
+            elif registration.replaced:
+                close = _close_at_once
         except (sockets.Ended, OSError):
             pass
         except Exception:
             log.exception('a registration failed')
         finally:
-            sockets.close_gracefully(sock)
+            close(sock)
 
     def _is_full(self) -> bool:
         return len(self._connections) + self._local_server.connecting >= self._max_connections
@@ -233,7 +237,7 @@ class HiddenServer:
                 sock.settimeout(None)
                 return octets
             except BlockingIOError:
-                return b''  # it is replaced, and nothing has come
+                return b''  # replaced, and nothing has come; no yield from here to its close
             except TimeoutError as error:
                 if error.errno:  # the system's: the peer is dead
                     raise
@@ -262,6 +266,17 @@ class HiddenServer:
         if state != self._logged_state:
             self._logged_state = state
             log.log(level, state)
+
+
+def _close_at_once(sock: sockets.TLSSocket) -> None:
+    """Closes a connection on which nothing has come.
+
+    A request that is on its way gets an RST in place of an ACK. So the server knows that nobody
+    has read it, and gives it to another registration.
+    """
+    with suppress(OSError):
+        sock.close_notify()
+    sock.close()
 
 
 def pause_after(error: Exception, offline_seconds: float) -> float:

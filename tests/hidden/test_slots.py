@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 
 import gevent
 import pytest
@@ -29,6 +30,7 @@ from hiding import (
 
 from rendezvous.hidden import dial, hidden_server
 from rendezvous.store.entries import Entries
+from rendezvous.wire import sockets
 from rendezvous.wire.http_head import Refusal
 
 
@@ -215,6 +217,28 @@ def test_registration_that_breaks_is_replaced_and_those_beside_it(registrar, hid
     breaks(first)
     registrar.until_made(4)
     registrar.until_all_are_replaced([beside])
+
+
+def test_request_that_meets_the_end_of_a_replaced_registration_is_not_acknowledged(
+    stranger, hide, monkeypatch
+):
+    """So the server knows that nobody has read it, and gives it to another registration."""
+    monkeypatch.setattr(hidden_server, 'LIFETIME_SECONDS', 0.1)
+    acknowledged = []
+
+    def register(peer):
+        peer.until(HEAD_ENDS)
+        peer.send(OK)
+        assert peer.rest() == b''  # the close_notify has come
+        before = sockets.tcp_info(peer.sock).octets_acked
+        peer.send(b'request')
+        error = partial(peer.sock.getsockopt, socket.SOL_SOCKET, socket.SO_ERROR)
+        until(error, 'an RST')
+        acknowledged.append(sockets.tcp_info(peer.sock).octets_acked - before)
+
+    hide(stranger(register), count=1)
+    until(lambda: acknowledged, 'the first one is replaced')
+    assert acknowledged[0] == 0
 
 
 NIGHT_SECONDS = 8 * 3600
