@@ -65,6 +65,7 @@ class Connection(NamedTuple):
 
     sock: sockets.TLSSocket
     octets: bytes  # that came behind the 200
+    worker: tuple[int, int] | None  # (N, M): with worker N of M, where the server says so
 
 
 class Addresses:
@@ -222,17 +223,18 @@ class RendezvousServer:
                 sock.sendall(self._request(uuid, code))
                 head, octets = read_answer(sock)
             self._warn_of_others(head)
-            return Connection(sock, octets)
+            return Connection(sock, octets, worker(head))
         except BaseException:
             raw.close()
             raise
 
     def _request(self, uuid: str, code: str) -> bytes:
-        """A server that does not know the last field ignores it."""
+        """A server that does not know the last two fields ignores them."""
         lines = (
             f'CONNECT uuid:{uuid}?response={code} HTTP/1.1',
             f'Host: {self.name}',
             f'Instance: {self._instance}',
+            'Which-Worker: 1',
         )
         return '\r\n'.join([*lines, '', '']).encode()
 
@@ -299,6 +301,17 @@ def read_answer(sock) -> tuple[bytes, bytes]:
         while len(rest) < ANSWER_BYTES and (more := sockets.receive(sock)):
             rest += more
     raise _refused(int(status[1]), head, rest)
+
+
+def worker(head: bytes) -> tuple[int, int] | None:
+    """The `Worker: N/M` of a 200, the only one in it; None where it makes no sense."""
+    found = re.findall(rb'\r\nworker:[ \t]*([^\r\n]*)', head, re.I)
+    numbers = (
+        re.fullmatch(rb'([0-9]{1,4})/([0-9]{1,4})[ \t]*', found[0]) if len(found) == 1 else None
+    )
+    if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+        return None
+    return int(numbers[1]), int(numbers[2])
 
 
 def _refused(status: int, head: bytes, body: bytes) -> NotRegistered:

@@ -52,16 +52,19 @@ LOGGED_PAUSE_SECONDS = 5  # a longer pause is mentioned in the log
 LONGEST_PAUSE_SECONDS = 60  # whatever Retry-After says: `enable` works within a minute
 HANG_UP_PAUSES_SECONDS = 0.1, 15  # after a 200 and an early end; each time twice as long
 HANG_UPS = 4  # after so many in a row there is a warning
+# Each worker of the server is to have one of our registrations: else visits cross from worker to
+# worker. So many more dials are made for one registration.
+EXTRA_DIALS = 7
 BUG_SECONDS = 1  # pause after a bug of ours
 DESCRIPTORS = 10_240  # a pipe needs two; macOS gives no more, and so many pipes need some 400 MB
 OWN_DESCRIPTORS = 64  # for everything else than registrations and pipes
 
 
 class Registration:
-    """A connection that got its 200."""
+    """A connection that got its 200; `worker` as in dial.Connection."""
 
-    def __init__(self, sock: sockets.TLSSocket):
-        self.sock, self.began = sock, clock()
+    def __init__(self, sock: sockets.TLSSocket, worker: tuple[int, int] | None = None):
+        self.sock, self.worker, self.began = sock, worker, clock()
         self.ends = self.began + LIFETIME_SECONDS * random.uniform(0.9, 1)
         self.greenlet: gevent.Greenlet  # that owns it
         self.over = Event()  # it is time to make the next one
@@ -76,6 +79,7 @@ class Slot:
         self.is_probed = is_probed
         self.registration: Registration | None = None  # the latest
         self.hang_ups = 0  # in a row
+        self.extra_dials = 0  # for the latest registration
 
 
 class HiddenServer:
@@ -102,6 +106,7 @@ class HiddenServer:
         self._offline = Event()  # set while no registration succeeds: then one slot tries for all
         self._offline.set()
         self._offline_since, self._one_at_a_time = time.monotonic(), Semaphore()
+        self._most_extra_dials = EXTRA_DIALS
         self._logged_state = ''
         self._warn_once = cache(log.warning)
 
@@ -134,13 +139,19 @@ class HiddenServer:
         """Makes a registration, and returns when it is time for the next one."""
         self._pause_after_hang_ups(slot)
         connection = self._dial()
-        registration = Registration(connection.sock)
+        # No yield until it is in `_waiting`: two slots that dial at a time see each other's.
+        registration = Registration(connection.sock, connection.worker)
         if slot.registration:
             slot.registration.replaced = True
         slot.registration = registration
+        wants_another_worker = self._wants_another_worker(registration, slot)
+        if wants_another_worker:  # this one waits, too, until the next one does
+            registration.over.set()
         self._waiting.add(registration)
         serve = partial(self._serve, registration, connection.octets, slot.is_probed)
         registration.greenlet = self._connections.spawn(serve)
+        if wants_another_worker:
+            return
         gevent.wait([registration.over, registration.greenlet], count=1)
         slot.hang_ups = 0 if registration.settled else slot.hang_ups + 1
         if slot.hang_ups == HANG_UPS:
@@ -185,6 +196,32 @@ class HiddenServer:
         began = clock()
         while self._suspect_before < began and (left := began + seconds - clock()) > 0:
             gevent.sleep(min(left, CHECK_SECONDS))
+
+    def _wants_another_worker(self, registration: Registration, slot: Slot) -> bool:
+        """Whether to dial once more, for a worker that has none of ours.
+
+        Something in front of the server may lead us to the same worker each time. So after a search
+        in vain the next one is half as long, until one succeeds.
+        """
+        if not self._is_misplaced(registration):
+            if slot.extra_dials:
+                self._most_extra_dials = EXTRA_DIALS
+        elif slot.extra_dials < self._most_extra_dials:
+            slot.extra_dials += 1
+            return True
+        else:
+            self._most_extra_dials = max(1, self._most_extra_dials // 2)
+        slot.extra_dials = 0
+        return False
+
+    def _is_misplaced(self, registration: Registration) -> bool:
+        """Whether its worker has another one of ours, and another worker has none."""
+        if not registration.worker:
+            return False
+        number, count = registration.worker
+        kept = [each.worker for each in self._waiting if each.worker and not self._is_due(each)]
+        covered = {its_number for its_number, its_count in kept if its_count == count}
+        return number in covered and len(covered) < count
 
     # A connection's greenlet
 

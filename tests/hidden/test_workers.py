@@ -1,0 +1,154 @@
+"""A server with several workers: hidden.py has a registration with each of them.
+
+It is told by the field `Worker: N/M` of the 200 which of them it has reached.
+"""
+
+import random
+from collections import Counter
+from itertools import chain, repeat
+
+import gevent
+import pytest
+from conftest import until
+from gevent.event import Event
+from hiding import HEAD_ENDS, HELLO, Registrar, hello, said
+
+REQUEST = b'GET / HTTP/1.1\r\n\r\n'
+MOMENT_SECONDS = 0.2  # in which nothing more is to happen
+
+
+def told(*fields: bytes) -> bytes:
+    return b'\r\n'.join([b'HTTP/1.1 200 OK', *fields, b'', b''])
+
+
+class Workers(Registrar):
+    """A stranger that leads one connection after the other to these workers, of so many."""
+
+    def __init__(self, stranger, numbers, count: int):
+        self.numbers = []
+
+        def answer() -> bytes:
+            self.numbers.append(next(numbers))
+            return told(b'Worker: %d/%d' % (self.numbers[-1], count))
+
+        super().__init__(stranger, answer)
+
+    def spread(self) -> dict[int, int]:
+        """How many wait with each."""
+        return Counter(self.numbers[self.made.index(peer)] for peer in self.waiting)
+
+    def until_spread(self, expected: dict[int, int], dials: int) -> None:
+        """... and stays so."""
+        for _ in range(2):
+            until(lambda: (self.spread(), len(self.made)) == (expected, dials), f'{expected}')
+            gevent.sleep(MOMENT_SECONDS)
+
+
+def test_server_is_asked_which_worker_it_is(registrar, hide):
+    hide(registrar, count=1)
+    registrar.until_made(1)
+    assert b'\r\nWhich-Worker: 1\r\n' in registrar.heads[0]
+
+
+@pytest.mark.parametrize(
+    ('registrations', 'workers', 'numbers', 'expected'),
+    [
+        (4, 2, [1, 2, 1, 2], {1: 2, 2: 2}),
+        (4, 2, [2, 1, 1, 1], {1: 3, 2: 1}),
+        (2, 2, [1, 1, 1, 2], {1: 1, 2: 1}),
+        (2, 4, [3, 3, 1], {1: 1, 3: 1}),  # two of four are better than one
+        (4, 4, [1, 2, 3, 4], {1: 1, 2: 1, 3: 1, 4: 1}),
+        (1, 4, [2], {2: 1}),
+        (3, 1, [1, 1, 1], {1: 3}),
+    ],
+)
+def test_each_worker_has_one_after_as_few_dials_as_that_takes(
+    stranger, hide, caplog, registrations, workers, numbers, expected
+):
+    caplog.set_level('INFO', 'hidden')
+    server = Workers(stranger, iter(numbers), workers)
+    hide(server, count=registrations)
+    server.until_spread(expected, len(numbers))
+    assert len(said(caplog)) == 1  # that it is registered
+
+
+@pytest.mark.parametrize(('workers', 'most_dials'), [(2, 7), (4, 14)])
+def test_four_registrations_need_few_dials_where_chance_decides(
+    stranger, hide, workers, most_dials
+):
+    dice = random.Random(workers)
+    numbers = iter(lambda: dice.randint(1, workers), 0)
+    servers = [Workers(stranger, numbers, workers) for _ in range(10)]
+    for server in servers:
+        hide(server, count=4)
+    for server in servers:
+        until(lambda each=server: len(each.spread()) >= min(3, workers), 'nearly all have one')
+    gevent.sleep(MOMENT_SECONDS)
+    assert {len(server.waiting) for server in servers} == {4}
+    assert sum(len(server.spread()) for server in servers) >= 0.9 * workers * len(servers)
+    assert sum(len(server.made) for server in servers) <= most_dials * len(servers)
+
+
+def test_worker_whose_registration_was_taken_gets_the_next_one(stranger, hide, listen):
+    server = Workers(stranger, iter([1, 1, 2, 1, 1, 2]), 2)
+    hide(server, listen(hello), count=2)
+    server.until_spread({1: 1, 2: 1}, 3)
+    server.made[2].send(REQUEST)
+    server.until_spread({1: 1, 2: 1}, 6)
+
+
+def test_request_that_comes_before_another_worker_is_found_is_answered(stranger, hide, listen):
+    """The registration that is one too many goes when the next one waits, as an old one does."""
+    asks, answers, answered = Event(), Event(), []
+
+    def register(peer):
+        peer.until(HEAD_ENDS)
+        number = len(server.tries)
+        if number == 3:
+            asks.set()
+            answers.wait()
+        peer.send(told(b'Worker: %d/2' % (1 if number < 3 else 2)))
+        if number == 2:
+            asks.wait()
+            peer.send(REQUEST)
+            answered.append(peer.until(HELLO))
+        else:
+            peer.rest()
+
+    server = stranger(register)
+    hide(server, listen(hello))
+    until(lambda: answered, 'it is answered')
+    answers.set()
+    gevent.sleep(MOMENT_SECONDS)
+    assert len(server.tries) == 3
+
+
+def test_search_in_vain_ends_and_later_ones_are_shorter(stranger, hide, listen):
+    """Something in front of the server may lead us to the same worker each time."""
+    server = Workers(stranger, chain(repeat(1, 60), [2], repeat(1)), 2)
+    hide(server, listen(hello), count=2)
+    server.until_spread({1: 2}, 1 + 8)
+    for dials in (4, 2, 2, 2):
+        before = len(server.made)
+        server.waiting[-1].send(REQUEST)
+        server.until_spread({1: 2}, before + dials)
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        [b'Worker: ' + value]
+        for value in (
+            *(b'0/0', b'0/2', b'5/2', b'-1/2', b'1/99999999999', b'1', b'1/', b'/2', b'1/2/3'),
+            *(b'one/two', b'1.0/2', '\u0661/\u0662'.encode(), b'', b'1/2, 1/2', b'\0'),
+        )
+    ]
+    + [[b'Worker: 1/2', b'Worker: 1/2'], [b'X-Worker: 1/2'], []],
+)
+def test_what_makes_no_sense_is_ignored(stranger, hide, caplog, fields):
+    caplog.set_level('INFO', 'hidden')
+    server = Registrar(stranger, lambda: told(*fields))
+    hide(server, count=3)
+    server.until_made(3)
+    gevent.sleep(0.1)
+    assert (len(server.made), len(server.waiting), len(said(caplog))) == (3, 3, 1)
