@@ -220,23 +220,15 @@ class RendezvousServer:
                 with _naming_hang_ups():
                     sock.do_handshake()
                 self._warn_of_end(sock.getpeercert())
-                sock.sendall(self._request(uuid, code))
-                head, octets = read_answer(sock)
-            self._warn_of_others(head)
-            return Connection(sock, octets, worker(head))
+                head = f'CONNECT uuid:{uuid}?response={code} HTTP/1.1\r\nHost: {self.name}\r\n'
+                fields = f'Instance: {self._instance}\r\nWhich-Worker: 1\r\n'
+                sock.sendall(f'{head}{fields}\r\n'.encode())
+                answer, octets = read_answer(sock)
+            self._warn_of_others(answer)
+            return Connection(sock, octets, worker(answer))
         except BaseException:
             raw.close()
             raise
-
-    def _request(self, uuid: str, code: str) -> bytes:
-        """A server that does not know the last two fields ignores them."""
-        lines = (
-            f'CONNECT uuid:{uuid}?response={code} HTTP/1.1',
-            f'Host: {self.name}',
-            f'Instance: {self._instance}',
-            'Which-Worker: 1',
-        )
-        return '\r\n'.join([*lines, '', '']).encode()
 
     def _warn_of_end(self, certificate: dict) -> None:
         """Warns once of a certificate that ends soon."""
@@ -318,7 +310,7 @@ def _refused(status: int, head: bytes, body: bytes) -> NotRegistered:
     try:
         diagnostic = json.loads(body)['error']['diagnostic']
     except (ValueError, TypeError, KeyError, RecursionError):
-        diagnostic = 'and says no more'
+        diagnostic = 'without a reason'
     printable = re.sub('[^ -~]', '?', str(diagnostic))[:200]
     retry_after = re.search(rb'\r\nretry-after: *([0-9]{1,6})', head, re.I)
     return NotRegistered(status, printable, int(retry_after[1]) if retry_after else 0, _ahead(head))

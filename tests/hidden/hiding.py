@@ -17,7 +17,6 @@ import pytest
 from conftest import OK, Peer, free_port, get, until
 from gevent.pool import Pool
 from gevent.server import StreamServer
-from programs import Folder
 
 from rendezvous.hidden import hidden_server
 from rendezvous.wire import codes
@@ -103,7 +102,7 @@ def hide(start, entry, monkeypatch):
     yield hide
     for each in hidden_servers:
         each.stop(0)
-    assert not [each for each in gc.get_objects() if is_left_over(each)]
+    until(lambda: not any(map(is_left_over, gc.get_objects())), 'all greenlets end', seconds=5)
 
 
 def is_left_over(thing) -> bool:
@@ -112,18 +111,16 @@ def is_left_over(thing) -> bool:
 
 
 @pytest.fixture
-def run_hidden(tmp_path, start, entry):
+def run_hidden(folder, start, entry):
     """Starts hidden.py as a process of its own."""
-    with Folder(tmp_path) as folder:
 
-        def run_hidden(server, near: Listener | None = None, *arguments: str, program=()):
-            entry['server']['port'] = server.port
-            (folder.path / 'ID.json').write_text(json.dumps(entry))
-            address = near.address if near else f'127.0.0.1:{free_port()}'
-            return folder.start(*(program or ['hidden.py']), 'ID.json', address, *arguments)
+    def run_hidden(server, near: Listener | None = None, *arguments: str, program=()):
+        entry['server']['port'] = server.port
+        (folder.path / 'ID.json').write_text(json.dumps(entry))
+        address = near.address if near else f'127.0.0.1:{free_port()}'
+        return folder.start(*(program or ['hidden.py']), 'ID.json', address, *arguments)
 
-        run_hidden.folder = folder.path
-        yield run_hidden
+    return run_hidden
 
 
 @pytest.fixture
@@ -214,11 +211,13 @@ def says(octets: bytes):
     return lambda peer: peer.send(octets)
 
 
-def refuses(status: bytes, *fields: bytes):
-    """A server that answers so to each CONNECT."""
+def refuses(status: bytes, *fields: bytes, body: bytes = b'', stays: bool = False):
+    """A server that answers so to each CONNECT, and then closes unless it stays."""
 
     def refuse(peer: Peer) -> None:
         peer.until(HEAD_ENDS)
-        peer.send(b'\r\n'.join([b'HTTP/1.1 ' + status, *fields, b'Connection: close', b'', b'']))
+        peer.send(b'\r\n'.join([b'HTTP/1.1 ' + status, *fields, b'Connection: close', b'', body]))
+        if stays:
+            peer.rest()
 
     return refuse

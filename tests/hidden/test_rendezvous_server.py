@@ -8,6 +8,7 @@ import ssl
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
+from functools import partial
 from itertools import pairwise
 
 import gevent
@@ -16,7 +17,7 @@ from conftest import OK, Peer, free_port, until
 from hiding import (
     HEAD_ENDS,
     HELLO,
-    Listener,
+    Registrar,
     deaf,
     hello,
     refuses,
@@ -25,13 +26,10 @@ from hiding import (
     until_waiting,
     waiting,
 )
-from programs import Folder
 from test_dial import answers_no_syn
 
 from rendezvous.admin import certificate as make_cert
 from rendezvous.hidden import dial, hidden_server
-
-# The rendezvous server makes trouble
 
 
 def test_four_wait_soon_where_one_of_two_addresses_answers_no_syn(
@@ -51,24 +49,21 @@ def test_four_wait_soon_where_one_of_two_addresses_answers_no_syn(
     assert '127.0.0.2 did not answer: 127.0.0.1 of 127.0.0.1 did' in said(caplog)
 
 
-def test_comes_back_within_two_seconds_of_a_server_that_was_killed(tmp_path, listen, connect):
-    with Folder(tmp_path, rendezvous_port=free_port()) as folder:
-        folder.pair()
-        (uuid,) = folder.add('kitchen')['uuid']
+def test_comes_back_within_two_seconds_of_a_server_that_was_killed(folder, listen):
+    folder.set(rendezvous_port=free_port())
+    (uuid,) = folder.add('kitchen')['uuid']
+    program, _ = folder.serve()
+    hiding = folder.start('hidden.py', f'entries/{uuid}.json', listen(hello).address)
+    hiding.until_it_says('registered')
+    for seconds in (0, 1):  # the second time the pauses have grown
+        program.end(signal.SIGKILL)
+        hiding.until_it_says(r'WARNING not registered at 127\.0\.0\.1:\d+: Connection refused\n\Z')
+        gevent.sleep(seconds)
         program, _ = folder.serve()
-        hiding = folder.start('hidden.py', f'entries/{uuid}.json', listen(hello).address)
-        hiding.until_it_says('registered')
-        for seconds in (0, 1):  # the second time the pauses have grown
-            program.end(signal.SIGKILL)
-            hiding.until_it_says(
-                r'WARNING not registered at 127\.0\.0\.1:\d+: Connection refused\n\Z'
-            )
-            gevent.sleep(seconds)
-            program, _ = folder.serve()
-            began = time.monotonic()
-            hiding.until_it_says(r'INFO registered at .*\n\Z')
-            assert time.monotonic() - began < 2
-        assert hiding.end() == 0
+        began = time.monotonic()
+        hiding.until_it_says(r'INFO registered at .*\n\Z')
+        assert time.monotonic() - began < 2
+    assert hiding.end() == 0
 
 
 def test_many_restarts_of_the_server(start, uuid, hide, caplog):
@@ -122,12 +117,7 @@ def test_one_tries_for_all_and_pauses_between_tries(stranger, hide, monkeypatch)
 def test_retry_after_is_honoured(stranger, hide, monkeypatch, caplog):
     monkeypatch.setattr(hidden_server, 'REFUSED_PAUSES_SECONDS', (0.02, 0.02))
     body = b'{"error": {"permanent": false, "diagnostic": "so many"}}'
-
-    def refuse(peer):
-        peer.until(HEAD_ENDS)
-        peer.send(b'HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n\r\n' + body)
-
-    refusing = stranger(refuse)
+    refusing = stranger(refuses(b'429 Too Many Requests', b'Retry-After: 1', body=body))
     hide(refusing, count=1)
     until(lambda: len(refusing.tries) == 2, 'it tries again')
     assert 1 < refusing.tries[1] - refusing.tries[0] < 3
@@ -137,22 +127,16 @@ def test_retry_after_is_honoured(stranger, hide, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ('body', 'why', 'stays'),
     [
-        (b'', 'and says no more', False),
-        (b'<html>', 'and says no more', True),
-        (b'[]', 'and says no more', False),
-        (b'[' * 10_000, 'and says no more', False),
-        (b'{"error": "no"}', 'and says no more', False),
+        (b'', 'without a reason', False),
+        (b'<html>', 'without a reason', True),
+        (b'[]', 'without a reason', False),
+        (b'[' * 10_000, 'without a reason', False),
+        (b'{"error": "no"}', 'without a reason', False),
         (b'{"error": {"diagnostic": "a\\nb"}}', 'a?b', False),
     ],
 )
 def test_refusal_of_a_stranger_is_one_sentence(stranger, hide, caplog, body, why, stays):
-    def refuse(peer):
-        peer.until(HEAD_ENDS)
-        peer.send(b'HTTP/1.1 405 Method Not Allowed\r\nX: y\r\n\r\n' + body)
-        if stays:
-            peer.rest()
-
-    refusing = stranger(refuse)
+    refusing = stranger(refuses(b'405 Method Not Allowed', body=body, stays=stays))
     hide(refusing, count=1)
     until(lambda: said(caplog), 'it says so')
     (sentence,) = said(caplog)
@@ -230,15 +214,15 @@ def test_wrong_clock_is_told_from_the_server_s_date(stranger, hide, caplog, fiel
     field = field if isinstance(field, bytes) else date(field)
     hide(stranger(refuses(b'401 Unauthorized', field)), count=1)
     until(lambda: said(caplog), 'it says so')
-    why = f': 401 and says no more: {says}; the next try is in '
+    why = f': 401 without a reason: {says}; the next try is in '
     assert re.search(why.replace('?', '[?]'), said(caplog)[0])
 
 
 @pytest.fixture
 def served(listen, entry, tmp_path, monkeypatch):
-    """Starts servers whose certificate begins and ends so many days from now."""
+    """Starts strangers whose certificate begins and ends so many days from now."""
 
-    def served(begins: float, ends: float) -> Listener:
+    def served(begins: float, ends: float) -> Registrar:
         monkeypatch.setattr(make_cert, 'BACKDATED', timedelta(days=-begins))
         monkeypatch.setattr(make_cert, 'VALID', timedelta(days=ends))
         key, certificate = make_cert.certificate_for('127.0.0.1')
@@ -248,13 +232,7 @@ def served(listen, entry, tmp_path, monkeypatch):
         entry['server']['ca'] = pem.decode()
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(tmp_path / 'crt', tmp_path / 'key')
-
-        def register(peer):
-            peer.until(HEAD_ENDS)
-            peer.send(OK)
-            peer.rest()
-
-        return listen(register, context=context)
+        return Registrar(partial(listen, context=context))
 
     return served
 
@@ -280,7 +258,7 @@ def test_certificate_that_is_about_to_end_is_told_once(served, hide, caplog, beg
     caplog.set_level('INFO', 'hidden')
     server = served(begins, ends)
     hide(server, count=3)
-    until(lambda: len(server.tries) == 3, 'all register')
+    server.until_made(3)
     until(lambda: any('registered' in each for each in said(caplog)), 'it says so')
     at = datetime.now(UTC) + timedelta(days=ends)
     sentence = f'the certificate of 127.0.0.1:{server.port} ends soon, on {at:%Y-%m-%d}'
@@ -293,17 +271,13 @@ def test_other_machine_with_the_same_file_is_told_once(
 ):
     """... but not what this one left behind when it was killed."""
     monkeypatch.setattr(dial, 'LEFT_OVER_SECONDS', seconds)
-    heads = []
-
-    def register(peer):
-        heads.append(peer.until(HEAD_ENDS))
-        peer.send(b'HTTP/1.1 200 OK\r\nOther-Instance: 192.0.2.7\r\n\r\n')
-        peer.rest()
-
-    hide(stranger(register), count=3)
-    until(lambda: len(heads) == 3, 'three register')
+    answer = b'HTTP/1.1 200 OK\r\nOther-Instance: 192.0.2.7\r\n\r\n'
+    server = Registrar(stranger, lambda: answer)
+    hide(server, count=3)
+    server.until_made(3)
     until(lambda: len(said(caplog)) == 1 or seconds > 0, 'it is told')
-    assert len({re.search(rb'\r\nInstance: ([0-9a-f]{16})\r\n', head)[1] for head in heads}) == 1
+    instances = [re.search(rb'\r\nInstance: ([0-9a-f]{16})\r\n', each)[1] for each in server.heads]
+    assert len({*instances}) == 1
     sentence = 'a machine at 192.0.2.7 has the same ID.json, and gets some of the visits'
     assert said(caplog) == ([sentence] if seconds < 0 else [])
 
