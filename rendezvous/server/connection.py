@@ -29,6 +29,7 @@ log = logging.getLogger('rendezvous')
 # Between two registrations that end because new workers serve: all at once would keep these busy
 # for seconds, and everybody waiting. What has not come back yet can be claimed here.
 PACE_SECONDS = 0.005
+FOLLOW_AGAIN_SECONDS = 1  # after Redis was lost
 RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
 
 Close = Callable[[Socket], None]
@@ -132,6 +133,7 @@ class Rendezvous:
                 self._changes += 1
                 for uuid in [changed] if changed else self.registry.counts():
                     self._end_outdated(uuid)
+        gevent.sleep(FOLLOW_AGAIN_SECONDS)
 
     def _end_outdated(self, uuid: str) -> None:
         if not self.registry.all(uuid):
