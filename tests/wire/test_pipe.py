@@ -123,7 +123,7 @@ def test_mobile_client_closes_and_its_last_words_arrive_whole(joined):
 def test_body_framed_by_close_is_not_taken_for_cut_off(server, joined):
     """TLS says that this was all: the client complains about an EOF without a close_notify."""
     hidden, mobile = joined
-    if server._tls:
+    if server.options.key_file:
         mobile.sock.suppress_ragged_eofs = False
     hidden.send(HEAD + MEGABYTE)
     hidden.close()
@@ -173,18 +173,18 @@ def test_whole_answer_into_a_full_buffer_gets_its_close_notify(both_ends):
 def test_body_that_is_cut_off_is_taken_for_cut_off(server, joined):
     """TLS ends without a close_notify, and without TLS an RST says so."""
     hidden, mobile = joined
-    if server._tls:
+    if server.options.key_file:
         mobile.sock.suppress_ragged_eofs = False
     hidden.send(HEAD + b'half of it')
     mobile.receive(len(HEAD + b'half of it'))
     hidden.reset()
-    with cut_off() if server._tls else pytest.raises(ConnectionResetError):
+    with cut_off() if server.options.key_file else pytest.raises(ConnectionResetError):
         mobile.rest()
 
 
 def test_answer_that_ends_while_the_mobile_client_sends_is_whole(server, joined):
     hidden, mobile = joined
-    if not server._tls:
+    if not server.options.key_file:
         pytest.skip('without TLS nothing tells the one from the other')
     mobile.sock.suppress_ragged_eofs = False
     mobile.send(b'x')  # both are there before the server gets to read any
@@ -195,7 +195,7 @@ def test_answer_that_ends_while_the_mobile_client_sends_is_whole(server, joined)
 
 def test_tls_close_notify_shuts_a_side_as_well_as_a_bare_fin(server, joined):
     hidden, mobile = joined
-    if server._tls:
+    if server.options.key_file:
         mobile.close_notify()
     mobile.shut_sending()
     gevent.sleep(0.05)
@@ -206,7 +206,7 @@ def test_tls_close_notify_shuts_a_side_as_well_as_a_bare_fin(server, joined):
 
 def test_hidden_server_hears_close_notify_too(server, joined):
     hidden, mobile = joined
-    if server._tls:
+    if server.options.key_file:
         hidden.sock.suppress_ragged_eofs = False
     mobile.send(b'words')
     mobile.close()
@@ -328,7 +328,7 @@ def test_endless_answer_ends_with_its_viewer(joined, monkeypatch):
 def test_reset_that_a_write_meets_first_cuts_the_answer_off(server, joined, _):
     """The mobile client is still sending when the hidden server is reset."""
     hidden, mobile = joined
-    if server._tls:
+    if server.options.key_file:
         mobile.sock.suppress_ragged_eofs = False
 
     def send() -> None:
@@ -341,7 +341,7 @@ def test_reset_that_a_write_meets_first_cuts_the_answer_off(server, joined, _):
     hidden.send(HEAD + b'half of it')
     mobile.receive(len(HEAD + b'half of it'))
     hidden.reset()
-    with cut_off() if server._tls else pytest.raises(ConnectionResetError):
+    with cut_off() if server.options.key_file else pytest.raises(ConnectionResetError):
         mobile.rest()
         sending.get()  # without TLS, which of the two the system tells is a matter of luck
     sending.kill()
@@ -380,7 +380,7 @@ def child(server, pair):
     children = []
 
     def child(first: bytes, second: bytes = b'') -> subprocess.Popen:
-        cafile = pair['crt_file'] if server._tls else ''
+        cafile = pair['crt_file'] if server.options.key_file else ''
         command = [sys.executable, '-c', CHILD, str(server.port), cafile, first, second]
         children.append(subprocess.Popen(command, stdout=subprocess.PIPE))
         return children[-1]
