@@ -53,10 +53,12 @@ class Turns:
 @pytest.mark.parametrize('stream', STREAMS)
 def test_no_stream_keeps_the_hub(server, pair, entries, uuid, stream):
     arguments = str(server.port), pair['crt_file'], stream, uuid, code(entries, uuid)
-    blasting = subprocess.Popen([sys.executable, str(BLAST), *arguments])
-    with Turns() as turns:
-        until(lambda: blasting.poll() is not None, 'it has sent all', 60)
-        until(lambda: not server.connections, 'it is served', 60)
+    with subprocess.Popen([sys.executable, str(BLAST), *arguments]) as blasting, Turns() as turns:
+        try:
+            until(lambda: blasting.poll() is not None, 'it has sent all', 60)
+            until(lambda: not server.connections, 'it is served', 60)
+        finally:
+            blasting.kill()
     print('LONGEST', stream, turns.longest, turns.count)
     assert blasting.returncode == 0
     assert turns.count > 10
