@@ -1,4 +1,4 @@
-"""A client that floods: what it sends it has made beforehand, so that nothing holds it up.
+"""A client that floods: it makes beforehand what it sends, so it sends as fast as it can.
 
 python blast.py PORT CAFILE STREAM UUID CODE: registers UUID where STREAM needs that, sends it,
 reads whatever comes meanwhile, and ends by itself when all is served, or after some seconds.

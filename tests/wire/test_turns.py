@@ -1,4 +1,4 @@
-"""Nobody stops the others: how long the hub is kept from looking who has come."""
+"""No connection stops the others: how long the hub cannot poll the sockets."""
 
 import gc
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from conftest import code, until
 
 BLAST = Path(__file__).with_name('blast.py')
-TURN_SECONDS = 0.02  # of processor time: what else this machine does is not ours
+TURN_SECONDS = 0.02  # of our processor time, whatever else this machine does
 STREAMS = [
     'pipelined',
     'head',
