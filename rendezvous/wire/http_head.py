@@ -1,8 +1,8 @@
-"""Octets to the head of a request, and a refusal to octets: RFC 9112, read strictly.
+"""Reads the head of a request from octets, by RFC 9112, strictly; writes a refusal as octets.
 
-What is read here is passed on, and another parser will read it again. So nothing is mended on the
-way: whatever two parsers could read differently is refused. A reader is fed octets as they come and
-answers as early as it can; how they were split never changes the answer.
+What is read here is passed on, and another parser will read it again. So nothing is corrected:
+whatever two parsers could read differently is refused. A reader is fed octets as they come and
+answers as early as it can. How the octets were split never changes the answer.
 """
 
 import json
@@ -12,38 +12,39 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 # Apache's limit is 8 KiB a line and 100 fields, nginx's 8 KiB a line and 32 KiB in all, Node.js's
-# 16 KiB and 2,000 fields, uvicorn's 64 KiB: where sites share a name their cookies add up.
+# 16 KiB and 2,000 fields, uvicorn's 64 KiB. Ours is large because sites that share a name share
+# their cookies, too.
 REQUEST_LINE_BYTES = 16 * 1024
 HEAD_BYTES = 64 * 1024
 HEAD_FIELDS = 500
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
-# RFC 9112 section 3: request-line = method SP request-target SP HTTP-version (a target has no
-# fragment: some parsers cut it off at the "#", some do not)
+# RFC 9112 section 3: request-line = method SP request-target SP HTTP-version (without "#" in the
+# target: some parsers cut it off there, some do not)
 _REQUEST_LINE = re.compile(rb'(%s) ([\x21\x22\x24-\x7e]+) (HTTP/[0-9]\.[0-9])' % _TOKEN)
-# RFC 9112 section 5: field-line = field-name ":" OWS field-value OWS (no space before the colon,
-# and no obs-fold: a line that starts with a space has no name)
+# RFC 9112 section 5: field-line = field-name ":" OWS field-value OWS (no space before the colon;
+# no obs-fold, since a line that starts with a space has no name)
 _FIELD_LINE = re.compile(rb'(%s):(.*)' % _TOKEN)
-# RFC 9112 section 2.2 on a bare CR, RFC 9110 section 5.5 on the rest: never part of a line
+# Never part of a line: a bare CR (RFC 9112 section 2.2), other controls (RFC 9110 section 5.5)
 _FORBIDDEN = re.compile(rb'[\x00-\x08\x0a-\x1f\x7f]')
 # RFC 9110 section 7.2: Host = uri-host [ ":" port ]
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
 
-# The same request can never work, whoever tries it and whenever.
+# After one of these the same request can never work.
 _PERMANENT = {308, 400, 403, 407, 414, 431, 505}
 
 
 class Refusal(Exception):
-    """What ends a connection with an answer; raised anywhere between accept and rendezvous."""
+    """Ends a connection with this answer; raised anywhere between accept and rendezvous."""
 
-    def __init__(self, status: int, diagnostic: str, *fields: str):
+    def __init__(self, status: int, diagnostic: str, *fields: str) -> None:
         super().__init__(status, diagnostic)
         self.status, self.diagnostic, self.fields = status, diagnostic, fields
         self.why = diagnostic  # for the log alone
-        self.without_body = False  # for a HEAD (RFC 9110 section 9.3.2) that we have read ourselves
+        self.without_body = False  # true for an answer to HEAD (RFC 9110 section 9.3.2)
 
     def octets(self) -> bytes:
-        """The whole answer: the JSON body is the one that node-rendezvous sent."""
+        """The whole answer; its JSON body has the form that node-rendezvous sent."""
         body = error_body(self.diagnostic, self.status in _PERMANENT)
         octets = response(
             self.status,
@@ -56,19 +57,19 @@ class Refusal(Exception):
 
 
 def error_body(diagnostic: str, permanent: bool) -> bytes:
-    """What node-rendezvous sent with each refusal."""
+    """The body that node-rendezvous sent with each refusal."""
     return json.dumps({'error': {'permanent': permanent, 'diagnostic': diagnostic}}).encode()
 
 
 def response(status: int, *fields: str, body: bytes) -> bytes:
-    """A whole answer with the Date, by which hidden servers see what is wrong with their clocks."""
+    """A whole answer. It has a Date: hidden servers read the error of their clocks from it."""
     fields = f'Date: {formatdate(usegmt=True)}', *fields, f'Content-Length: {len(body)}'
     lines = [f'HTTP/1.1 {status} {HTTPStatus(status).phrase}', *fields, '', '']
     return '\r\n'.join(lines).encode('ascii') + body
 
 
 class Field(NamedTuple):
-    """A header field: its name in lower case, its value, and the line as it came."""
+    """A header field: the name in lower case, the value, and the line as it came."""
 
     name: str
     value: str
@@ -76,7 +77,7 @@ class Field(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The head of a request, checked; `line` and the fields' lines are the octets that came."""
+    """The head of a request, checked. `line` and the fields' lines are the octets that came."""
 
     method: str
     target: str
@@ -84,9 +85,9 @@ class Head(NamedTuple):
     line: bytes
     fields: tuple[Field, ...]
 
-    def octets(self, less: Field | None = None) -> bytes:
-        """The head as it came, less the line of one field."""
-        kept = (field.line for field in self.fields if field is not less)
+    def octets(self, without: Field | None = None) -> bytes:
+        """The head as it came, without the line of that field."""
+        kept = (field.line for field in self.fields if field is not without)
         return b''.join([self.line, *kept, b'\r\n'])
 
     def values(self, name: str) -> list[str]:
@@ -99,28 +100,28 @@ class Head(NamedTuple):
 
     @property
     def body_bytes(self) -> int | None:
-        """How long the body is, or None where it is chunked (RFC 9112 section 6.3)."""
+        """How long the body is, or None if it is chunked (RFC 9112 section 6.3)."""
         if self.values('transfer-encoding'):
             return None
         return int((self.values('content-length') or ['0'])[0])
 
 
 class HeadReader:
-    """Takes octets as they come; for one head. What it does with an octet, it does once."""
+    """Reads one head from octets as they come. It looks at each octet once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._octets = bytearray()
         self._line_start = 0
-        self._read = 0  # so many octets, in which no line ends that is not read yet
+        self._searched = 0  # before this place no end of the current line was found
         self._request: tuple[str, str, str, bytes] | None = None
         self._fields: list[Field] = []
 
     def feed(self, octets: bytes) -> tuple[Head, bytes] | None:
-        """The head and the octets behind it, or None: more are needed. Raises Refusal."""
+        """The head and the octets behind it, or None if more are needed. Raises Refusal."""
         self._octets += octets
         while (line := self._next_line()) is not None:
             if self._request is None:
-                # RFC 9112 section 2.2: ignore an empty line before the request line (we: one)
+                # RFC 9112 section 2.2: ignore an empty line before the request line (one alone)
                 if line or self._line_start > 2:
                     self._request = _request_line(line)
             elif line:
@@ -134,24 +135,24 @@ class HeadReader:
         return None
 
     def _next_line(self) -> bytes | None:
-        """The next line less its CRLF, or None where its end has not come yet."""
-        start, end = self._line_start, self._octets.find(b'\r\n', self._read)
+        """The next line without its CRLF, or None if its end has not come yet."""
+        start, end = self._line_start, self._octets.find(b'\r\n', self._searched)
         stop = end
         if end < 0:
-            stop = len(self._octets) - self._octets.endswith(b'\r')  # its LF may be on the way
+            stop = len(self._octets) - self._octets.endswith(b'\r')  # its LF may come next
         limit = REQUEST_LINE_BYTES
-        if self._request:  # behind this line come its CRLF and, at the least, the empty line
+        if self._request:  # at least the line's CRLF and the empty line are still to come
             limit = max(0, HEAD_BYTES - start - 4)
-        if _FORBIDDEN.search(self._octets, self._read, min(stop, start + limit)):
+        if _FORBIDDEN.search(self._octets, self._searched, min(stop, start + limit)):
             raise Refusal(400, 'lines end with CRLF and hold no control characters')
         if stop - start > limit:
             if self._request:
                 raise Refusal(431, f'the head is longer than {HEAD_BYTES} bytes')
             raise Refusal(414, f'the request line is longer than {REQUEST_LINE_BYTES} bytes')
-        self._read = stop
+        self._searched = stop
         if end < 0:
             return None
-        self._line_start = self._read = end + 2
+        self._line_start = self._searched = end + 2
         return bytes(self._octets[start:end])
 
 
@@ -175,7 +176,7 @@ def _field(line: bytes) -> Field:
 
 
 def _check(head: Head) -> None:
-    """Refuses what parsers are known to read differently (RFC 9112 sections 3.2, 6.1 and 6.3)."""
+    """Refuses what parsers read differently (RFC 9112 sections 3.2, 6.1 and 6.3)."""
     hosts = head.values('host')
     optional = head.version == 'HTTP/1.0' or head.method == 'CONNECT'
     if len(hosts) > 1 or not (hosts or optional) or not all(map(_HOST.fullmatch, hosts)):

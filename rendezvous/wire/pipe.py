@@ -1,9 +1,8 @@
-"""The pipe: octets both ways between two sockets until either ends.
+"""The pipe: copies octets both ways between two sockets until either ends.
 
-The greenlet that owns a socket is the only one that reads it, says goodbye on it and closes it; in
-a pipe it writes to the other's socket. To end a pipe, the side that is through raises Ended in the
-other's greenlet, which then says goodbye on its own. Octets are held nowhere but in the one chunk
-that is being written: a slow reader slows the writer.
+Each socket has a greenlet that owns it: that one alone reads from it and closes it, and writes to
+the other's socket. When one greenlet ends the pipe, it raises Ended in the other, which then closes
+its own socket. Only the chunk that is being written is held: a slow reader slows the writer.
 """
 
 import errno
@@ -17,6 +16,7 @@ from gevent.event import Event
 from rendezvous.wire.sockets import (
     USER_TIMEOUT_SECONDS,
     Ended,
+    Socket,
     close_gracefully,
     receive,
     send,
@@ -24,14 +24,15 @@ from rendezvous.wire.sockets import (
     watch,
 )
 
-KEEP_BYTES = 64 * 1024  # of a request, until the hidden server is known to live
-# How long a hidden server may be silent that has answered since the mobile client's last octets:
-# nearly all that shut their sending side have left, and what they leave behind costs two places.
+KEEP_BYTES = 64 * 1024  # of a request are kept until the hidden server is known to be alive
+# When the mobile client sends no more and the hidden server has answered, the pipe ends after so
+# long a silence. Nearly all clients that shut their sending side have closed, and such a pipe
+# occupies two connections.
 ANSWERED_SECONDS = 1
 
 
 class How(Enum):
-    """How a pipe ended. In `hidden.py` the local server plays the hidden server's part."""
+    """How a pipe ended. In `hidden.py` the local server takes the hidden server's part."""
 
     MOBILE_CLOSED = 'mobile client closed'
     MOBILE_RESET = 'mobile client reset'
@@ -42,24 +43,24 @@ class How(Enum):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the answer may have been all: neither its sender nor we cut it off."""
+        """Whether the answer may be complete: neither its sender nor we cut it off."""
         return self in (How.MOBILE_CLOSED, How.HIDDEN_CLOSED)
 
 
 class End:
     """One end of a pipe: a socket and the greenlet that owns it, by default the current one."""
 
-    def __init__(self, sock, greenlet: gevent.Greenlet | None = None):
+    def __init__(self, sock: Socket, greenlet: gevent.Greenlet | None = None) -> None:
         self.sock = sock
-        # A greenlet that has not started yet is false.
+        # `greenlet or ...` would be wrong: a greenlet that has not started yet is false.
         self.greenlet = gevent.getcurrent() if greenlet is None else greenlet
         self.octets = 0  # read from it so far
-        self.read_at = 0.0  # time.monotonic() of the last ones
-        self.filling = False  # somebody is writing to it
+        self.read_at = 0.0  # time.monotonic() of the last read
+        self.filling = False  # whether the other end's greenlet is writing to it
         self._acked = 0
 
     def begin(self) -> None:
-        """Its pipe begins: what it acknowledges from now on is of this pipe."""
+        """Its pipe begins: octets that were acknowledged before do not count."""
         self._acked = tcp_info(self.sock).octets_acked
 
     def got_nothing(self) -> bool:
@@ -70,35 +71,35 @@ class End:
 class Pipe:
     """Joins a mobile client's end to a hidden server's; each end's greenlet runs its own method.
 
-    `drain`: the seconds for which the hidden server may be silent once the mobile client sends no
-    more, and ANSWERED_SECONDS at the most where it has answered; 0: it ends at once. `draining` is
-    called when that begins.
+    When the mobile client sends no more, the pipe goes on until the hidden server has been silent
+    for `drain` seconds (if it has answered, for ANSWERED_SECONDS at most). 0 ends the pipe at once.
+    `draining` is called when that wait begins.
     """
 
     def __init__(
         self, mobile: End, hidden: End, drain: float, draining: Callable[[], None] = lambda: None
-    ):
+    ) -> None:
         self.mobile, self.hidden, self._drain_seconds = mobile, hidden, drain
         self._draining = draining
         self.how: How | None = None
         self.over = False
-        self._closed_at = 0.0  # time.monotonic(); when the mobile client sent no more
+        self._closed_at = 0.0  # time.monotonic() when the mobile client ended
         hidden.begin()
         self._kept: bytearray | None = bytearray()  # of the mobile client's; None: too much to keep
-        self._untouched = False  # the hidden server is gone, and got nothing
-        self._lost = False  # the hidden server, as a write to it found
+        self._untouched = False  # the hidden server ended and had received nothing
+        self._lost = False  # a write to the hidden server failed: its connection is broken
         self._hidden_ended = Event()
         watch(mobile.sock, hidden.sock)
 
     def from_mobile(self, octets: bytes) -> bytes:
         """Sends `octets`, then what the mobile client sends, until the pipe is over.
 
-        Where the hidden server turned out to be gone before it got anything, gives what is to be
-        sent to another one. Raises Ended where somebody else ends it.
+        Returns what is to be sent to another hidden server, if this one ended before it received
+        anything; otherwise b''. Raises Ended if it is ended from outside.
         """
         try:
             how = self._copy(octets, self.mobile, self.hidden)
-            if how is How.HIDDEN_RESET:  # what it sent before is to be delivered, too
+            if how is How.HIDDEN_RESET:  # what it sent before is still to be delivered
                 self._hidden_ended.wait()
             elif how is How.MOBILE_CLOSED:
                 self._drain()
@@ -113,7 +114,7 @@ class Pipe:
         """Sends `octets`, then what the hidden server sends, until the pipe is over."""
         try:
             how = self._copy(octets, self.hidden, self.mobile)
-            if self._lost:  # the write to it was told of the reset, so that the read was not
+            if self._lost:  # the system told the write of the reset, and not the read
                 how = How.HIDDEN_RESET
             self._untouched = self.hidden.got_nothing()
             self._hidden_ended.set()
@@ -122,9 +123,9 @@ class Pipe:
             pass
 
     def cut(self, how: How) -> None:
-        """Ends it from outside, or from the greenlet of one of its ends, that Ended was raised in.
+        """Ends the pipe from outside, or from the greenlet of an end in which Ended was raised.
 
-        Then the other end's greenlet has left our socket alone.
+        When this returns, no other greenlet of the pipe uses the current one's socket.
         """
         if not self.over:
             self.how, self.over = how, True
@@ -135,7 +136,7 @@ class Pipe:
 
     @property
     def active_until(self) -> float:
-        """time.monotonic() of its end, less the silence in which it drained."""
+        """time.monotonic() of the pipe's end; a silence while it drains does not count."""
         if self._closed_at:
             return max(self._closed_at, self.hidden.read_at)
         return time.monotonic()
@@ -148,7 +149,7 @@ class Pipe:
                 self._kept += octets
 
     def _copy(self, octets: bytes, source: End, sink: End) -> How:
-        """Copies until one of the two ends; says which, and how."""
+        """Copies until one of the two ends; returns which, and how."""
         from_mobile = source is self.mobile
         while True:
             if octets:
@@ -162,7 +163,7 @@ class Pipe:
                 try:
                     send(sink.sock, octets)
                 except OSError as error:
-                    # EPIPE: it had ended before, and whether well the one who reads it knows
+                    # EPIPE: it had ended before; the greenlet that reads from it knows how
                     self._lost |= from_mobile and error.errno != errno.EPIPE
                     return How.HIDDEN_RESET if from_mobile else How.MOBILE_RESET
                 sink.filling = False
@@ -174,12 +175,12 @@ class Pipe:
                 return How.MOBILE_CLOSED if from_mobile else How.HIDDEN_CLOSED
 
     def _drain(self) -> None:
-        """The mobile client sends no more: waits until the hidden server has been silent."""
+        """After the mobile client's end: waits until the hidden server has been silent."""
         self._closed_at = time.monotonic()
         self._draining()
         while not self.over:
             silent = time.monotonic() - self.active_until
-            if self.mobile.filling:  # the hidden server is not silent, the mobile client is slow
+            if self.mobile.filling:  # not the hidden server is silent: the mobile client is slow
                 silent = 0
             seconds = self._drain_seconds
             if self.hidden.read_at > self.mobile.read_at:
@@ -189,19 +190,25 @@ class Pipe:
             gevent.sleep(min(seconds - silent, ANSWERED_SECONDS))
 
     def _end(self, how: How, other: End) -> None:
-        """Ends the pipe in the other's greenlet, too, which has left our socket alone then."""
+        """Ends the pipe in the other's greenlet, too, which then no longer uses our socket."""
         if self.over:
-            gevent.sleep(USER_TIMEOUT_SECONDS)  # the other was first: Ended is on its way to us
-        self.how, self.over = how, True  # no yield between the two: only one side gets here
+            gevent.sleep(USER_TIMEOUT_SECONDS)  # the other was first: Ended will be raised here
+        self.how, self.over = how, True  # no yield since the `if`: only one side gets here
         other.greenlet.kill(Ended, block=False)
-        gevent.sleep(0)  # it is raised before we go on
+        gevent.sleep(0)  # Ended is raised there before this greenlet continues
 
 
-def join(mobile: End, near, octets: bytes, drain: float, spawn=gevent.spawn) -> How:
-    """Sends `octets` to `near` and pipes between the two, until the pipe is over; says how it was.
+def join(
+    mobile: End,
+    near: Socket,
+    octets: bytes,
+    drain: float,
+    spawn: Callable[..., gevent.Greenlet] = gevent.spawn,
+) -> How:
+    """Sends `octets` to `near` and pipes between the two; returns how the pipe ended.
 
-    The current greenlet owns the mobile client's end, one that is spawned for it owns `near`.
-    Raises Ended where somebody else ends it.
+    The current greenlet owns the mobile client's end; a greenlet that is spawned owns `near`.
+    Raises Ended if it is ended from outside.
     """
 
     def answer() -> None:
@@ -211,9 +218,10 @@ def join(mobile: End, near, octets: bytes, drain: float, spawn=gevent.spawn) -> 
             close_gracefully(near, may_stop=True)
 
     joined = Pipe(mobile, End(near, spawn(answer)), drain)
-    gevent.sleep(0)  # it runs: one that is ended before that never says goodbye
+    gevent.sleep(0)  # it starts: a greenlet that is killed before it started would not close `near`
     try:
         joined.from_mobile(octets)
     finally:
         joined.cut(How.ENDED)
+    assert joined.how
     return joined.how

@@ -1,6 +1,6 @@
-"""How each program begins and ends: in `.venv`, and with a sentence where something is wrong.
+"""How each program begins and ends: with the Python of `.venv`; with a sentence for a mistake.
 
-Standard library only, and nothing of it that gevent patches.
+Standard library only, and nothing of it that gevent patches: programs patch after they import this.
 """
 
 import ctypes
@@ -15,17 +15,17 @@ from typing import NoReturn
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 EX_CONFIG, EX_IOERR = 78, 74  # of sysexits.h; Windows has no names for them
 HERE = Path(__file__).resolve().parents[2]  # the project's folder
-PACKAGES = 'gevent', 'pyotp'  # of hidden.py; where these are, those of the others are
+PACKAGES = 'gevent', 'pyotp'  # hidden.py needs these; a Python that has them has the others', too
 
 
 class Mistake(Exception):
-    """What an administrator can mend: one sentence that says what to write or to do instead."""
+    """What an administrator can correct: one sentence that says what to do instead."""
 
 
 def use_venv() -> None:
-    """Starts the program anew with `.venv/bin/python`, unless this Python has the packages.
+    """Starts the program again with `.venv/bin/python`, unless this Python has the packages.
 
-    So `python3 users_app.py` does what `.venv/bin/python users_app.py` does.
+    So `python3 users_app.py` does the same as `.venv/bin/python users_app.py`.
     """
     if all(map(PathFinder.find_spec, PACKAGES)):
         return
@@ -35,14 +35,14 @@ def use_venv() -> None:
     program = Path(sys.argv[0]).name
     needed = ' '.join(PACKAGES) if program == 'hidden.py' else '-r requirements.txt'
     how = f'python3 -m venv .venv && .venv/bin/pip install {needed}'
-    _complain(f'its packages are not here: {how}')
+    _complain(f'its packages are not installed: {how}')
     sys.exit(EX_CONFIG)
 
 
 def main(run: Callable[[], int | None]) -> NoReturn:
-    """Runs a program; a Mistake is its last words and exit status 78 (EX_CONFIG).
+    """Runs a program. A Mistake is printed, and the exit status is 78 (EX_CONFIG).
 
-    So is a full disk under what it prints, with status 74 (EX_IOERR).
+    If a full disk cannot take what it prints, that is printed, and the status is 74 (EX_IOERR).
     """
     try:
         sys.exit(run())
@@ -53,13 +53,13 @@ def main(run: Callable[[], int | None]) -> NoReturn:
         if error.errno != errno.ENOSPC:
             raise
         _complain(error.strerror)
-        os._exit(EX_IOERR)  # or what could not be printed would be tried once more
+        os._exit(EX_IOERR)  # sys.exit would try to print the same once more
 
 
 def die_with(parent_pid: int, number: int) -> None:
-    """Lets the kernel send this process a signal when its parent ends, even by kill -9.
+    """Has the kernel send this process a signal when its parent ends, even by kill -9.
 
-    A parent that has ended already is no longer the parent: this process ends at once then.
+    If the parent has ended already, this process ends at once.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent_pid:

@@ -1,7 +1,7 @@
-"""What is awkward about sockets: turns, TLS, dead peers, a proper end.
+"""What is awkward about sockets: fairness, TLS, dead peers, a graceful close.
 
-The greenlet that owns a socket is the only one that reads it, says goodbye on it and closes it;
-another one may write to it meanwhile.
+One greenlet owns a socket: it alone reads from the socket and closes it. Another greenlet may write
+to it meanwhile.
 """
 
 import select
@@ -12,55 +12,56 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ssl import MemoryBIO, SSLContext, SSLError, SSLWantReadError
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import gevent
 from gevent.lock import Semaphore
 from gevent.monkey import get_original
 
-CHUNK_BYTES = 96 * 1024  # of one read; what is larger costs no less an octet
-RECORD_BYTES = 16 * 1024  # of TLS, at the most
-# OpenSSL goes on for as long as it is given any, and a KeyUpdate takes it 30 us: so it is given no
-# more of them at a time.
+CHUNK_BYTES = 96 * 1024  # of one read; a larger one saves nothing per octet
+RECORD_BYTES = 16 * 1024  # the largest TLS record (RFC 8446 section 5.1)
+# OpenSSL handles all records that it is given in one call, and a KeyUpdate takes it 30 us. So it is
+# given at most so many at a time.
 FEED_RECORDS = 32
 RECORD_TYPES = 20, 21, 22, 23  # change_cipher_spec, alert, handshake, application_data
-# A greenlet that always finds something to read lets the others run after so much, of its own and
-# of those that ran since the hub last looked who has come.
+# A greenlet that always finds something to read lets the others run after so much time, or so many
+# reads, of all greenlets since the hub last polled the sockets.
 TURN_SECONDS, TURN_READS = 0.004, 256
-NEXT_TURN_SECONDS = 1e-6  # sleep(0) may come back up to 50 times before the hub looks
-# A peer that still sends is read off until it has been silent for so long (nginx's
-# lingering_timeout), lest an RST destroy our last words.
+NEXT_TURN_SECONDS = 1e-6  # after sleep(0) up to 50 turns may come before the hub polls the sockets
+# Before a close, what the peer still sends is read until it has been silent for so long (nginx's
+# lingering_timeout). Otherwise an RST would destroy what we sent last.
 LINGER_SECONDS = 5
-MOMENT_SECONDS = 0.5  # for who cannot be told to stop, once it has all that we sent
-# The first probe comes early enough to keep NAT mappings open; three unanswered ones are the end.
+MOMENT_SECONDS = 0.5  # for a peer that does not stop sending, after it has all that we sent
+# The first probe comes early enough to keep NAT mappings open. After three unanswered probes the
+# peer is dead.
 KEEPALIVE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
-USER_TIMEOUT_SECONDS = 60  # RFC 5482: an end that acknowledges nothing for so long is dead
-UNSENT_BYTES = 128 * 1024  # that wait in the kernel for a slow reader, for each connection
+USER_TIMEOUT_SECONDS = 60  # RFC 5482: a peer that acknowledges nothing for so long is dead
+UNSENT_BYTES = 128 * 1024  # wait in the kernel for a slow reader, at most, for each connection
 WATCH_SECONDS = 15
-LOOK_SECONDS = 0.1  # between two looks whether who waits is still there
+LOOK_SECONDS = 0.1  # between two looks whether a waiting peer is still there
 
 
 class Socket(Protocol):
-    """What a pipe needs of a socket, of one with TLS and of one to another worker."""
+    """What a pipe needs of a socket: of a plain one, one with TLS, one to another worker."""
 
     def recv(self, most: int, /) -> bytes: ...
-    def send(self, octets: bytes, /) -> int: ...
-    def sendall(self, octets: bytes, /) -> None: ...
+    def send(self, octets: bytes | memoryview, /) -> int: ...
+    def sendall(self, octets: bytes, /) -> object: ...
+    def close(self) -> None: ...
     def fileno(self) -> int: ...
     def settimeout(self, seconds: float | None, /) -> None: ...
-    def setsockopt(self, *option) -> None: ...
-    def getsockopt(self, *option): ...
-    def close(self) -> None: ...
+    def setsockopt(self, level: int, name: int, value: int | bytes, /) -> None: ...
+    def getsockopt(self, level: int, name: int, most: int, /) -> bytes: ...
 
 
 class Ended(gevent.GreenletExit):
-    """Raised in the greenlet that owns a socket: say close_gracefully, it is over."""
+    """Raised in the greenlet that owns a socket: it is to close that socket now."""
 
 
 class _Turn:
-    """How long and how often greenlets have read since the hub last looked who has come."""
+    """How long and how often greenlets have read since the hub last polled the sockets."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._iteration: int | None = None
         self._began, self._reads = 0.0, 0
 
@@ -70,7 +71,7 @@ class _Turn:
             self._iteration, self._began, self._reads = iteration, time.monotonic(), 0
         self._reads += 1
         over = self._reads > TURN_READS or time.monotonic() - self._began > TURN_SECONDS
-        if over and iteration < 0:  # libuv does not count: each greenlet has a turn of its own
+        if over and iteration < 0:  # libuv has no count: each greenlet has a turn of its own
             self._iteration = None
         return over
 
@@ -79,19 +80,19 @@ _turn = _Turn()
 
 
 def take_turn() -> None:
-    """Lets the others run where this turn is over: every loop that input drives goes through it."""
+    """Lets the others run if this turn is over: every loop that is driven by input calls it."""
     if _turn.is_over():
         gevent.sleep(NEXT_TURN_SECONDS)
 
 
-def receive(sock) -> bytes:
-    """What `sock.recv` gives, for loops: it lets the others run where this turn is over."""
+def receive(sock: Socket) -> bytes:
+    """`sock.recv` for loops: it lets the others run if this turn is over."""
     take_turn()
     return sock.recv(CHUNK_BYTES)
 
 
-def send(sock, octets: bytes) -> None:
-    """All of `octets`, however long the reader takes; less work a call than sendall."""
+def send(sock: Socket, octets: bytes) -> None:
+    """Sends all of `octets`, however slow the reader is; a call costs less than sendall."""
     sent = sock.send(octets)
     while sent < len(octets):
         take_turn()
@@ -99,25 +100,27 @@ def send(sock, octets: bytes) -> None:
 
 
 class TLSSocket:
-    """TLS over a connection, with what a pipe needs of a socket's methods.
+    """TLS over a connection, with the methods of a socket that a pipe needs.
 
-    OpenSSL does not see the connection, only octets in memory: so it can be given few records at a
-    time, nothing of one connection's errors stays for the next one
+    OpenSSL does not see the connection, only octets in memory. So it can be given few records at a
+    time, an error of one connection does not stay for the next one
     (https://github.com/python/cpython/issues/148594), and a reset is not taken for an end.
     """
 
-    def __init__(self, context: SSLContext, sock, server_hostname: str | None = None):
-        """A server's side, or with a name to verify a client's. The handshake is to follow."""
+    def __init__(
+        self, context: SSLContext, sock: socket.socket, server_hostname: str | None = None
+    ) -> None:
+        """A server's side, or a client's, which verifies that name. `do_handshake` comes next."""
         self.raw = sock
         self._in, self._out = MemoryBIO(), MemoryBIO()
         server_side = server_hostname is None
         self.tls = context.wrap_bio(self._in, self._out, server_side, server_hostname)
-        self._came, self._given = b'', 0  # from the connection; so much of it OpenSSL has
-        self._lacking = 0  # of the last record that it was given
-        self._plain = b''  # from OpenSSL, not yet asked for
+        self._came, self._given = b'', 0  # octets from the connection; OpenSSL has so many of them
+        self._lacking = 0  # so many octets of the last record that OpenSSL was given have not come
+        self._plain = b''  # decrypted octets that `recv` has not returned yet
         self._has_ended = False
         self._sending = Semaphore()  # one greenlet at a time, or records would be mixed up
-        self.is_whole = True  # no record was begun and not sent to its end
+        self.is_whole = True  # no record has been sent in part
 
     def do_handshake(self) -> None:
         """Raises OSError, of which ssl.SSLError is one."""
@@ -136,19 +139,19 @@ class TLSSocket:
                 raise ConnectionError('TLS: hung up during the handshake')
 
     def recv(self, most: int) -> bytes:
-        """As a socket's: b'' where the peer has ended, with or without a close_notify.
+        """As a socket's: b'' if the peer has ended, with or without a close_notify.
 
-        Raises OSError where the connection is broken.
+        Raises OSError if the connection is broken.
         """
         while not (self._plain or self._has_ended):
             self._plain = self._decrypted()
             if not self._plain:
-                take_turn()  # there may be thousands of those records
+                take_turn()  # there may be thousands of records without octets for us
         octets, self._plain = self._plain[:most], self._plain[most:]
         return octets
 
-    def send(self, octets: bytes) -> int:
-        """Sends all of it."""
+    def send(self, octets: bytes | memoryview) -> int:
+        """Sends all of `octets`."""
         with self._sending:
             self.tls.write(octets)
             self._flush_out()
@@ -157,19 +160,19 @@ class TLSSocket:
     sendall = send
 
     def close_notify(self) -> None:
-        """Says that this was all (RFC 8446 section 6.1), unless a record has been cut off."""
+        """Says that this was all (RFC 8446 section 6.1), unless a record was sent in part."""
         with self._sending:
             if self.is_whole:
-                with suppress(SSLError, ValueError):  # it wants to read the peer's; or it is broken
+                with suppress(SSLError, ValueError):  # wants the peer's close_notify; or is broken
                     self.tls.unwrap()
                 self._flush_out()
 
     def _decrypted(self) -> bytes:
-        """What the next few records hold, which may be nothing: some are for OpenSSL alone."""
+        """The octets of the next few records; may be none, since some are for OpenSSL alone."""
         if not self._in.pending:
             self._give_records()
-        parts = []
-        with suppress(SSLWantReadError):  # what it was given is for OpenSSL alone, or half a record
+        parts: list[bytes] = []
+        with suppress(SSLWantReadError):  # only records for OpenSSL, or a part of one, were given
             while self._in.pending:
                 parts.append(self.tls.read(RECORD_BYTES))
                 if not parts[-1]:  # a close_notify
@@ -180,7 +183,7 @@ class TLSSocket:
         return b''.join(parts)
 
     def _give_records(self) -> None:
-        """Gives OpenSSL a few records (RFC 8446 section 5.1), the last one as far as it came."""
+        """Gives OpenSSL a few records (RFC 8446 section 5.1), and of the last one what has come."""
         came, start = self._came, self._given
         if len(came) - start < (1 if self._lacking else 5):
             more = receive(self.raw)
@@ -192,16 +195,16 @@ class TLSSocket:
             if len(came) < end + 5:
                 break
             if came[end] not in RECORD_TYPES:
-                end = len(came)  # OpenSSL says what is wrong with it
+                end = len(came)  # OpenSSL reports what is wrong with it
                 break
             after = end + 5 + int.from_bytes(came[end + 3 : end + 5], 'big')
             end, self._lacking = min(after, len(came)), max(0, after - len(came))
         self._in.write(memoryview(came)[start:end])
-        # No memory is held while nothing comes.
+        # No memory is used while nothing comes.
         self._came, self._given = (came, end) if end < len(came) else (b'', 0)
 
     def _flush(self) -> None:
-        """Sends what OpenSSL wants to say of its own; who is sending takes it along."""
+        """Sends what OpenSSL has to send of its own."""
         with self._sending:
             self._flush_out()
 
@@ -217,21 +220,21 @@ class TLSSocket:
     def settimeout(self, seconds: float | None) -> None:
         self.raw.settimeout(seconds)
 
-    def setsockopt(self, *option) -> None:
+    def setsockopt(self, *option: Any) -> None:
         self.raw.setsockopt(*option)
 
-    def getsockopt(self, *option):
+    def getsockopt(self, *option: Any) -> Any:
         return self.raw.getsockopt(*option)
 
-    def getpeercert(self, binary_form: bool = False):
+    def getpeercert(self, binary_form: bool = False) -> Any:
         return self.tls.getpeercert(binary_form)
 
     def close(self) -> None:
         self.raw.close()
 
 
-def keep_alive(sock) -> None:
-    """Sets how soon a dead peer is noticed, and that no octet waits for company."""
+def keep_alive(sock: Socket) -> None:
+    """Sets how soon a dead peer is noticed, and switches Nagle's algorithm off."""
     for name, value in (
         ('TCP_NODELAY', 1),
         ('TCP_KEEPIDLE', KEEPALIVE_SECONDS),
@@ -245,17 +248,17 @@ def keep_alive(sock) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def set_tcp(sock, name: str, value: int) -> None:
-    """Sets an option of TCP where the system has it: hidden.py runs on macOS and Windows, too."""
+def set_tcp(sock: Socket, name: str, value: int) -> None:
+    """Sets an option of TCP if the system has it: hidden.py runs on macOS and Windows, too."""
     if hasattr(socket, name):
         sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def close_gracefully(sock, is_whole: bool = True, may_stop: bool = False) -> None:
-    """Closes: all that was sent arrives, and TLS says whether this was all.
+def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False) -> None:
+    """Closes so that all that was sent arrives, and TLS says whether this was all.
 
-    Only for the greenlet that owns the socket. Nothing is raised, and Ended ends it at once.
-    `is_whole` is false where what was sent has been cut off: without TLS an RST says so. With
+    Only for the greenlet that owns the socket. Raises nothing; if Ended is raised in it, it closes
+    at once. `is_whole` is false if what was sent has been cut off: without TLS an RST says so. With
     `may_stop` a peer that goes on sending is reset after a moment: nothing else tells it to stop.
     """
     if not (is_whole or isinstance(sock, TLSSocket)):
@@ -266,28 +269,28 @@ def close_gracefully(sock, is_whole: bool = True, may_stop: bool = False) -> Non
             set_tcp(sock, 'TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000)
         if isinstance(sock, TLSSocket) and is_whole:
             sock.close_notify()
-        raw = getattr(sock, 'raw', sock)
+        raw: socket.socket = getattr(sock, 'raw', sock)
         raw.shutdown(socket.SHUT_WR)
-        _read_off(raw, may_stop)
+        _read_until_end(raw, may_stop)
     except (OSError, ValueError, Ended):
-        pass  # it is gone already, or its place is needed
+        pass  # it is closed already, or its place is needed
     finally:
         sock.close()
 
 
-def _read_off(sock, may_stop: bool) -> None:
-    """Reads until the peer ends or is silent, lest an RST destroy our last words."""
+def _read_until_end(sock: Socket, may_stop: bool) -> None:
+    """Reads until the peer ends or is silent: an RST would destroy what we sent last."""
     began = time.monotonic()
     sock.settimeout(LINGER_SECONDS)
     while receive(sock):
         if may_stop and time.monotonic() - began > MOMENT_SECONDS and is_acknowledged(sock):
-            return  # what it sends now gets it an RST
+            return  # an RST answers what it sends from now on
 
 
-def reset(sock) -> None:
+def reset(sock: Socket) -> None:
     """Closes with an RST, which says that what was sent has been cut off. Raises nothing.
 
-    What was sent before that is given a moment to arrive, since an RST overtakes it.
+    What was sent before is given a moment to arrive, since an RST overtakes it.
     """
     _watched.discard(sock)
     with suppress(OSError, Ended), gevent.Timeout(MOMENT_SECONDS, False):
@@ -299,15 +302,15 @@ def reset(sock) -> None:
 
 
 class TcpInfo(NamedTuple):
-    """The few fields that are needed of Linux's struct tcp_info."""
+    """The fields of Linux's struct tcp_info that are needed here."""
 
-    probes: int = 0  # in a row, that were not answered
+    probes: int = 0  # unanswered, in a row
     segments_unacked: int = 0
     octets_acked: int = 0
     octets_not_sent: int = 0
 
 
-def tcp_info(sock) -> TcpInfo:
+def tcp_info(sock: Socket) -> TcpInfo:
     if not hasattr(socket, 'TCP_INFO'):
         return TcpInfo()
     with suppress(OSError):  # it may be closed already
@@ -316,25 +319,25 @@ def tcp_info(sock) -> TcpInfo:
     return TcpInfo()
 
 
-def is_acknowledged(sock) -> bool:
-    """Whether the peer's system has all that was sent."""
+def is_acknowledged(sock: Socket) -> bool:
+    """Whether the peer's system has received all that was sent."""
     info = tcp_info(sock)
     return not (info.segments_unacked or info.octets_not_sent)
 
 
-def has_shut(sock) -> bool:
-    """Whether its peer sends no more: it has left, or has shut its sending side."""
+def has_shut(sock: Socket) -> bool:
+    """Whether the peer sends no more: it has closed, or has shut its sending side."""
     return is_polled(sock, select.POLLRDHUP)
 
 
-def has_spoken(sock) -> bool:
-    """Whether there is something to read, be it the end."""
+def has_spoken(sock: Socket) -> bool:
+    """Whether there is something to read; the end counts."""
     return is_polled(sock, select.POLLIN | select.POLLRDHUP)
 
 
 @contextmanager
-def hang_up_of(sock, call: Callable[[], object]) -> Iterator[None]:
-    """Calls if the peer sends no more meanwhile, though nobody reads what it has sent."""
+def hang_up_of(sock: Socket, call: Callable[[], object]) -> Iterator[None]:
+    """Calls `call` when the peer sends no more, while nobody reads from the socket."""
 
     def look() -> None:
         if has_shut(sock):
@@ -349,26 +352,27 @@ def hang_up_of(sock, call: Callable[[], object]) -> Iterator[None]:
         watcher.close()
 
 
-def is_polled(sock, events: int) -> bool:
-    """Whether one of these, an error or a hang-up is there, without a yield."""
+def is_polled(sock: Socket, events: int) -> bool:
+    """Whether one of these events, an error or a hang-up is there; no other greenlet runs."""
     poll = get_original('select', 'poll')()
     poll.register(sock, events)
     return bool(poll.poll(0))
 
 
-_watched: weakref.WeakSet = weakref.WeakSet()
+_watched: weakref.WeakSet[Socket] = weakref.WeakSet()
 
 
-def watch(*socks) -> None:
-    """Has `keep_watch` look after these, until they are closed."""
+def watch(*socks: Socket) -> None:
+    """Has `keep_watch` look at these sockets until they are closed."""
     _watched.update(socks)
 
 
 def keep_watch() -> None:
-    """For ever: lets a peer in a pipe stop reading for as long as it likes, a paused film, say.
+    """For ever: lets a peer in a pipe stop reading for as long as it likes (a paused film, say).
 
-    Linux takes a window that stays closed for TCP_USER_TIMEOUT for a dead peer, though it answers
-    each probe; so it is off while what was sent is acknowledged and the probes are answered.
+    When a peer's window has been closed for TCP_USER_TIMEOUT, Linux takes the peer for dead, though
+    it answers each probe. So the option is off while the peer has acknowledged all that was sent
+    and answers the probes.
     """
     while True:
         gevent.sleep(WATCH_SECONDS)

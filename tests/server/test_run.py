@@ -225,7 +225,7 @@ def test_missing_venv_names_the_package(clone, run, tmp_path):
     path = f'{shim.parent}:{os.environ["PATH"]}'
     serving = run('bin/run.sh', clone, env=os.environ | {'PATH': path})
     assert serving.process.wait(timeout=20) == 78
-    assert serving.output.endswith('does not work here: apt install python3-venv\n')
+    assert serving.output.endswith('does not work: apt install python3-venv\n')
 
 
 @pytest.mark.parametrize('command', ['bin/run.sh', 'nohup bin/run.sh'])

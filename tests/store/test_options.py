@@ -444,7 +444,7 @@ def test_python_without_the_packages_goes_on_in_venv_or_says_how_to_make_one(fol
 
     without = helped()
     assert (without.returncode, without.stdout) == (os.EX_CONFIG, '')
-    sentence = rf'{program}: its packages are not here: .*pip install .*\n'
+    sentence = rf'{program}: its packages are not installed: .*pip install .*\n'
     assert re.fullmatch(sentence, without.stderr)
     (folder.path / '.venv').symlink_to(sys.prefix)
     ran = helped()

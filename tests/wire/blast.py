@@ -1,4 +1,4 @@
-"""A client that floods: what it sends it has made beforehand, so that nothing holds it up.
+"""A client that floods: it makes beforehand what it sends, so it sends as fast as it can.
 
 python blast.py PORT CAFILE STREAM UUID CODE: registers UUID where STREAM needs that, sends it,
 reads whatever comes meanwhile, and ends by itself when all is served, or after some seconds.
@@ -83,10 +83,9 @@ def main(port: str, cafile: str, stream: str, uuid: str, code: str) -> None:
         hidden.sock.sendall(
             hidden.records(f'CONNECT uuid:{uuid}?response={code} HTTP/1.1\r\n\r\n'.encode(), 9999)
         )
-        hidden.sock.recv(1)  # the 200 begins
+        hidden.sock.recv(65536)  # the 200, which is one segment
         client.sock.sendall(client.records(ask, 9999))
-        hidden.sock.recv(99)  # what is left of the 200
-        hidden.sock.recv(1)  # the head begins
+        hidden.sock.recv(65536)  # the head
         if stream == 'pipe down':
             client, hidden = hidden, client
         hidden.read_off()

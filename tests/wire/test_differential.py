@@ -1,9 +1,9 @@
-"""What is passed on, other parsers read alike: the same method, target and body, or they refuse it.
+"""Other parsers read what we pass on as we do: the same method, target and body, or they refuse it.
 
-Heads are made of what parsers are known to quarrel about, and hypothesis changes them. Those that
-the server passes on go, with a body as long as our parser says and one more request behind it, to
-Python's http.server, Node.js and nginx, each of which says what it read. One that sees the body end
-elsewhere does not see the second request where it is.
+Heads are made of what parsers are known to read differently, and hypothesis changes them. Those
+that the server passes on are sent to Python's http.server, Node.js and nginx, with a body as long
+as our parser says and one more request behind it. Each parser says what it read. One that sees the
+body end elsewhere does not see the second request where it is.
 """
 
 import re

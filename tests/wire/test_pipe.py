@@ -31,18 +31,19 @@ HEAD = b'HTTP/1.1 200 OK\r\n\r\n'
 MEGABYTE = os.urandom(1024 * 1024)
 
 
-@pytest.fixture(params=['TLS', 'plain'])
-def server(request, start):
-    return start() if request.param == 'TLS' else start(key_file=None)
+@pytest.fixture(params=[True, False], ids=['TLS', 'plain'])
+def tls(request):
+    return request.param
 
 
 @pytest.fixture
-def joined(server, register, connect, uuid):
-    """A hidden server and a mobile client, the head has come."""
-    hidden, mobile = register(server, uuid), connect(server)
-    mobile.send(get(uuid, '/', 'POST'))
-    hidden.until(b'\r\n\r\n')
-    return hidden, mobile
+def server(tls, start):
+    return start() if tls else start(key_file=None)
+
+
+@pytest.fixture
+def joined(server, join):
+    return join(server, 'POST')
 
 
 def test_octets_go_both_ways_at_the_same_time(joined):
@@ -120,10 +121,10 @@ def test_mobile_client_closes_and_its_last_words_arrive_whole(joined):
     asking.get()
 
 
-def test_body_framed_by_close_is_not_taken_for_cut_off(server, joined):
+def test_body_framed_by_close_is_not_taken_for_cut_off(tls, joined):
     """TLS says that this was all: the client complains about an EOF without a close_notify."""
     hidden, mobile = joined
-    if server.options.key_file:
+    if tls:
         mobile.sock.suppress_ragged_eofs = False
     hidden.send(HEAD + MEGABYTE)
     hidden.close()
@@ -170,21 +171,21 @@ def test_whole_answer_into_a_full_buffer_gets_its_close_notify(both_ends):
     leaving.get()
 
 
-def test_body_that_is_cut_off_is_taken_for_cut_off(server, joined):
+def test_body_that_is_cut_off_is_taken_for_cut_off(tls, joined):
     """TLS ends without a close_notify, and without TLS an RST says so."""
     hidden, mobile = joined
-    if server.options.key_file:
+    if tls:
         mobile.sock.suppress_ragged_eofs = False
     hidden.send(HEAD + b'half of it')
     mobile.receive(len(HEAD + b'half of it'))
     hidden.reset()
-    with cut_off() if server.options.key_file else pytest.raises(ConnectionResetError):
+    with cut_off() if tls else pytest.raises(ConnectionResetError):
         mobile.rest()
 
 
-def test_answer_that_ends_while_the_mobile_client_sends_is_whole(server, joined):
+def test_answer_that_ends_while_the_mobile_client_sends_is_whole(tls, joined):
     hidden, mobile = joined
-    if not server.options.key_file:
+    if not tls:
         pytest.skip('without TLS nothing tells the one from the other')
     mobile.sock.suppress_ragged_eofs = False
     mobile.send(b'x')  # both are there before the server gets to read any
@@ -193,9 +194,9 @@ def test_answer_that_ends_while_the_mobile_client_sends_is_whole(server, joined)
     assert mobile.rest() == HEAD + b'whole'
 
 
-def test_tls_close_notify_shuts_a_side_as_well_as_a_bare_fin(server, joined):
+def test_tls_close_notify_shuts_a_side_as_well_as_a_bare_fin(tls, joined):
     hidden, mobile = joined
-    if server.options.key_file:
+    if tls:
         mobile.close_notify()
     mobile.shut_sending()
     gevent.sleep(0.05)
@@ -204,9 +205,9 @@ def test_tls_close_notify_shuts_a_side_as_well_as_a_bare_fin(server, joined):
     assert mobile.rest() == HEAD + b'answer'
 
 
-def test_hidden_server_hears_close_notify_too(server, joined):
+def test_hidden_server_hears_close_notify_too(tls, joined):
     hidden, mobile = joined
-    if server.options.key_file:
+    if tls:
         hidden.sock.suppress_ragged_eofs = False
     mobile.send(b'words')
     mobile.close()
@@ -236,11 +237,8 @@ def test_answer_behind_a_shut_sending_side_may_pause_for_less_than_drain(joined)
     assert hidden.rest() == b''
 
 
-def test_answer_in_bursts_behind_a_shut_sending_side_arrives_whole(start, register, connect, uuid):
-    server = start(drain=5)
-    hidden, mobile = register(server, uuid), connect(server)
-    mobile.send(get(uuid))
-    hidden.until(b'\r\n\r\n')
+def test_answer_in_bursts_behind_a_shut_sending_side_arrives_whole(start, join):
+    hidden, mobile = join(start(drain=5))
     mobile.shut_sending()
     for start_ in range(0, len(MEGABYTE), 2**18):
         hidden.send(MEGABYTE[start_ : start_ + 2**18])
@@ -248,11 +246,8 @@ def test_answer_in_bursts_behind_a_shut_sending_side_arrives_whole(start, regist
     assert mobile.rest() == MEGABYTE
 
 
-def test_hidden_server_that_owes_an_answer_has_all_of_drain(start, register, connect, uuid):
-    server = start(drain=60)
-    hidden, mobile = register(server, uuid), connect(server)
-    mobile.send(get(uuid))
-    hidden.until(b'\r\n\r\n')
+def test_hidden_server_that_owes_an_answer_has_all_of_drain(start, join):
+    hidden, mobile = join(start(drain=60))
     hidden.send(b'100 continue')
     assert mobile.receive(12) == b'100 continue'
     mobile.send(b'body')
@@ -265,15 +260,12 @@ def test_hidden_server_that_owes_an_answer_has_all_of_drain(start, register, con
 
 
 def test_visit_ends_soon_behind_its_answer_and_its_time_is_that_of_its_octets(
-    start, register, connect, uuid, monkeypatch, caplog
+    start, join, monkeypatch, caplog
 ):
-    """Nearly all clients that shut their sending side have left; a local server keeps it open."""
+    """Nearly all clients that shut their sending side have closed; local servers keep it open."""
     caplog.set_level('INFO')
     monkeypatch.setattr('rendezvous.wire.pipe.ANSWERED_SECONDS', 3)
-    server = start(drain=300)
-    hidden, mobile = register(server, uuid), connect(server)
-    mobile.send(get(uuid))
-    hidden.until(b'\r\n\r\n')
+    hidden, mobile = join(start(drain=300))
     hidden.send(HEAD)
     assert mobile.receive(len(HEAD)) == HEAD
     mobile.close()
@@ -308,7 +300,7 @@ def test_mobile_client_that_is_gone_ends_an_endless_answer(joined):
 
 
 def test_endless_answer_ends_with_its_viewer(joined, monkeypatch):
-    """Nothing but an RST tells who only sends to stop; it need not be silent for that."""
+    """Only an RST tells a peer that only sends to stop. We do not wait until it is silent."""
     monkeypatch.setattr(sockets, 'LINGER_SECONDS', 300)
     hidden, mobile = joined
 
@@ -325,10 +317,10 @@ def test_endless_answer_ends_with_its_viewer(joined, monkeypatch):
 
 
 @pytest.mark.parametrize('_', range(5))
-def test_reset_that_a_write_meets_first_cuts_the_answer_off(server, joined, _):
+def test_reset_that_a_write_meets_first_cuts_the_answer_off(tls, joined, _):
     """The mobile client is still sending when the hidden server is reset."""
     hidden, mobile = joined
-    if server.options.key_file:
+    if tls:
         mobile.sock.suppress_ragged_eofs = False
 
     def send() -> None:
@@ -341,9 +333,9 @@ def test_reset_that_a_write_meets_first_cuts_the_answer_off(server, joined, _):
     hidden.send(HEAD + b'half of it')
     mobile.receive(len(HEAD + b'half of it'))
     hidden.reset()
-    with cut_off() if server.options.key_file else pytest.raises(ConnectionResetError):
+    with cut_off() if tls else pytest.raises(ConnectionResetError):
         mobile.rest()
-        sending.get()  # without TLS, which of the two the system tells is a matter of luck
+        sending.get()  # without TLS the system tells either of the two
     sending.kill()
 
 
@@ -375,12 +367,12 @@ time.sleep(60)
 
 
 @pytest.fixture
-def child(server, pair):
+def child(server, tls, pair):
     """Starts a client in a process of its own; what it got is on its standard output."""
     children = []
 
     def child(first: bytes, second: bytes = b'') -> subprocess.Popen:
-        cafile = pair['crt_file'] if server.options.key_file else ''
+        cafile = pair['crt_file'] if tls else ''
         command = [sys.executable, '-c', CHILD, str(server.port), cafile, first, second]
         children.append(subprocess.Popen(command, stdout=subprocess.PIPE))
         return children[-1]
@@ -447,12 +439,10 @@ def test_early_answer_to_a_large_upload_arrives(joined):
     sent.kill()
 
 
-def test_both_ends_at_the_same_moment(server, register, connect, uuid):
-    """Whichever end is noticed first, each end's handler says its own close_gracefully, once."""
+def test_both_ends_at_the_same_moment(server, join):
+    """Whichever end is noticed first, each end's handler closes its own socket, once."""
     for end in ('close', 'reset', 'shut_sending') * 20:
-        hidden, mobile = register(server, uuid), connect(server)
-        mobile.send(get(uuid))
-        hidden.until(b'\r\n\r\n')
+        hidden, mobile = join(server)
         getattr(hidden, end)()
         getattr(mobile, end)()
     until(lambda: not server.rendezvous.registry._pipes, 'every pipe ends')
@@ -477,11 +467,8 @@ def test_stopped_reader_holds_no_more_than_the_buffers(joined):
     filling.kill()
 
 
-def test_one_pipe_at_full_speed_lets_the_others_run(server, joined, register, connect, uuid):
-    hidden, mobile = joined
-    other_hidden, other_mobile = register(server, uuid), connect(server)
-    other_mobile.send(get(uuid))
-    other_hidden.until(b'\r\n\r\n')
+def test_one_pipe_at_full_speed_lets_the_others_run(server, join):
+    (hidden, mobile), (other_hidden, other_mobile) = join(server), join(server)
     sums = hashlib.sha256(), hashlib.sha256()
 
     def send():
@@ -535,8 +522,8 @@ def test_log_tells_octets_each_way_and_how_it_ended(joined, caplog):
     assert f'{asked} octets from the mobile client, 5 from' in caplog.text
 
 
-def test_who_sends_before_it_reads_is_read_off_and_gets_its_refusal(server, connect):
-    """As many clients do with a large body; nginx's lingering_close is for them, too."""
+def test_client_that_sends_all_before_it_reads_gets_its_refusal(server, connect):
+    """Many clients do so with a large body; nginx's lingering_close is for them, too."""
     peer = connect(server)
     peer.send(b'CONNECT x:443 HTTP/1.1\r\n\r\n')
     for _ in range(80):
@@ -544,7 +531,7 @@ def test_who_sends_before_it_reads_is_read_off_and_gets_its_refusal(server, conn
     assert peer.answer().status == 403
 
 
-def test_who_is_read_off_is_let_go_where_it_falls_silent(server, connect, monkeypatch):
+def test_client_that_is_silent_after_its_refusal_is_closed(server, connect, monkeypatch):
     monkeypatch.setattr(sockets, 'LINGER_SECONDS', 0.2)
     peer = connect(server)
     peer.send(b'CONNECT x:443 HTTP/1.1\r\n\r\n')
@@ -553,8 +540,8 @@ def test_who_is_read_off_is_let_go_where_it_falls_silent(server, connect, monkey
     until(lambda: not server.connections, 'its handler ends')
 
 
-def test_visits_leave_nothing_for_the_garbage_collector(server, register, connect, uuid):
-    """It comes once a minute: each visit would hold 70 KB until then."""
+def test_visits_leave_nothing_for_the_garbage_collector(server, join, connect, uuid):
+    """It runs once a minute: until then each visit would hold 70 KB."""
 
     def count() -> int:
         kinds = 'Pipe', 'Registration', 'TLSSocket'
@@ -565,9 +552,7 @@ def test_visits_leave_nothing_for_the_garbage_collector(server, register, connec
     gc.disable()
     try:
         for end in ('hidden', 'mobile', 'unanswered'):
-            hidden, mobile = register(server, uuid), connect(server)
-            mobile.send(get(uuid))
-            hidden.until(b'\r\n\r\n')
+            hidden, mobile = join(server)
             if end != 'unanswered':
                 hidden.send(HEAD)
                 mobile.receive(len(HEAD))
@@ -587,7 +572,7 @@ def test_visits_leave_nothing_for_the_garbage_collector(server, register, connec
 
 
 def test_reset_closes_also_where_its_place_is_needed(monkeypatch):
-    """It waits a moment for what was sent: whoever ends that must not leave the socket open."""
+    """It waits a moment for what was sent; when that is ended, the socket must be closed, too."""
     monkeypatch.setattr(sockets, 'is_acknowledged', lambda _: False)
     monkeypatch.setattr(sockets, 'MOMENT_SECONDS', 300)
     near, far = socket.socketpair()

@@ -1,4 +1,4 @@
-"""Nobody stops the others: how long the hub is kept from looking who has come."""
+"""No connection stops the others: how long the hub cannot poll the sockets."""
 
 import gc
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from conftest import code, until
 
 BLAST = Path(__file__).with_name('blast.py')
-TURN_SECONDS = 0.02  # of processor time: what else this machine does is not ours
+TURN_SECONDS = 0.02  # of our processor time, whatever else this machine does
 STREAMS = [
     'pipelined',
     'head',
@@ -53,10 +53,12 @@ class Turns:
 @pytest.mark.parametrize('stream', STREAMS)
 def test_no_stream_keeps_the_hub(server, pair, entries, uuid, stream):
     arguments = str(server.port), pair['crt_file'], stream, uuid, code(entries, uuid)
-    blasting = subprocess.Popen([sys.executable, str(BLAST), *arguments])
-    with Turns() as turns:
-        until(lambda: blasting.poll() is not None, 'it has sent all', 60)
-        until(lambda: not server.connections, 'it is served', 60)
+    with subprocess.Popen([sys.executable, str(BLAST), *arguments]) as blasting, Turns() as turns:
+        try:
+            until(lambda: blasting.poll() is not None, 'it has sent all', 60)
+            until(lambda: not server.connections, 'it is served', 60)
+        finally:
+            blasting.kill()
     print('LONGEST', stream, turns.longest, turns.count)
     assert blasting.returncode == 0
     assert turns.count > 10
