@@ -33,7 +33,9 @@ SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.
 STATE = 'RENDEZVOUS_STATE'  # from the version before, in the environment
 START_SECONDS = 60  # for new workers, on a machine that is busy
 STOP_SECONDS = 45  # for workers: longer than they give their pipes
-LIVED_SECONDS = 60  # a child that lived so long is started again at once
+# A child that lived so long is started again at once. The store ends at each write to a full disk:
+# meanwhile it is still good for reading.
+WORKER_LIVED_SECONDS, STORE_LIVED_SECONDS = 60, 0.2
 LONGEST_PAUSE_SECONDS = 60
 ROTATE_SECONDS = 60  # between two looks at the size of the log
 STORE = 0  # in the place of a worker's number
@@ -175,11 +177,12 @@ class Parent:
         if child.number and self._start_by and code == EX_CONFIG:
             self._status = code
             return self._stop()
-        lived = time.monotonic() - child.began > LIVED_SECONDS
+        long = WORKER_LIVED_SECONDS if child.number else STORE_LIVED_SECONDS
+        lived = time.monotonic() - child.began > long
         pause = 0.0 if lived else self._pauses.get(child.number, 0.0)
-        self._pauses[child.number] = min(2 * pause + 1, LONGEST_PAUSE_SECONDS)
+        self._pauses[child.number] = min(2 * pause + 0.1, LONGEST_PAUSE_SECONDS)
         self._due[child.number] = time.monotonic() + pause
-        log.error('%s %s; it is started again in %.0f s', child, how, pause)
+        log.error('%s %s; it is started again in %.1f s', child, how, pause)
 
     # Signals
 

@@ -11,7 +11,6 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import NamedTuple
 
 import gevent
@@ -24,7 +23,7 @@ from programs import Folder
 from requests.auth import HTTPBasicAuth, HTTPDigestAuth
 
 LARGE = os.urandom(20 * 1024 * 1024)
-HIDDEN_SERVER_JS = Path(__file__).with_name('hidden_server.js')
+HIDDEN_SERVER_JS = ROOT / 'tests' / 'hidden_server.js'
 CLIENT_SECONDS = 20
 
 
@@ -107,7 +106,7 @@ def hidden_py(folder: Folder, port: int, near: int, host: str = '127.0.0.1'):
     """A site of which hidden.py is the hidden server, for a local server at port `near`."""
     (uuid,) = folder.add('kitchen')['uuid']
     hiding = folder.start('hidden.py', f'entries/{uuid}.json', f'{host}:{near}')
-    until(lambda: f'{uuid}, 4 wait' in folder.log(), 'four registrations wait')
+    until(lambda: folder.log().count(f'registered {uuid}') >= 4, 'four registrations wait')
     yield Site(folder, port, uuid, host)
     assert hiding.end() == 0
     said = [line for line in hiding.said().splitlines() if ' stopping: ' not in line]

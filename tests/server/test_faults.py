@@ -253,11 +253,14 @@ def test_kill_9_of_the_store_costs_no_request(served):
 
 
 def test_log_that_can_grow_no_more_costs_no_request(served):
-    _, hard = resource.prlimit(served.server.pid, resource.RLIMIT_FSIZE, (1, -1))
+    writers = [served.server.pid, *served.folder.workers()]
+    for pid in writers:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, -1))
     before = served.folder.log()
     assert [served.asked() for _ in range(6)] == [b'kitchen'] * 6
     assert served.folder.log() == before
-    resource.prlimit(served.server.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    for pid in writers:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (-1, -1))
     assert served.asked() == b'kitchen'
     until(lambda: len(served.folder.log()) > len(before), 'the log goes on')
     assert served.server.said() == ''

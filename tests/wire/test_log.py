@@ -45,15 +45,11 @@ def test_fault_of_ours_ends_its_connection_alone_and_is_logged_with_its_tracebac
 def test_server_log_holds_the_traceback_of_a_fault_of_ours(tmp_path):
     with Folder(tmp_path) as folder:
         folder.set(key_file=None)
-        fault = (
-            'from gevent import monkey; monkey.patch_all(); from rendezvous.wire import programs; '
-            'from rendezvous.server import credentials, worker as server; '
-            'credentials.wanted = None; programs.main(server.main)'
-        )
-        program = folder.start('-c', fault)
-        found = until(lambda: re.search(r'listening on port (\d+)', folder.log()), 'it serves')
+        with (folder.path / 'rendezvous/server/credentials.py').open('a') as file:
+            file.write('wanted = None\n')
+        program, port = folder.serve()
         for _ in range(2):
-            peer = Peer(socket.create_connection(('127.0.0.1', int(found[1]))))
+            peer = Peer(socket.create_connection(('127.0.0.1', port)))
             peer.send(QUESTION)
             assert peer.rest() == b''
             peer.close()
