@@ -1,127 +1,107 @@
-"""A real Chromium, driven by WebDriver (https://www.w3.org/TR/webdriver2/) over plain HTTP."""
+"""A real Chromium, driven by Selenium."""
 
-import base64
 import os
-import re
 import shutil
 import signal
-import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-import requests
-from conftest import until
+from conftest import free_port, until
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.remote.webelement import WebElement
 
 FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync'
 FLAGS += ' --disable-background-networking --disable-component-update --disable-dev-shm-usage'
-ELEMENT = 'element-6066-11e4-a52e-4f735466cecf'  # WebDriver section 12.1
 
 
 def programs() -> tuple[str, str]:
-    """Chromium and its driver; without them the test is skipped, where CI is set it fails."""
-    found = shutil.which('chromium'), shutil.which('chromedriver')
-    if not all(found):
+    """Chromium and its driver. Without them the test is skipped; with CI set, it fails."""
+    chromium, driver = shutil.which('chromium'), shutil.which('chromedriver')
+    if not (chromium and driver):
         why = 'the page needs a browser to be tested: apt install chromium chromium-driver'
         pytest.fail(why) if os.environ.get('CI') else pytest.skip(why)
-    return found
+    return chromium, driver
 
 
 class Browser:
-    """A browser with a profile of its own, gone at the end; `rules` map host names."""
+    """A browser with a new profile in `folder`; `rules` map host names."""
 
     def __init__(self, folder: Path, rules: str = ''):
         chromium, driver = programs()
         self.downloads = folder / 'downloads'
-        said = folder / 'chromedriver.log'
-        with said.open('wb') as output:
-            self._driver = subprocess.Popen(
-                [driver, '--port=0'],
-                stdout=output,
-                stderr=output,
-                env=os.environ | {'HOME': str(folder)},
-                start_new_session=True,
-            )
-        self._http = requests.Session()
-        self._http.trust_env = False  # no proxy
-        port = until(
-            lambda: re.search(r'started successfully on port (\d+)', said.read_text()),
-            'chromedriver starts',
-        )[1]
-        self._url = f'http://127.0.0.1:{port}/session'
+        options = ChromeOptions()
+        options.binary_location = chromium
         profile = f'--user-data-dir={folder / "profile"}'
-        options = {
-            'binary': chromium,
-            'args': [*FLAGS.split(), profile, f'--host-resolver-rules={rules}'],
-            'prefs': {'download.default_directory': str(self.downloads)},
-        }
-        capabilities = {'goog:chromeOptions': options, 'goog:loggingPrefs': {'browser': 'ALL'}}
-        answer = self.ask('POST', '', capabilities={'alwaysMatch': capabilities})
-        self._url += f'/{answer["sessionId"]}'
+        for argument in (*FLAGS.split(), profile, f'--host-resolver-rules={rules}'):
+            options.add_argument(argument)
+        options.add_experimental_option(
+            'prefs', {'download.default_directory': str(self.downloads)}
+        )
+        options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+        self._service = ChromeService(
+            driver,
+            port=free_port(),
+            env=os.environ | {'HOME': str(folder)},
+            popen_kw={'start_new_session': True},
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv('no_proxy', '*')
+            self.driver = Chrome(options, self._service)
 
     def close(self) -> None:
-        """Ends it, and Chromium, even where the driver does not answer any more."""
+        """Ends it, and Chromium, even if the driver does not answer any more."""
+        group = self._service.process.pid
         with suppress(Exception):
-            self.ask('DELETE', '')
-        self._http.close()
-        os.killpg(self._driver.pid, signal.SIGKILL)
-        self._driver.wait(timeout=10)
+            self.driver.quit()
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
-    def ask(self, method: str, path: str, **parameters):
-        """What WebDriver answers to a command."""
-        body = parameters if method == 'POST' else None
-        answer = self._http.request(method, self._url + path, json=body, timeout=30)
-        value = answer.json()['value']
-        assert answer.ok, value
-        return value
-
-    def cdp(self, command: str, **parameters):
-        """What the browser answers to a command of its own protocol."""
-        return self.ask('POST', '/goog/cdp/execute', cmd=command, params=parameters)
+    def cdp(self, command: str, **parameters: Any) -> Any:
+        """What the browser answers to a command of the Chrome DevTools Protocol."""
+        return self.driver.execute_cdp_cmd(command, parameters)
 
     def visit(self, url: str) -> None:
-        self.ask('POST', '/url', url=url)
+        self.driver.get(url)
 
     @property
     def url(self) -> str:
-        return self.ask('GET', '/url')
+        return self.driver.current_url
 
-    def run(self, script: str, *arguments):
+    def run(self, script: str, *arguments: Any) -> Any:
         """What the body of a JavaScript function returns."""
-        return self.ask('POST', '/execute/sync', script=script, args=list(arguments))
+        return self.driver.execute_script(script, *arguments)
 
     @property
     def text(self) -> str:
-        """What can be read of the page."""
+        """The text that a reader of the page sees."""
         return self.run('return document.body?.innerText ?? ""')
 
-    def find(self, xpath: str) -> str:
+    def find(self, xpath: str) -> WebElement:
         """The element, as soon as it is there and shown."""
 
-        def look():
-            found = self.ask('POST', '/elements', using='xpath', value=xpath)
-            return [each[ELEMENT] for each in found if self.is_shown(each[ELEMENT])]
+        def shown() -> list[WebElement]:
+            return [each for each in self.driver.find_elements('xpath', xpath) if is_shown(each)]
 
-        return until(look, f'the page shows {xpath}; it says {self.text!r}')[0]
-
-    def is_shown(self, element: str) -> bool:
-        return self.ask('GET', f'/element/{element}/displayed')
+        return until(shown, f'the page shows {xpath}; it says {self.text!r}')[0]
 
     def click(self, text: str) -> None:
-        """Clicks a button, a link or a summary that says so."""
+        """Clicks the button, link or summary with that text."""
         what = '(self::button or self::a or self::summary)'
         self.press(f'//*[{what} and normalize-space() = "{text}"]')
 
     def press(self, xpath: str) -> None:
         """Clicks an element."""
-        self.ask('POST', f'/element/{self.find(xpath)}/click')
+        self.find(xpath).click()
 
     def type(self, label: str, text: str) -> None:
-        """Types into the field with that label, instead of what is in it."""
+        """Replaces the content of the field with that label."""
         labelled = f'starts-with(normalize-space(), "{label}")'
-        element = self.find(f'//label[{labelled}]/input | //input[@aria-label="{label}"]')
-        self.ask('POST', f'/element/{element}/clear')
-        self.ask('POST', f'/element/{element}/value', text=text)
+        field = self.find(f'//label[{labelled}]/input | //input[@aria-label="{label}"]')
+        field.clear()
+        field.send_keys(text)
 
     def until_it_says(self, text: str, seconds: float = 10) -> None:
         until(lambda: text in self.text, f'the page says {text!r}', seconds)
@@ -133,11 +113,12 @@ class Browser:
         media = [{'name': 'prefers-color-scheme', 'value': scheme}]
         self.cdp('Emulation.setEmulatedMedia', features=media)
 
-    def picture(self, file: Path) -> None:
-        """A PNG of the whole page."""
-        taken = self.cdp('Page.captureScreenshot', captureBeyondViewport=True)
-        file.write_bytes(base64.b64decode(taken['data']))
-
     def complaints(self) -> list[str]:
         """What the browser's console says since the last time."""
-        return [each['message'] for each in self.ask('POST', '/se/log', type='browser')]
+        return [each['message'] for each in self.driver.get_log('browser')]
+
+
+def is_shown(element: WebElement) -> bool:
+    with suppress(WebDriverException):  # the page has just replaced it
+        return element.is_displayed()
+    return False
