@@ -21,8 +21,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rendezvous.admin import certificate as make_cert
 from rendezvous.server import listening, shares, tls
+from rendezvous.admin import certificate
 from rendezvous.server.registry import RECENT_SECONDS
 from rendezvous.server.shares import Shares
 from rendezvous.server.worker import Worker
@@ -86,11 +86,9 @@ def until(condition, what: str, seconds: float = DEADLINE_SECONDS):
 def pair(tmp_path_factory):
     """A key and a certificate for 127.0.0.1."""
     folder = tmp_path_factory.mktemp('pair')
-    key, certificate = make_cert.certificate_for('127.0.0.1')
-    make_cert.write(folder / 'registrar.key', key, 0o400)
-    pem = certificate.public_bytes(make_cert.Encoding.PEM)
-    make_cert.write(folder / 'registrar.crt', pem, 0o444)
-    return {name: str(folder / f'registrar.{name[:3]}') for name in ('key_file', 'crt_file')}
+    files = {name: folder / f'registrar.{name[:3]}' for name in ('key_file', 'crt_file')}
+    certificate.write_pair('127.0.0.1', **files)
+    return {name: str(file) for name, file in files.items()}
 
 
 @pytest.fixture

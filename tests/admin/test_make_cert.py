@@ -108,10 +108,8 @@ def test_certificate_is_good_for_ten_years(made):
 def test_it_says_what_it_made(made):
     folder, host, said = made
     found = certificate(folder)
-    assert (
-        f'{folder.path}/registrar.crt for {host}, good until {found.not_valid_after_utc:%Y-%m-%d}\n'
-        in said
-    )
+    end = f'{found.not_valid_after_utc:%Y-%m-%d}'
+    assert f'{folder.path}/registrar.crt for {host}, valid until {end}\n' in said
     fingerprint = re.search(r'^SHA-256 fingerprint: ([0-9A-F:]{95})$', said, re.M)[1]
     assert bytes.fromhex(fingerprint.replace(':', '')) == found.fingerprint(hashes.SHA256())
 
@@ -135,12 +133,9 @@ def test_it_never_writes_over_what_is_there(folder, present, arguments):
         assert ran == (0, '', '')
     else:
         sentence = ran.sentence()
-        both = ' and '.join(str(folder.path / name) for name in NAMES.values())
-        known = f'there is {both} already: '
-        if len(present) == 1:
-            only = f'of {both} only {folder.path / present[0]} is there: '
-            known = f'{only}set key_file and crt_file in local.py, or '
-        assert sentence == f'{known}--force makes a new pair, for all clients'
+        existing = ' and '.join(str(folder.path / name) for name in present)
+        known = f'{existing} exists already: set key_file and crt_file in local.py'
+        assert sentence == f'{known}, or --force makes a new pair, which all clients need'
     assert read(folder) == dict.fromkeys(present, b'mine')
 
 
@@ -148,7 +143,7 @@ def test_force_brings_the_new_certificate_into_the_entries_files(folder):
     folder.pair()
     before = folder.add()
     ran = folder.run('make_cert.py', '--force')
-    assert 'in the files of 1 entries now' in ran.stdout
+    assert 'entry files that hold the new certificate: 1\n' in ran.stdout
     (json_file,) = (folder.path / 'entries').glob('*.json')
     written = json.loads(json_file.read_text())
     new = (folder.path / 'registrar.crt').read_text()

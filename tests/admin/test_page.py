@@ -24,7 +24,6 @@ from visitor import ALERT, Visitor
 
 from rendezvous.admin import certificate as make_cert
 from rendezvous.admin import page as our_page
-from rendezvous.admin import words
 from rendezvous.admin.login import Server
 from rendezvous.store import options as local
 from rendezvous.wire import codes
@@ -646,8 +645,8 @@ NEW_PAIR = '.venv/bin/python make_cert.py --force makes a new one'
 )
 def test_end_of_the_certificate_is_told_before_it_comes(folder, monkeypatch, days, sentence):
     end = pair_for(folder, monkeypatch, days)
-    options = {'key_file': 'x', 'crt_file': str(folder.path / 'registrar.crt')}
-    notice = words.certificate_notice(options)
+    options = local.DEFAULTS | {'crt_file': str(folder.path / 'registrar.crt')}
+    notice = make_cert.notice(options)
     assert notice.startswith(sentence.format(end))
     assert bool(notice) == bool(sentence)
 

@@ -8,12 +8,13 @@ import ssl
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import gevent
 import pytest
 from conftest import Peer, client_context, cut_off, get, until
 
-from rendezvous.admin import certificate as make_cert
+from rendezvous.admin import atomic, certificate
 from rendezvous.admin import entry_files as files
 from rendezvous.server import dialogue
 from rendezvous.store import options as local
@@ -180,10 +181,7 @@ def shown(server) -> str:
 
 def renew(pair) -> None:
     """A new pair in place of the old one."""
-    key, certificate = make_cert.certificate_for('127.0.0.1')
-    make_cert.write(make_cert.local.path_of(pair['key_file']), key, 0o400)
-    pem = certificate.public_bytes(make_cert.Encoding.PEM)
-    make_cert.write(make_cert.local.path_of(pair['crt_file']), pem, 0o444)
+    certificate.write_pair('127.0.0.1', Path(pair['key_file']), Path(pair['crt_file']))
 
 
 @pytest.fixture
@@ -210,9 +208,9 @@ def test_renewed_certificate_is_read_and_no_connection_dropped(start, own_pair):
 def test_text_in_any_encoding_may_stand_before_the_certificate(start, own_pair, caplog):
     caplog.set_level('INFO')
     server = start(**own_pair)
-    with open(own_pair['crt_file'], 'rb') as file:
-        pem = file.read()
-    make_cert.write(make_cert.local.path_of(own_pair['crt_file']), b'O=B\xfccher\n' + pem, 0o444)
+    crt_file = Path(own_pair['crt_file'])
+    pem = crt_file.read_bytes()
+    atomic.write(crt_file, b'O=B\xfccher\n' + pem, 0o444)
     server.reload()
     assert caplog.messages == ['read key and certificate again']
     hello(server, own_pair['crt_file']).close()
