@@ -1,30 +1,30 @@
-"""The page of the entries: what it shows and what its forms do. `guard.py` says who may use it.
+"""The page of the entries: what it shows and what its forms do. `login.py` says who may use it.
 
-Every form works without JavaScript. With it, what changes by itself is fetched again every two
-seconds: the same page, of which static/page.js takes the parts that are marked `data-live`.
+Every form works without JavaScript. With it, the page fetches itself every two seconds, and
+static/page.js updates the parts that are marked `data-live`.
 """
 
 import gc
 import logging
-import os
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import suppress
-from urllib.parse import urlencode
+from typing import Any
+from uuid import UUID
 
 import click
 import gevent
 import segno
 from flask import Flask, Response, abort, redirect, render_template, request
+from flask.typing import ResponseReturnValue
 from gevent.event import AsyncResult
 from gevent.lock import Semaphore
 from markupsafe import Markup
 
-from rendezvous.admin import actions, certificate, listing, words
+from rendezvous.admin import actions, certificate, listing, page_server, words
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.actions import LABEL_CHARACTERS, Unable
-from rendezvous.admin.login import NO_REFERRER, Guard, Server
+from rendezvous.admin.login import NO_REFERRER, Login
 from rendezvous.store import presence as live
 from rendezvous.store.entries import DIGITS, Entries, StoreDown, slices
 from rendezvous.store.options import Options
@@ -33,107 +33,102 @@ from rendezvous.wire.programs import Mistake
 
 log = logging.getLogger('page')
 
-HOST = '127.0.0.1'
-QR_CHARACTERS = 36  # of a label: a picture with more is too fine for a screen
+QR_CHARACTERS = 36  # of a label: with more, the QR code is too fine for a screen
 ROWS = 50  # of a table; the search box finds the others
-DONE = {
-    'create': 'It is made. Copy its file to the hidden server, and run the command below there.',
-    'rename': 'It has its new label.',
-    'disable': 'It is disabled: what waited or was open ends within two seconds.',
-    'enable': 'It is enabled: its hidden server registers again by itself, within a minute.',
-    'rekey': 'It has a new secret, and the old one is worth nothing: copy its new file to the '
-    'hidden server, and start hidden.py again there.',
-    'delete': 'It is deleted.',
-}
+CHANGES = {'disable': actions.disable, 'enable': actions.enable, 'delete': actions.remove}
 
 
 class Page:
-    """What is shown and done; each method answers one kind of request."""
+    """Each public method answers one kind of request."""
 
     def __init__(self, entries: Entries, options: Options):
         self._entries, self._options = entries, options
-        self._one_at_a_time, self._next = Semaphore(), None  # of `_listed`
+        self._read_lock = Semaphore()
+        self._next_reading: AsyncResult | None = None
 
-    def index(self, status: int = 200, error: str = ''):
-        """The table, searched and a page at a time."""
+    def index(self, status: int = 200, error: str = '') -> ResponseReturnValue:
+        """One page of the table, of all entries or of those that were searched for."""
         wanted, listed = request.args.get('q', '').strip(), self._listed()
-        found = _found(listed, wanted.casefold()) if wanted else listed
+        found = _search(listed, wanted.casefold()) if wanted else listed
         last = max(1, -(-len(found) // ROWS))
         number = min(max(request.args.get('page', 1, int), 1), last)
-        shown = found[(number - 1) * ROWS : number * ROWS]
-        online = sum(each['state'] == 'online' for each in listed)
-        more = {'wanted': wanted, 'number': number, 'last': last, 'online': online}
-        more |= {'all': len(listed), 'found': len(found), 'error': error}
-        more['refresh'] = '/?' + urlencode({'q': wanted, 'page': number})
-        return self._render('index.html', rows=shown, **more), status
+        page = self._render(
+            'index.html',
+            rows=found[(number - 1) * ROWS : number * ROWS],
+            all=len(listed),
+            online=sum(each['state'] == 'online' for each in listed),
+            found=len(found),
+            wanted=wanted,
+            number=number,
+            last=last,
+            error=error,
+        )
+        return page, status
 
-    def create(self):
-        form = request.form
-        named = form.get('uuid', ''), form.get('label', '')
-        digits = 6 if form.get('digits') == '6' else DIGITS
+    def create(self) -> ResponseReturnValue:
+        uuid, label = request.form.get('uuid', ''), request.form.get('label', '')
+        digits = 6 if request.form.get('digits') == '6' else DIGITS
         try:
-            made = actions.create(self._entries, self._options, *named, digits)
-        except Unable as refused:
-            return self.index(400, refused.message)
+            made = actions.create(self._entries, self._options, uuid, label, digits)
+        except Unable as error:
+            return self.index(400, error.message)
         return redirect(f'/entries/{made.name}?done=create', 303)
 
-    def entry(self, uuid, status: int = 200, error: str = ''):
-        """All about one entry, but for its secret."""
-        known = self._known(uuid)
-        known['history'] = live.history(self._entries, known['uuid'])
-        known['used_up'] = self._entries.used_up(known['uuid'])
-        known['self_signed'] = self._is_self_signed()
-        known['url'] = f'https://{files.authority(self._options)}/'
-        known['path'], file = f'/entries/{uuid}', files.FILES / f'{uuid}.json'
-        known['file'] = file if file.exists() else ''
-        return self._render('entry.html', entry=known, error=error, refresh=known['path']), status
+    def entry(self, uuid: UUID, status: int = 200, error: str = '') -> ResponseReturnValue:
+        """Everything about one entry, except its secret."""
+        shown, file = self._shown(uuid), files.FILES / f'{uuid}.json'
+        shown['history'] = live.history(self._entries, shown['uuid'])
+        shown['used_up'] = self._entries.used_up(shown['uuid'])
+        shown['self_signed'] = self._is_self_signed()
+        shown['url'] = f'https://{files.authority(self._options)}/'
+        shown['path'] = path = f'/entries/{uuid}'
+        shown['file'] = file if file.exists() else ''
+        return self._render('entry.html', entry=shown, error=error, refresh=path), status
 
-    def change(self, uuid, what: str):
-        """Does what one of its forms says."""
-        uuid, entries, options = str(uuid), self._entries, self._options
+    def change(self, uuid: UUID, what: str) -> ResponseReturnValue:
+        """Does what one of the forms of an entry says."""
+        entry, entries, options = str(uuid), self._entries, self._options
         try:
             if what == 'rename':
-                actions.rename(entries, options, uuid, request.form.get('label', ''))
+                actions.rename(entries, options, entry, request.form.get('label', ''))
             elif what == 'rekey':
-                actions.rekey(entries, options, uuid)
-            elif what == 'delete':
-                actions.remove(entries, uuid)
+                actions.rekey(entries, options, entry)
             else:
-                (actions.disable if what == 'disable' else actions.enable)(entries, uuid)
-        except Unable as refused:
-            return self.entry(uuid, 400, refused.message)
-        return redirect(f'{"/" if what == "delete" else "/entries/" + uuid}?done={what}', 303)
+                CHANGES[what](entries, entry)
+        except Unable as error:
+            return self.entry(uuid, 400, error.message)
+        return redirect(f'{"/" if what == "delete" else f"/entries/{uuid}"}?done={what}', 303)
 
-    def secret(self, uuid):
-        """The secret, as text and as a QR code: asked for by POST, so no URL shows it again."""
-        known, parameters = self._known(uuid), self._document(uuid)['authParams']
+    def secret(self, uuid: UUID) -> ResponseReturnValue:
+        """The secret as text and as a QR code. It needs a POST: no URL shows it a second time."""
+        shown, parameters = self._shown(uuid), self._document(uuid)['authParams']
         totp = codes.totp(parameters)
         totp.issuer = self._options.rendezvous_host
-        totp.name = ', '.join(known['labels'])[:QR_CHARACTERS] or known['uuid']
+        totp.name = ', '.join(shown['labels'])[:QR_CHARACTERS] or shown['uuid']
         code = segno.make(totp.provisioning_uri(), micro=False)
         svg = Markup(code.svg_inline(omitsize=True, light='#fff'))
-        page = self._render('secret.html', entry=known, parameters=parameters, code=svg)
+        page = self._render('secret.html', entry=shown, parameters=parameters, code=svg)
         return page, NO_REFERRER
 
-    def download(self, uuid, suffix: str):
-        """One of the two files for the hidden server, of the entry as it is now."""
+    def download(self, uuid: UUID, suffix: str) -> ResponseReturnValue:
+        """One of the two files for the hidden server, with the entry as it is now."""
         return _attachment(files.text(self._document(uuid), suffix), f'{uuid}.{suffix}')
 
-    def certificate(self):
-        """What clients have to trust; it is no secret."""
-        pem = files.how_to_reach(self._options).get('ca')
-        return _attachment(pem, 'registrar.crt') if pem else abort(404)
+    def download_certificate(self) -> ResponseReturnValue:
+        """The certificate that clients have to trust. It is not secret."""
+        pem = files.how_to_reach(self._options).get('ca') or abort(404)
+        return _attachment(pem, 'registrar.crt')
 
-    def _listed(self) -> list[dict]:
-        """All entries, with what is known of now: as it was after we asked, or later.
+    def _listed(self) -> list[dict[str, Any]]:
+        """All entries, with what is known of now: as they are now, or later.
 
-        With 10,000 entries that is half a second of work, and each open tab asks every two seconds:
-        who asks while one reading goes on shares the next one with all others that do.
+        Reading 10,000 entries takes half a second, and each open tab asks every two seconds. So
+        those who ask while one reading is under way share the next one.
         """
-        self._next = reading = self._next or AsyncResult()
-        with self._one_at_a_time:
+        self._next_reading = reading = self._next_reading or AsyncResult()
+        with self._read_lock:
             if not reading.ready():
-                self._next = None
+                self._next_reading = None
                 try:
                     reading.set(self._read())
                 except StoreDown as error:
@@ -141,21 +136,21 @@ class Page:
             sockets.take_turn()  # each of those who share it makes its page in a turn of its own
             return reading.get()
 
-    def _read(self) -> list[dict]:
+    def _read(self) -> list[dict[str, Any]]:
         listed, now = self._entries.all(), live.now(self._entries)
         for some in slices(listed):
             for each in some:
                 _add_now(each, now.get(each['uuid'], live.Now()))
         return listed
 
-    def _known(self, uuid) -> dict:
-        """What can be shown of an entry, even of one that makes no sense."""
-        known = self._entries.shown(str(uuid)) or abort(404, f'There is no entry {uuid}.')
-        _add_now(known, live.now_of(self._entries, known['uuid']))
-        return known
+    def _shown(self, uuid: UUID) -> dict[str, Any]:
+        """What can be shown of an entry, even if its value in Redis makes no sense."""
+        shown = self._entries.shown(str(uuid)) or abort(404, f'There is no entry {uuid}.')
+        _add_now(shown, live.now_of(self._entries, shown['uuid']))
+        return shown
 
-    def _document(self, uuid) -> dict:
-        """What its files hold: its secret, too."""
+    def _document(self, uuid: UUID) -> dict[str, Any]:
+        """What its files hold, with its secret."""
         entry = self._entries.get(str(uuid)) or abort(404, f'There is no entry {uuid}.')
         return files.document(entry, self._options)
 
@@ -163,23 +158,21 @@ class Page:
         try:
             return 'ca' in files.how_to_reach(self._options)
         except Mistake:
-            return True  # the notice says what is wrong
+            return True  # the notice on the page says what is wrong
 
-    def _render(self, template: str, **more) -> str:
-        done = DONE.get(request.args.get('done', ''), '')
-        notice = certificate.notice(self._options)
-        return render_template(template, done=done, notice=notice, **more)
+    def _render(self, template: str, **values: Any) -> str:
+        return render_template(template, notice=certificate.notice(self._options), **values)
 
 
-def _add_now(entry: dict, now: live.Now) -> None:
+def _add_now(entry: dict[str, Any], now: live.Now) -> None:
     entry |= {'now': now, 'state': listing.state(entry, now)}
 
 
-def _found(listed: list[dict], wanted: str) -> list[dict]:
+def _search(listed: list[dict[str, Any]], wanted: str) -> list[dict[str, Any]]:
     return [each for some in slices(listed) for each in some if _matches(each, wanted)]
 
 
-def _matches(entry: dict, wanted: str) -> bool:
+def _matches(entry: dict[str, Any], wanted: str) -> bool:
     texts = entry['uuid'], *entry['labels'], entry['now'].address, entry['state']
     return any(wanted in text.casefold() for text in texts)
 
@@ -190,15 +183,17 @@ def _attachment(text: str, name: str) -> Response:
     return response
 
 
-def _mistaken(mistake: Mistake):
+def _mistake_page(mistake: Mistake) -> ResponseReturnValue:
     status = 503 if isinstance(mistake, StoreDown) else 500
     return render_template('error.html', error=str(mistake)), status
 
 
-def app(entries: Entries, options: Options, announce: Callable[[str], None] | None = None) -> Flask:
-    """The WSGI application; `announce` gets the codes that open it, None: it is open."""
+def create_app(
+    entries: Entries, options: Options, announce: Callable[[str], None] | None = None
+) -> Flask:
+    """The WSGI application. `announce` is given the login codes. None: no login is needed."""
     app, page = Flask(__name__), Page(entries, options)
-    Guard(app, options.page_host, announce)
+    Login(app, options.page_host, announce)
     app.jinja_env.globals |= {'server': files.authority(options), 'digits': DIGITS}
     app.jinja_env.globals['label_characters'] = LABEL_CHARACTERS
     app.jinja_env.filters |= {'ago': words.ago, 'utc': words.utc, 'lasting': words.lasting}
@@ -209,41 +204,31 @@ def app(entries: Entries, options: Options, announce: Callable[[str], None] | No
     app.add_url_rule(f'{one}/<{changes}:what>', view_func=page.change, methods=['POST'])
     app.add_url_rule(f'{one}/secret', view_func=page.secret, methods=['POST'])
     app.add_url_rule(f'{one}.<any(json, js):suffix>', view_func=page.download)
-    app.add_url_rule('/registrar.crt', view_func=page.certificate)
-    app.register_error_handler(Mistake, _mistaken)
+    app.add_url_rule('/registrar.crt', view_func=page.download_certificate)
+    app.register_error_handler(Mistake, _mistake_page)
     for name in app.jinja_env.list_templates():
-        app.jinja_env.get_template(name)  # they are compiled now, and hold up no request
+        app.jinja_env.get_template(name)  # compiled now, it delays no request
     return app
 
 
 def serve(options: Options, host: str, port: int, login: bool) -> None:
-    """Shows the page until a signal ends it. Raises Unable or Mistake."""
-    entries, loopback = Entries(options), addresses.is_loopback(host)
-    server = Server((host, port), log=None, error_log=None)  # they might quote a login code
-    try:
-        server.init_socket()
-    except (OSError, UnicodeError) as error:
-        known = isinstance(error, OSError) and error.errno > 0
-        why = os.strerror(error.errno) if known else 'there is no such host'
-        where = f'port {port} of {host}'
-        raise Unable(f'cannot listen on {where}: {why}; --port N takes another') from None
-    # Inherited by what it accepts: pywsgi sends head and body apart, 40 ms apart without this.
-    server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    """Serves the page until SIGTERM or SIGINT. Raises Unable or Mistake."""
+    server, entries = page_server.listen(host, port), Entries(options)
     entries.open()
-    if not loopback:
+    if not (is_loopback := addresses.is_loopback(host)):
         log.warning('the page listens on %s, beyond this machine, and nothing is encrypted', host)
-    name = host if loopback else options.page_host or HOST
+    name = host if is_loopback else options.page_host or '127.0.0.1'
     url = f'http://{addresses.authority(name, server.server_port)}'
 
     def announce(code: str) -> None:
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # nobody reads the output any more
             click.echo(f'To log in, open this link, which works once: {url}/login?code={code}')
 
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop)
-    server.application = app(entries, options, announce if login else None)  # nobody is in yet
-    gc.freeze()  # looking for garbage in all that is loaded would hold up a request
+    server.application = create_app(entries, options, announce if login else None)
+    gc.freeze()  # a search for garbage in all loaded modules would delay a request
     if not login:
         click.echo(f'The page is at {url}')
     try:

@@ -46,7 +46,7 @@ class Story:
             browser.click('New entry')
         browser.type('Label', label)
         browser.click('Create')
-        browser.until_it_says('It is made.')
+        browser.until_it_says('The entry is made.')
         return urlsplit(browser.url).path.rpartition('/')[2]
 
     def state(self, label: str) -> str:
@@ -128,7 +128,7 @@ def download():
 
 
 def test_create_copy_and_download(story, browser):
-    assert 'There are none yet' in browser.text
+    assert 'There are no entries yet' in browser.text
     uuid = story.create('kitchen')
     browser.cdp('Browser.grantPermissions', permissions=CLIPBOARD)
     copies = {
@@ -175,11 +175,11 @@ def test_it_comes_online_and_goes_offline_by_itself(story, browser, download):
 
 def test_entry_s_page_has_the_button_for_what_it_is_now_and_says_once_what_was_done(story, browser):
     uuid = story.create('kitchen')
-    assert 'It is made.' in browser.text
+    assert 'The entry is made.' in browser.text
     story.folder.run('users_app.py', 'disable', '--yes', uuid)
     browser.find('//button[text() = "Enable"]')
     browser.visit(browser.url)
-    assert 'It is made.' not in browser.text
+    assert 'The entry is made.' not in browser.text
 
 
 def test_what_is_typed_stays_while_the_page_changes(story, browser):
@@ -205,7 +205,7 @@ def test_new_secret_shuts_out_the_hidden_server_that_has_the_old_one(story, brow
     browser.click('New secret…')
     browser.until_it_says('The old secret and its files stop working at once')
     browser.click('Give it a new secret')
-    browser.until_it_says('It has a new secret')
+    browser.until_it_says('The entry has a new secret')
     hidden.until_it_says('not registered at .* 401')
     hidden.end()
     story.hidden(uuid, download).end()
@@ -227,7 +227,7 @@ def test_disable_ends_an_open_download_and_enable_lets_it_begin_again(story, bro
     browser.until_it_says('entry changed')  # how the rendezvous ended
     hidden.end()
     browser.click('Enable')
-    browser.until_it_says('It is enabled')
+    browser.until_it_says('The entry is enabled')
     story.hidden(uuid, download).end()
 
 
@@ -235,8 +235,8 @@ def test_delete(story, browser):
     uuid = story.create('kitchen')
     browser.click('Delete…')
     browser.click('Delete it')
-    browser.until_it_says('It is deleted.')
-    browser.until_it_says('There are none yet')
+    browser.until_it_says('The entry is deleted.')
+    browser.until_it_says('There are no entries yet')
     assert not list((story.folder.path / 'entries').glob(f'{uuid}*'))
     for complaint in browser.complaints():  # the page may look after it once more, till it is left
         assert f'/entries/{uuid} ' in complaint
@@ -262,14 +262,14 @@ def test_everything_works_without_javascript(story, browser):
         uuid = story.create('kitchen')
         browser.type('Label', 'garage')
         browser.click('Rename')
-        browser.until_it_says('It has its new label.')
+        browser.until_it_says('The entry has its new label.')
         browser.click('Show secret')
         browser.click('Hide it')
         browser.until_it_says('On the hidden server')
         for what, sure, done in [
-            ('Disable…', 'Disable it', 'It is disabled'),
-            ('New secret…', 'Give it a new secret', 'It has a new secret'),
-            ('Delete…', 'Delete it', 'It is deleted.'),
+            ('Disable…', 'Disable it', 'The entry is disabled'),
+            ('New secret…', 'Give it a new secret', 'The entry has a new secret'),
+            ('Delete…', 'Delete it', 'The entry is deleted.'),
         ]:
             browser.click(what)
             browser.click(sure)

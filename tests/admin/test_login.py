@@ -55,7 +55,7 @@ def test_cookie_is_no_script_s_and_no_other_site_s(page, stranger):
     _, code = link(page.program)
     response = stranger('POST', '/login', data={'code': code}, allow_redirects=False)
     name, *flags = response.headers['Set-Cookie'].split('; ')
-    assert re.fullmatch(rf'rendezvous-{urlsplit(page.url).port}=[\w-]{{43}}', name)
+    assert re.fullmatch(rf'rendezvous-{urlsplit(page.url).port}=[\w.-]+', name)
     assert set(flags) == {'HttpOnly', 'Path=/', 'SameSite=Strict'}
 
 
@@ -80,7 +80,7 @@ def test_wrong_codes_are_rationed(folder):
     page = Visitor(folder)
     _, code = link(page.program)
     for wrong in ['', 'wrong', code[:-1], code + 'x', code.swapcase(), '\xe9', '\0', 'x' * 1000]:
-        assert page.refusal(page.log_in(wrong), 403).startswith('This code is wrong, or was used')
+        assert page.refusal(page.log_in(wrong), 403).startswith('This code is wrong or was used')
     assert [page.log_in('wrong').status_code for _ in range(2)] == [403, 403]
     response = page.log_in('wrong')
     assert 0 < int(response.headers['Retry-After']) <= 60
@@ -92,8 +92,8 @@ def test_wrong_codes_are_rationed(folder):
 
 
 def test_session_ends_after_its_time(folder):
-    guard = folder.path / 'rendezvous/admin/login.py'
-    guard.write_text(re.sub('(?m)^SESSION_SECONDS = .*', 'SESSION_SECONDS = 1', guard.read_text()))
+    login = folder.path / 'rendezvous/admin/login.py'
+    login.write_text(re.sub('(?m)^SESSION_SECONDS = .*', 'SESSION_SECONDS = 1', login.read_text()))
     page = Visitor(folder)
     assert page.ask('GET').ok
     until(lambda: page.ask('GET').status_code == 403, 'the session ends')
@@ -327,9 +327,9 @@ def test_more_header_fields_than_python_reads_are_a_400_and_nothing_is_said(page
 @pytest.fixture
 def soon(folder):
     """A page whose deadlines come soon."""
-    guard = folder.path / 'rendezvous/admin/login.py'
-    shorter = re.sub('(?m)^(SILENT|REQUEST)_SECONDS = .*', r'\1_SECONDS = 1', guard.read_text())
-    guard.write_text(shorter)
+    server = folder.path / 'rendezvous/admin/page_server.py'
+    shorter = re.sub('(?m)^(SILENT|REQUEST)_SECONDS = .*', r'\1_SECONDS = 1', server.read_text())
+    server.write_text(shorter)
     page = Visitor(folder)
     yield page
     assert 'Traceback' not in page.program.said()

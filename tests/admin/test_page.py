@@ -22,9 +22,9 @@ from conftest import free_port, until
 from programs import Outside, listens
 from visitor import ALERT, Visitor
 
-from rendezvous.admin import certificate as make_cert
+from rendezvous.admin import certificate
 from rendezvous.admin import page as our_page
-from rendezvous.admin.login import Server
+from rendezvous.admin.page_server import Server
 from rendezvous.store import options as local
 from rendezvous.wire import codes
 
@@ -311,7 +311,7 @@ def test_port_in_use_is_one_sentence(folder):
     with socket.create_server(('127.0.0.1', 0)) as other:
         port = other.getsockname()[1]
         ran = folder.run('users_app.py', '--port', str(port))
-    why = 'Address already in use; --port N takes another'
+    why = 'Address already in use; choose another --port or --host'
     assert ran == (1, '', f'Error: cannot listen on port {port} of 127.0.0.1: {why}\n')
     folder.until_nothing_runs()
 
@@ -319,14 +319,14 @@ def test_port_in_use_is_one_sentence(folder):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_from_none_to_one_and_back_until_a_signal_ends_it_with_status_0(folder, number):
     page = Visitor(folder)
-    assert 'There are none yet' in page.ask('GET').text
+    assert 'There are no entries yet' in page.ask('GET').text
     with socket.create_connection(('127.0.0.1', urlsplit(page.url).port)):  # a browser keeps one
         made = page.made(label='kitchen')
-        assert 'There are none yet' not in page.ask('GET').text
+        assert 'There are no entries yet' not in page.ask('GET').text
         assert page.listed() == {made: 'kitchen'}
         response = page.change(made, 'delete')
         assert [each.status_code for each in response.history] == [303]
-        assert 'There are none yet' in response.text
+        assert 'There are no entries yet' in response.text
         assert len(folder.stores()) == 1
         assert page.program.end(number) == 0
     assert len(page.program.said().splitlines()) == 2  # the links
@@ -347,7 +347,7 @@ def test_page_says_that_redis_is_down_and_works_when_it_is_back(folder, tmp_path
         ):
             sentence = page.refusal(response, 503)
             assert re.match(r'Redis does not answer \(.*\): start it, or set redis_host', sentence)
-            assert 'There are none yet' not in response.text
+            assert 'There are no entries yet' not in response.text
         assert files(folder, uuid).keys() == {f'{uuid}.js', f'{uuid}.json'}
         assert len(list((folder.path / 'entries').iterdir())) == 2
         redis.start()
@@ -391,12 +391,12 @@ def test_table_shows_who_is_online_whatever_server_says_so(page):
 
 def test_entry_s_own_page_shows_its_rendezvous(page):
     uuid = page.made()
-    assert 'No mobile client has met this hidden server yet.' in text(page.ask('GET', url(uuid)))
+    assert 'No mobile client has used this hidden server yet.' in text(page.ask('GET', url(uuid)))
     ended = {'at': time.time() - 90, 'address': '203.0.113.9', 'seconds': 125.0}
     ended |= {'sent': 811, 'received': 2_300_000, 'how': 'mobile client closed'}
     page.folder.redis('LPUSH', f'rendezvous:{uuid}', json.dumps(ended))
     shown = text(page.ask('GET', url(uuid)))
-    assert '1 minute ago 203.0.113.9 811 Bytes 2.3 MB 2:05 min mobile client closed' in shown
+    assert '1 minute ago 203.0.113.9 811 Bytes 2.3 MB 0:02:05 mobile client closed' in shown
 
 
 def test_search_and_pages_cope_with_a_thousand_entries(page):
@@ -442,7 +442,7 @@ def crowd(redis_options):
     entries = our_page.Entries(local.DEFAULTS | redis_options)
     found = entries.ask(lambda client: many(client, 10_000))
     server = Server(('127.0.0.1', 0), log=None, error_log=None)
-    server.application = our_page.app(entries, local.DEFAULTS | {'key_file': None})
+    server.application = our_page.create_app(entries, local.DEFAULTS | {'key_file': None})
     server.start()
     gc.freeze()  # as a page does that is started
     yield Crowd(entries, f'http://127.0.0.1:{server.server_port}', found)
@@ -537,7 +537,7 @@ def url(uuid: str) -> str:
 def test_rename_keeps_the_secret(page):
     uuid = page.made(label='kitchen')
     before = json.loads(page.folder.redis('GET', uuid))
-    assert 'It has its new label.' in text(page.change(uuid, 'rename', label='garage'))
+    assert 'The entry has its new label.' in text(page.change(uuid, 'rename', label='garage'))
     assert page.listed() == {uuid: 'garage'}
     assert json.loads(page.folder.redis('GET', uuid)) == before | {'labels': ['garage']}
     response = page.change(uuid, 'rename', label='x' * 101)
@@ -557,7 +557,7 @@ def test_disable_and_enable(page):
 def test_new_secret_takes_the_place_of_the_old_one(page):
     uuid = page.made()
     before = files(page.folder, uuid)
-    assert 'It has a new secret' in text(page.change(uuid, 'rekey'))
+    assert 'The entry has a new secret' in text(page.change(uuid, 'rekey'))
     after = files(page.folder, uuid)
     assert before[f'{uuid}.json'] != after[f'{uuid}.json']
     secret = json.loads(page.folder.redis('GET', uuid))['authParams']['base32']
@@ -582,9 +582,9 @@ def test_downloads_are_the_files(page):
     for file in (page.folder.path / 'entries').glob('*'):
         file.unlink()  # made on another machine
     assert json.loads(page.ask('GET', f'{url(uuid)}.json').text)['uuid'] == [uuid]
-    certificate = page.ask('GET', '/registrar.crt')
-    assert certificate.text == (page.folder.path / 'registrar.crt').read_text()
-    assert certificate.headers['Content-Disposition'] == 'attachment; filename=registrar.crt'
+    answer = page.ask('GET', '/registrar.crt')
+    assert answer.text == (page.folder.path / 'registrar.crt').read_text()
+    assert answer.headers['Content-Disposition'] == 'attachment; filename=registrar.crt'
 
 
 def test_secret_is_shown_on_request_alone_with_its_code_as_a_picture(page):
@@ -626,8 +626,8 @@ def test_label_that_somebody_else_wrote_breaks_nothing(page, uuid, label):
 def pair_for(folder, monkeypatch, days: int) -> datetime.datetime:
     """Makes a certificate that ends so many days from now, or has; when that is."""
     left = datetime.timedelta(days=days, hours=1)
-    monkeypatch.setattr(make_cert, 'VALID', left)
-    monkeypatch.setattr(make_cert, 'BACKDATED', datetime.timedelta(days=2))
+    monkeypatch.setattr(certificate, 'VALID', left)
+    monkeypatch.setattr(certificate, 'BACKDATED', datetime.timedelta(days=2))
     folder.pair()
     return datetime.datetime.now(datetime.UTC) + left
 
@@ -646,7 +646,7 @@ NEW_PAIR = '.venv/bin/python make_cert.py --force makes a new one'
 def test_end_of_the_certificate_is_told_before_it_comes(folder, monkeypatch, days, sentence):
     end = pair_for(folder, monkeypatch, days)
     options = local.DEFAULTS | {'crt_file': str(folder.path / 'registrar.crt')}
-    notice = make_cert.notice(options)
+    notice = certificate.notice(options)
     assert notice.startswith(sentence.format(end))
     assert bool(notice) == bool(sentence)
 

@@ -1,4 +1,4 @@
-// What the page does beyond its forms: it stays up to date, and copies.
+// What the page does besides its forms: it updates itself, and copies texts.
 'use strict';
 
 document.documentElement.classList.add('js');
@@ -8,7 +8,7 @@ const trouble = document.getElementById('trouble');
 const {refresh: url} = document.body.dataset;
 let shown = new Date();
 
-// Makes `old` like `fresh`, and touches nothing that is the same: focus and selection stay.
+// Makes `old` equal to `fresh` and changes nothing else, so that focus and selection stay.
 function update(old, fresh) {
   if (old.isEqualNode(fresh)) return;
   if (old.nodeName !== fresh.nodeName || old.childNodes.length !== fresh.childNodes.length) {
@@ -26,7 +26,7 @@ function update(old, fresh) {
   [...old.childNodes].forEach((child, i) => update(child, children[i]));
 }
 
-// What is done is said once: not when the page is loaded again, nor beside what came after it.
+// The message about what was done is shown once: not after a reload.
 history.replaceState(null, '', location.href.replace(/[?&]done=\w+/, ''));
 
 function say(sentence) {
@@ -60,13 +60,13 @@ async function poll() {
   setTimeout(poll, REFRESH_MILLISECONDS);
 }
 
-// Selects what it copies: that shows which, and is there for Ctrl-C where copying is forbidden.
+// Also selects the text: this shows what was copied, and helps Ctrl-C if copying is forbidden.
 async function copy(element) {
   const code = element.querySelector('code'), button = element.querySelector('button');
   getSelection().selectAllChildren(code);
   try {
     await navigator.clipboard.writeText(code.textContent);
-  } catch { // forbidden, or not there: without TLS it is on loopback alone
+  } catch { // forbidden, or missing: without TLS, only loopback pages have it
     document.execCommand('copy');
   }
   document.getElementById('copied').textContent = `Copied ${code.textContent}`;
