@@ -1,12 +1,13 @@
-"""What the page and the shell do with an entry: the input looked at, then Redis, then the files.
+"""What the page and the shell do with an entry: check the input, change Redis, write the files.
 
-Each function raises Unable, a Mistake or StoreDown.
+Each function may raise Unable, Mistake or StoreDown.
 """
 
 import uuid as uuids
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
@@ -21,22 +22,22 @@ LABEL_CHARACTERS = 100
 
 
 class Unable(click.ClickException):
-    """What was asked for cannot be done, and why: a sentence."""
+    """A sentence that says why the request cannot be carried out."""
 
 
 def create(entries: Entries, options: Options, uuid: str, label: str, digits: int) -> Path:
-    """Makes an entry and its two files: their path less the suffix; its name is the UUID.
+    """Makes an entry and its two files. Returns their path without the suffix.
 
-    `uuid` may be empty: one is made up.
+    Without a `uuid` it gets a random one.
     """
-    uuid, labels = uuid.strip().lower() or str(uuids.uuid4()), _labels(label)
+    uuid, labels = uuid.strip().lower() or str(uuids.uuid4()), _checked_labels(label)
     if not codes.UUID.fullmatch(uuid):
         example = uuids.uuid4()
-        raise Unable(f'{uuid[:50]!r} is no UUID; {example} is one, and left out, one is made up')
-    files.how_to_reach(options)  # a mistake in that, before there is an entry
+        raise Unable(f'{uuid[:50]!r} is not a UUID like {example}; without one, a new one is made')
+    files.how_to_reach(options)  # raises a Mistake before there is an entry
     entry = entries.add(uuid, labels, digits)
     if not entry:
-        raise Unable(f'{uuid} has an entry already: delete it first, or take another UUID')
+        raise Unable(f'there is already an entry {uuid}: delete it, or take another UUID')
     try:
         return files.write(entry, options)
     except Mistake:
@@ -47,85 +48,83 @@ def create(entries: Entries, options: Options, uuid: str, label: str, digits: in
 
 
 def rename(entries: Entries, options: Options, uuid: str, label: str) -> None:
-    """Gives an entry another label, in its files, too, where they are here."""
-    uuid, labels = _known(uuid), _labels(label)
-    _done(entries.rename(uuid, labels), uuid)
+    """Gives an entry another label, in its files too if they are on this machine."""
+    uuid, labels = _checked_uuid(uuid), _checked_labels(label)
+    entries.rename(uuid, labels) or _no_entry(uuid)
     entry = entries.get(uuid)
     if entry and (files.FILES / f'{uuid}.json').exists():
-        with _saying('it has its new label all the same: mend that, rename it again'):
+        with _mistake_adds('the entry has its new label, but not its files: rename it again'):
             files.write(entry, options)
 
 
 def disable(entries: Entries, uuid: str) -> None:
-    """Ends its registrations and pipes; no more until it is enabled."""
-    uuid = _known(uuid)
-    _done(entries.disable(uuid), uuid)
+    """Ends its registrations and pipes. It cannot register until it is enabled."""
+    uuid = _checked_uuid(uuid)
+    entries.disable(uuid) or _no_entry(uuid)
 
 
 def enable(entries: Entries, uuid: str) -> None:
-    """Lets it register again, also where too many wrong codes were tried."""
-    uuid = _known(uuid)
-    _done(entries.enable(uuid), uuid)
+    """Lets it register again, also after too many wrong codes."""
+    uuid = _checked_uuid(uuid)
+    entries.enable(uuid) or _no_entry(uuid)
     entries.clear_wrong_codes(uuid)
 
 
 def rekey(entries: Entries, options: Options, uuid: str, digits: int | None = None) -> Path:
-    """Gives an entry a new secret and writes its files: their path less the suffix.
+    """Gives an entry a new secret and new files. Returns their path without the suffix.
 
-    The old secret stops working at once. `digits`: None means as many as before.
+    The old secret stops working at once. Without `digits`, codes have as many as before.
     """
-    uuid = _known(uuid)
+    uuid = _checked_uuid(uuid)
     files.how_to_reach(options)
-    entry = entries.rekey(uuid, digits)
-    _done(entry, uuid)
+    entry = entries.rekey(uuid, digits) or _no_entry(uuid)
     entries.clear_wrong_codes(uuid)
-    with _saying('the secret is new all the same: mend that, rekey again'):
+    with _mistake_adds('the secret is new, but is not in the files: rekey the entry again'):
         return files.write(entry, options)
 
 
 def remove(entries: Entries, uuid: str) -> None:
     """Deletes an entry and its files."""
-    uuid = _known(uuid)
-    there_was_one = entries.delete(uuid)
+    uuid = _checked_uuid(uuid)
+    existed = entries.delete(uuid)
     entries.clear_wrong_codes(uuid)
-    with _saying('the entry is gone all the same: delete its files'):
+    with _mistake_adds('the entry is deleted, but not its files: delete them'):
         files.remove(uuid)
-    _done(there_was_one, uuid)
+    existed or _no_entry(uuid)
 
 
-def found(entries: Entries, uuid: str) -> dict:
-    """The entry; of one that is no JSON object the UUID."""
-    uuid = _known(uuid)
+def find(entries: Entries, uuid: str) -> dict[str, Any]:
+    """The entry. If its value in Redis makes no sense, only its UUID."""
+    uuid = _checked_uuid(uuid)
     entry = entries.get(uuid)
-    _done(entry or entries.ask(lambda redis: redis.exists(uuid)), uuid)
+    entry or entries.ask(lambda redis: redis.exists(uuid)) or _no_entry(uuid)
     return entry or {'uuid': uuid}
 
 
 @contextmanager
-def _saying(done: str) -> Iterator[None]:
-    """Has a Mistake with the files tell what is done already, too."""
+def _mistake_adds(done: str) -> Iterator[None]:
+    """Adds what is already done to a Mistake about the files."""
     try:
         yield
     except Mistake as mistake:
         raise Mistake(f'{mistake}; {done}') from None
 
 
-def _known(uuid: str) -> str:
+def _checked_uuid(uuid: str) -> str:
     uuid = uuid.strip().lower()
     if not codes.UUID.fullmatch(uuid):
-        raise Unable(f'{uuid[:50]!r} is no UUID: list shows those that there are')
+        raise Unable(f'{uuid[:50]!r} is not a UUID: users_app.py list shows those of all entries')
     return uuid
 
 
-def _done(there_was_one, uuid: str) -> None:
-    if not there_was_one:
-        raise Unable(f'there is no entry {uuid}')
+def _no_entry(uuid: str) -> NoReturn:
+    raise Unable(f'there is no entry {uuid}')
 
 
-def _labels(label: str) -> list[str]:
+def _checked_labels(label: str) -> list[str]:
     label = label.strip().strip(entry_json.JOINERS)
     if len(label) > LABEL_CHARACTERS:
         raise Unable(f'a label has at most {LABEL_CHARACTERS} characters, not {len(label)}')
     if entry_json.printable(label) != label:
-        raise Unable('a label has no control characters, nor others that are not there to be seen')
+        raise Unable('a label must not contain control characters or invisible characters')
     return [label] if label else []

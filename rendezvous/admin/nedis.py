@@ -1,8 +1,8 @@
-"""What a nedis.db holds, the file of Redis commands in which node-rendezvous kept its entries.
+"""Reads a nedis.db: the file of Redis commands in which node-rendezvous kept its entries.
 
-It was written to its end only: a later SET of a key stands for an earlier one, a DEL takes it away.
-The commands are in the form that Redis programs speak, or each a line of words. Nothing here is
-told of what the file holds, but numbers of lines: there are secrets in it.
+Commands were only ever appended to it: a later SET of a key replaces an earlier one, a DEL deletes
+it. A command is an array of the Redis protocol, or a line of words. What is said of the file names
+its lines, never their content: it holds secrets.
 """
 
 import re
@@ -19,60 +19,61 @@ FILE_BYTES = 16 * 1024 * 1024  # over 20,000 changes; it is read into memory
 _ARRAY = re.compile(rb'\*([0-9]{1,6})\r\n')
 _BULK = re.compile(rb'\$([0-9]{1,9})\r\n')
 _UUID = re.compile(rb'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
-# What Redis takes for a word of a line; a quote ends with the word.
+# A word of a line as Redis reads it: a closing quote ends the word.
 _WORD = re.compile(
     rb"""[ \t]*(?: "((?:[^"\\]|\\.)*)" | '((?:[^'\\]|\\.)*)' | ([^\s"']+) )(?=\s|$)""", re.S | re.X
 )
 _ESCAPE = re.compile(rb'\\(?:x([0-9a-fA-F]{2})|(.))', re.S)
 _ESCAPED = {b'n': b'\n', b'r': b'\r', b't': b'\t', b'b': b'\b', b'a': b'\a'}
 
+_Parsed = tuple[list[bytes], int] | None  # the words and where they end; None: no command
+
 
 class Unreadable(Exception):
-    """From this line on it holds no Redis commands."""
-
-    def __init__(self, line: int):
-        self.line = line
+    """From the line in `args` on, the file holds no Redis commands."""
 
 
 class Found(NamedTuple):
     entries: dict[str, tuple[int, dict]]  # by UUID: the line, and the entry
-    left: list[tuple[int, str]]  # the lines of everything else, and why
-    unreadable: int | None  # the line from which on it was
+    skipped: list[tuple[int, str]]  # the lines of everything else, and why
+    unreadable: int | None  # the line from which on nothing could be read
 
 
 def read(file: Path) -> Found:
-    """The entries that are in a file in the end, and what else there is. Raises Unable."""
+    """The entries that the file ends with, and what else is in it. Raises Unable."""
     try:
         with file.open('rb') as opened:
             octets = opened.read(FILE_BYTES + 1)
     except OSError as error:
         raise Unable(f'cannot read {file}: {error.strerror}') from None
     if len(octets) > FILE_BYTES:
-        raise Unable(f'{file} is larger than {FILE_BYTES >> 20} MiB: that is no nedis.db')
+        raise Unable(f'{file} is larger than {FILE_BYTES >> 20} MiB: it is not a nedis.db')
     return find(octets)
 
 
 def find(octets: bytes) -> Found:
     values: dict[bytes, tuple[int, bytes]] = {}
-    left: list[tuple[int, str]] = []
+    skipped: list[tuple[int, str]] = []
     unreadable = None
     try:
         for line, words in commands(octets):
-            left += _replay(values, line, words)
+            skipped += _replay(values, line, words)
     except Unreadable as error:
-        unreadable = error.line
+        (unreadable,) = error.args
     entries = {}
     for key, (line, value) in values.items():
         uuid, entry = key.decode(), entry_json.read(value)
         if entry is None or not entry_json.is_sound(entry):
-            left.append((line, f'what it sets {uuid} to is no entry'))
+            skipped.append((line, f'the value of {uuid} is not an entry'))
         else:
             entries[uuid] = line, entry
-    return Found(entries, sorted(left), unreadable)
+    return Found(entries, sorted(skipped), unreadable)
 
 
-def _replay(values: dict, line: int, words: list[bytes]) -> Iterator[tuple[int, str]]:
-    """What a command leaves of the entries so far; yields what is to be left, and why."""
+def _replay(
+    values: dict[bytes, tuple[int, bytes]], line: int, words: list[bytes]
+) -> Iterator[tuple[int, str]]:
+    """Does to `values` what a command did. Yields the lines that have no effect, and why."""
     name, *arguments = words
     is_set = name.upper() == b'SET' and len(arguments) == 2
     if not is_set and name.upper() != b'DEL':
@@ -81,53 +82,51 @@ def _replay(values: dict, line: int, words: list[bytes]) -> Iterator[tuple[int, 
     for key in arguments[:1] if is_set else arguments:
         before = values.pop(key, None)
         if before:
-            yield before[0], f'line {line} {"sets it anew" if is_set else "deletes it"}'
+            yield before[0], f'line {line} {"replaces" if is_set else "deletes"} it'
     if is_set and _UUID.fullmatch(arguments[0]):
         values[arguments[0]] = line, arguments[1]
     elif is_set:
-        yield line, 'its key is no UUID in lower case'
+        yield line, 'its key is not a UUID in lower case'
 
 
 def commands(octets: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """Each command's line and words; raises Unreadable."""
+    """The line and the words of each command. Raises Unreadable."""
     at, line = 0, 1
     while at < len(octets):
-        parse = _array if octets.startswith(b'*', at) else _line
-        words, end = parse(octets, at)
-        if end is None:
+        parsed = _array(octets, at) if octets.startswith(b'*', at) else _line(octets, at)
+        if not parsed:
             raise Unreadable(line)
+        words, end = parsed
         if words:
             yield line, words
         line += octets.count(b'\n', at, end)
         at = end
 
 
-def _array(octets: bytes, at: int) -> tuple[list[bytes], int | None]:
-    """The words of the array that begins here and where it ends, or None: it is none."""
-    head, words = _ARRAY.match(octets, at), []
+def _array(octets: bytes, at: int) -> _Parsed:
+    head = _ARRAY.match(octets, at)
     if not head:
-        return [], None
-    at = head.end()
+        return None
+    words, at = [], head.end()
     for _ in range(int(head[1])):
         bulk = _BULK.match(octets, at)
         if not bulk:
-            return [], None
+            return None
         end = bulk.end() + int(bulk[1])
         if octets[end : end + 2] != b'\r\n':
-            return [], None
+            return None
         words.append(octets[bulk.end() : end])
         at = end + 2
     return words, at
 
 
-def _line(octets: bytes, at: int) -> tuple[list[bytes], int | None]:
-    """The words of the line that begins here and where it ends, or None: a quote does not end."""
+def _line(octets: bytes, at: int) -> _Parsed:
     end = octets.find(b'\n', at) + 1 or len(octets)
     line, words, at = octets[at:end].rstrip(), [], 0
     while at < len(line):
         word = _WORD.match(line, at)
         if not word:
-            return [], None
+            return None  # a quote is not closed
         double, single, bare = word.groups()
         if double is not None:
             words.append(_ESCAPE.sub(_unescaped, double))
@@ -137,6 +136,6 @@ def _line(octets: bytes, at: int) -> tuple[list[bytes], int | None]:
     return words, end
 
 
-def _unescaped(escape: re.Match) -> bytes:
+def _unescaped(escape: re.Match[bytes]) -> bytes:
     digits, letter = escape.groups()
     return bytes.fromhex(digits.decode()) if digits else _ESCAPED.get(letter, letter)

@@ -1,14 +1,21 @@
-"""The entries: a page for a browser on this machine, and the same from the shell.
+"""Manages the entries of hidden servers.
 
-Exit status: 0; 1 where it cannot be done, 2 where the command is wrong, 78 where local.py is.
+Without a command it serves a page, on which a browser does the same as the commands.
+
+Exit status: 0 if it is done, 1 if it cannot be done, 2 if the command line is wrong, 78 if local.py
+is.
 """
 
 import functools
+import importlib
+import io
 import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
 
 import click
 
@@ -20,77 +27,70 @@ from rendezvous.store.entries import DIGITS, Entries
 from rendezvous.store.options import Options
 from rendezvous.wire import addresses
 
-HOST, PORT = '127.0.0.1', 8893
-LEFT_LINES = 20  # of an import that are told one by one
+HOST, PORT, PORTS = '127.0.0.1', 8893, click.IntRange(0, 65535)
+SKIPPED_LINES = 20  # of an imported file that are shown; the others are counted
 
 
 @click.group(invoke_without_command=True, help=__doc__)
-@click.option(
-    '--port', type=click.IntRange(0, 65535), default=PORT, show_default=True, help='Of the page.'
-)
-@click.option('--host', default=HOST, show_default=True, help='Where the page listens.')
-@click.option('--no-login', is_flag=True, help='Whoever reaches the page may use it.')
+@click.option('--port', type=PORTS, default=PORT, show_default=True, help='The port of the page.')
+@click.option('--host', default=HOST, show_default=True, help='The address of the page.')
+@click.option('--no-login', is_flag=True, help='Everybody who can connect may use the page.')
 @click.pass_context
 def cli(context: click.Context, port: int, host: str, no_login: bool) -> None:
     os.umask(0o077)
-    if sys.stdout:  # labels may be in any writing, terminals may not
-        sys.stdout.reconfigure(errors='replace')
-    of_page = {'--port': port != PORT, '--host': host != HOST, '--no-login': no_login}
-    if context.invoked_subcommand and any(of_page.values()):
-        raise click.UsageError(f'{", ".join(of_page)} are of the page, not of a command')
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None if it is closed
+        sys.stdout.reconfigure(errors='replace')  # a terminal may lack the letters of a label
+    if context.invoked_subcommand:
+        default = click.core.ParameterSource.DEFAULT
+        if any(context.get_parameter_source(name) != default for name in context.params):
+            raise click.UsageError('--port, --host and --no-login are options of the page only')
+        return
     if not host:
-        raise click.UsageError('--host must not be empty, but like 127.0.0.1')
+        raise click.UsageError('--host must be an address, like 127.0.0.1')
     if no_login and not addresses.is_loopback(host):
-        raise click.UsageError('--no-login is only for loopback: it would let in the network')
-    if not context.invoked_subcommand:
-        from rendezvous.admin import page  # only here: the shell need not wait for it
+        raise click.UsageError('--no-login needs a loopback --host: the network could use the page')
+    # As click's LazyGroup: the commands start without Flask, which takes 0.2 s to import.
+    page = importlib.import_module('rendezvous.admin.page')
+    page.serve(local.load(), host, port, login=not no_login)
 
-        page.serve(local.load(), host, port, login=not no_login)
 
+def command(function: Callable[..., None]) -> click.Command:
+    """Makes a function a command. It is given the entries, the options and its arguments."""
 
-def command(name: str):
-    """A subcommand, that is given the entries and the options."""
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        options = local.load()
+        entries = Entries(options)
+        try:
+            entries.open()
+            function(entries, options, **arguments)
+        finally:
+            entries.close()
 
-    def made(function):
-        @functools.wraps(function)
-        def run(**given):
-            options = local.load()
-            entries = Entries(options)
-            try:
-                entries.open()
-                function(entries, options, **given)
-            finally:
-                entries.close()
-
-        return cli.command(name)(run)
-
-    return made
+    return cli.command(function.__name__.removesuffix('_entries'))(run)
 
 
 uuid_argument = click.argument('uuid')
-label_argument = click.argument('label', default='')
 yes_option = click.option('--yes', is_flag=True, help='Do not ask.')
+digits_option = functools.partial(click.option, '--digits', type=click.IntRange(6, 8))
 
 
-@command('add')
-@click.option('--uuid', default='', help='Made up when left out.')
-@click.option(
-    '--digits',
-    type=click.IntRange(6, 8),
-    default=DIGITS,
-    show_default=True,
-    help='Of its codes; programs for node-rendezvous know only 6.',
-)
-@label_argument
+@command
+@click.option('--uuid', default='', help='The UUID of the entry, instead of a random one.')
+@digits_option(default=DIGITS, show_default=True, help='Digits of its codes.')
+@click.argument('label', default='')
 def add(entries: Entries, options: Options, uuid: str, digits: int, label: str) -> None:
-    """Makes an entry, and its files for the hidden server."""
-    _tell_files(actions.create(entries, options, uuid, label, digits))
+    """Makes an entry, and its files for the hidden server.
+
+    For a program that was written for node-rendezvous, its codes must have 6 digits.
+    """
+    _show_files(actions.create(entries, options, uuid, label, digits))
 
 
-@command('list')
-@click.option('--json', 'as_json', is_flag=True, help='For programs.')
+@command
+@click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 def list_entries(entries: Entries, options: Options, as_json: bool) -> None:
-    """Lists the entries, and what is known of their hidden servers."""
+    """Lists all entries, and which hidden servers are online."""
     listed, now = entries.all(), live.now(entries)
     if as_json:
         known = [listing.known(entry, now.get(entry['uuid'], live.Now())) for entry in listed]
@@ -102,103 +102,102 @@ def list_entries(entries: Entries, options: Options, as_json: bool) -> None:
         click.echo('there are no entries yet: users_app.py add LABEL makes one', err=True)
 
 
-@command('show')
+@command
 @uuid_argument
-@click.option('--secret', is_flag=True, help='The secret, too.')
+@click.option('--secret', is_flag=True, help='Show the secret too.')
 def show(entries: Entries, options: Options, uuid: str, secret: bool) -> None:
-    """Shows all about an entry, and what to run."""
-    entry = actions.found(entries, uuid)
+    """Shows an entry, its last rendezvous, and what to run at both ends."""
+    entry = actions.find(entries, uuid)
     now = live.now_of(entries, entry['uuid'])
     lines = listing.about(entry, now, options, secret)
     lines += listing.history(live.history(entries, entry['uuid']))
     click.echo('\n'.join(lines))
 
 
-@command('rename')
+@command
 @uuid_argument
 @click.argument('label')
 def rename(entries: Entries, options: Options, uuid: str, label: str) -> None:
-    """Gives an entry another label; '' takes it away."""
+    """Gives an entry another label; '' removes it."""
     actions.rename(entries, options, uuid, label)
     click.echo(f'renamed {uuid.lower()}')
 
 
-@command('disable')
+@command
 @uuid_argument
 @yes_option
 def disable(entries: Entries, options: Options, uuid: str, yes: bool) -> None:
-    """Lets a hidden server register no more, until it is enabled."""
+    """Disables an entry: its hidden server cannot register."""
     _confirm(entries, uuid, 'Disable it?', yes)
     actions.disable(entries, uuid)
     click.echo(f'disabled {uuid.lower()}')
 
 
-@command('enable')
+@command
 @uuid_argument
 def enable(entries: Entries, options: Options, uuid: str) -> None:
-    """Lets a hidden server that was disabled register again."""
+    """Enables an entry that was disabled or had too many wrong codes."""
     actions.enable(entries, uuid)
     click.echo(f'enabled {uuid.lower()}')
 
 
-@command('rekey')
+@command
 @uuid_argument
-@click.option('--digits', type=click.IntRange(6, 8), help='Of its codes; as many as before.')
+@digits_option(help='Digits of its codes.  [default: as before]')
 @yes_option
 def rekey(entries: Entries, options: Options, uuid: str, digits: int | None, yes: bool) -> None:
-    """Gives an entry a new secret and new files. The old secret works no more."""
+    """Gives an entry a new secret and new files."""
     _confirm(entries, uuid, 'Give it a new secret?', yes)
     files = actions.rekey(entries, options, uuid, digits)
-    click.echo(f'the old secret of {files.name} works no more')
-    _tell_files(files)
+    click.echo(f'the old secret of {files.name} does not work any more')
+    _show_files(files)
 
 
-@command('delete')
+@command
 @uuid_argument
 @yes_option
 def delete(entries: Entries, options: Options, uuid: str, yes: bool) -> None:
-    """Deletes an entry, and its files here."""
+    """Deletes an entry and its files on this machine."""
     _confirm(entries, uuid, 'Delete it and its secret?', yes)
     actions.remove(entries, uuid)
     click.echo(f'deleted {uuid.lower()}')
 
 
-@command('import')
+@command
 @click.argument('file', type=click.Path(path_type=Path))
 def import_entries(entries: Entries, options: Options, file: Path) -> None:
-    """Takes the entries of node-rendezvous over from its nedis.db."""
+    """Imports the entries of node-rendezvous from its nedis.db."""
     found = nedis.read(file)
-    left = list(found.left)
+    skipped = list(found.skipped)
     for uuid, (line, entry) in found.entries.items():
         if entries.get(uuid) is None and entries.insert(uuid, entry):
-            click.echo(f'took {uuid}')
+            click.echo(f'imported {uuid}')
         else:
-            left.append((line, f'{uuid} has an entry here already'))
-    for line, why in sorted(left)[:LEFT_LINES]:
-        click.echo(f'left line {line}: {why}', err=True)
-    if len(left) > LEFT_LINES:
-        click.echo(f'left {len(left) - LEFT_LINES} more', err=True)
+            skipped.append((line, f'there is already an entry {uuid}'))
+    for line, why in sorted(skipped)[:SKIPPED_LINES]:
+        click.echo(f'skipped line {line}: {why}', err=True)
+    if len(skipped) > SKIPPED_LINES:
+        click.echo(f'skipped {len(skipped) - SKIPPED_LINES} more', err=True)
     if found.unreadable:
-        raise Unable(f'line {found.unreadable} of {file} is no Redis command; the rest is left')
+        raise Unable(f'line {found.unreadable} of {file} is not a Redis command; import ends there')
 
 
 def _confirm(entries: Entries, uuid: str, question: str, yes: bool) -> None:
-    """Says what ends, and asks whether that is meant. Raises Unable or what click does."""
+    """Shows what will end, and asks on a terminal. Raises Unable, UsageError or Abort."""
     if not yes and not _is_terminal(sys.stdin):
-        # As for what cannot be undone elsewhere: a script has to say that it means it.
-        raise click.UsageError('there is no terminal to ask on: --yes says that it is meant')
-    entry = actions.found(entries, uuid)
+        raise click.UsageError('there is no terminal to ask on: confirm with --yes')
+    entry = actions.find(entries, uuid)
     now = live.now_of(entries, entry['uuid'])
     click.echo(listing.ending(entry, now), err=True)
     if not yes:
         click.confirm(question, abort=True, err=True)
 
 
-def _is_terminal(stream) -> bool:
-    return stream is not None and stream.isatty()  # None: it is closed
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None if it is closed
 
 
-def _tell_files(files: Path) -> None:
+def _show_files(files: Path) -> None:
     click.echo(f'{files}.json  for: .venv/bin/python hidden.py {files.name}.json 127.0.0.1:8000')
     click.echo(f"{files}.js  for Node.js: require('./{files.name}').params")
-    click.echo('Copy one of them to the hidden server; it holds the secret.')
+    click.echo('Copy one of them to the hidden server. It holds the secret: keep it private.')

@@ -102,10 +102,10 @@ def test_what_the_file_says_in_the_end_counts():
         ]
     )
     assert labels(octets) == {FIRST: 'new', SECOND: 'second'}
-    assert find(octets).left == [(1, 'line 15 sets it anew')]
+    assert find(octets).skipped == [(1, 'line 15 replaces it')]
     octets += array('del', FIRST, 'other')
     assert labels(octets) == {SECOND: 'second'}
-    assert find(octets).left == [(1, 'line 15 sets it anew'), (15, 'line 22 deletes it')]
+    assert find(octets).skipped == [(1, 'line 15 replaces it'), (15, 'line 22 deletes it')]
     assert labels(octets + array('set', FIRST, entry('again'))).keys() == {FIRST, SECOND}
     assert labels(octets + array('set', SECOND, 'no entry')) == {}
     assert labels(octets + array('set', FIRST, SECOND)) == {SECOND: 'second'}  # a value is no key
@@ -125,13 +125,13 @@ def test_what_the_file_says_in_the_end_counts():
 def test_other_commands_are_left(command):
     found = find(array(*command))
     assert (found.entries, found.unreadable) == ({}, None)
-    assert found.left == [(1, 'it is neither SET KEY VALUE nor DEL')]
+    assert found.skipped == [(1, 'it is neither SET KEY VALUE nor DEL')]
 
 
 @pytest.mark.parametrize('key', ['kitchen', FIRST.upper(), f'{FIRST}0', b'\xff', ''])
 def test_keys_that_are_no_uuids_are_left(key):
     found = find(array('set', key, entry()))
-    assert (found.entries, found.left) == ({}, [(1, 'its key is no UUID in lower case')])
+    assert (found.entries, found.skipped) == ({}, [(1, 'its key is not a UUID in lower case')])
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_keys_that_are_no_uuids_are_left(key):
 )
 def test_values_with_which_no_code_can_be_made_are_left(value):
     found = find(array('set', FIRST, value))
-    left = [(1, f'what it sets {FIRST} to is no entry')]
-    assert (found.entries, found.left) == ({}, left)
+    left = [(1, f'the value of {FIRST} is not an entry')]
+    assert (found.entries, found.skipped) == ({}, left)
 
 
 def test_megabytes_take_no_time():

@@ -157,7 +157,7 @@ def test_uuid_that_has_an_entry_is_not_overwritten(page, uuid):
     before = page.folder.redis('GET', uuid), files(page.folder, uuid)
     for again in (uuid, uuid.upper()):
         sentence = page.refusal(page.create(again, 'second'))
-        assert sentence.startswith(f'{uuid} has an entry already: ')
+        assert sentence.startswith(f'there is already an entry {uuid}: ')
     assert (page.folder.redis('GET', uuid), files(page.folder, uuid)) == before
 
 
@@ -178,7 +178,7 @@ def test_uuid_that_has_an_entry_is_not_overwritten(page, uuid):
 def test_malformed_uuid_is_refused_with_a_sentence(page, uuid, malformed):
     typed = malformed.format(uuid=uuid, bare=uuid.replace('-', ''))
     response = page.create(typed)
-    assert page.refusal(response).startswith(f'{typed.lower()!r} is no UUID; ')
+    assert page.refusal(response).startswith(f'{typed.lower()!r} is not a UUID ')
     assert '<b>' not in response.text
     assert page.folder.redis('DBSIZE') == 0
 
@@ -283,7 +283,7 @@ def test_html_in_the_address_is_inert(page):
 
 @pytest.mark.parametrize('label', ['x' * 101, 'a\nb', 'a\x1b[2J', 'a\0', 'a\u202eb', 'a\u200b'])
 def test_label_that_is_long_or_unprintable_is_refused(page, label):
-    sentence = 'a label has no control characters, nor others that are not there to be seen'
+    sentence = 'a label must not contain control characters or invisible characters'
     if len(label) > 100:
         sentence = 'a label has at most 100 characters, not 101'
     assert page.refusal(page.create(label=label)) == sentence

@@ -168,7 +168,7 @@ def test_new_secret_is_in_redis_and_in_the_files(folder, shell, uuid):
     shell.says('add', '--uuid', uuid, '--digits', '6', 'kitchen')
     before = shell.file(uuid)
     said = shell.says('rekey', '--yes', uuid)
-    assert f'the old secret of {uuid} works no more\n' in said
+    assert f'the old secret of {uuid} does not work any more\n' in said
     assert f'{folder.path}/entries/{uuid}.json  for' in said
     after = shell.file(uuid)
     assert after['authParams'] == shell.stored(uuid)['authParams']
@@ -187,7 +187,9 @@ def test_new_secret_that_can_not_be_written_is_said(folder, shell, uuid):
     before, file = shell.stored(uuid), folder.path / 'entries' / f'{uuid}.json'
     file.unlink()
     file.mkdir()
-    with pytest.raises(Mistake, match=r'; the secret is new all the same: mend that, rekey again$'):
+    with pytest.raises(
+        Mistake, match=r'; the secret is new, but is not in the files: rekey the entry again$'
+    ):
         shell.run('rekey', '--yes', uuid)
     file.rmdir()
     assert shell.stored(uuid) != before
@@ -198,7 +200,7 @@ def test_files_that_can_not_be_deleted_are_said(folder, shell, uuid):
     file = folder.path / 'entries' / f'{uuid}.json'
     file.unlink()
     file.mkdir()
-    with pytest.raises(Mistake, match=f'cannot delete {file}: .* delete its files'):
+    with pytest.raises(Mistake, match=f'cannot delete {file}: .* but not its files: delete them'):
         shell.run('delete', '--yes', uuid)
     assert not folder.redis('EXISTS', uuid)
     file.rmdir()
@@ -208,15 +210,11 @@ def test_what_is_refused_is_one_sentence(folder, shell, uuid):
     shell.says('add', '--uuid', uuid)
     before = folder.redis('GET', uuid), files(folder, uuid)
     unknown = str(uuids.uuid4())
-    label = 'a label has no control characters, nor others that are not there to be seen'
-    made_up = '.* is one, and left out, one is made up'
-    no_uuid = 'is no UUID: list shows those that there are'
+    label = 'a label must not contain control characters or invisible characters'
+    no_uuid = 'is not a UUID: users_app.py list shows those of all entries'
+    like = 'is not a UUID like .*; without one, a new one is made'
     said = {
-        (
-            'add',
-            '--uuid',
-            'kitchen',
-        ): f"'kitchen' is no UUID; {made_up}",
+        ('add', '--uuid', 'kitchen'): f"'kitchen' {like}",
         ('add', '\udcff'): label,  # so Python has an octet that is no UTF-8
         ('add', 'x' * 10_000): 'a label has at most 100 characters, not 10000',
         ('rename', uuid, 'a\u202eb'): label,
@@ -227,7 +225,7 @@ def test_what_is_refused_is_one_sentence(folder, shell, uuid):
         ('disable', '--yes', unknown): f'there is no entry {unknown}',
         ('rekey', '--yes', unknown): f'there is no entry {unknown}',
         ('delete', '--yes', unknown): f'there is no entry {unknown}',
-        ('add', '--uuid', uuid.upper()): f'{uuid} has an entry already: .*',
+        ('add', '--uuid', uuid.upper()): f'there is already an entry {uuid}: .*',
     }
     for arguments, sentence in said.items():
         ran = shell.run(*arguments)
@@ -252,7 +250,7 @@ def test_what_ends_connections_says_so_and_asks_on_a_terminal(folder, shell, uui
     shell.says('add', '--uuid', uuid, 'kitchen')
     folder.redis('HSET', 'live:0123456789abcdef', uuid, '4 1')
     before = folder.redis('GET', uuid), files(folder, uuid)
-    ends = 'registrations that wait: 4, open pipes: 1; they end within two seconds: '
+    ends = 'waiting registrations: 4, open pipes: 1; they end within two seconds: '
     for command, typed in [
         ('disable', 'n\n'),
         ('rekey', '\n'),
@@ -275,7 +273,7 @@ def test_where_there_is_no_terminal_to_ask_on_it_wants_to_be_told(folder, shell,
     for command in ('delete', 'disable', 'rekey'):
         ran = shell.run(command, uuid)
         assert (ran.status, ran.stdout) == (2, '')
-        assert ran.stderr.endswith('no terminal to ask on: --yes says that it is meant\n')
+        assert ran.stderr.endswith('no terminal to ask on: confirm with --yes\n')
     assert folder.redis('GET', uuid) == before
     ran = shell.run('disable', '--yes', uuid)
     assert ran.stderr.endswith(f'they end within two seconds: {uuid} kitchen\n')
@@ -385,15 +383,15 @@ def test_show_tells_all_but_the_secret(folder, shell, uuid):
     for line in (
         f'UUID:      {uuid}',
         'label:     kitchen',
-        'state:     offline; registrations that wait: 0, open pipes: 0',
-        'codes:     of 8 digits',
+        'state:     offline; waiting registrations: 0, open pipes: 0',
+        'codes:     8 digits',
         f'files:     {folder.path}/entries/{uuid}.json and .js',
         f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
         f'    curl --cacert registrar.crt --digest -u {uuid}:x https://127.0.0.1:8899/',
     ):
         assert f'{line}\n' in said
     assert re.search(r'^last seen: 2001-09-\d\d \d\d:\d\d from 192.0.2.1$', said, re.M)
-    columns = '2 s     900 B  2 MB  198.51.100.7  hidden server closed'
+    columns = '1.5 s   900 B  2 MB  198.51.100.7  hidden server closed'
     assert re.search(rf'^2001-09-\d\d \d\d:\d\d  {columns}$', said, re.M)
     secret = shell.stored(uuid)['authParams']['base32']
     assert secret not in said
@@ -402,7 +400,7 @@ def test_show_tells_all_but_the_secret(folder, shell, uuid):
     assert shell.stored(uuid)['authURL'] in said
     for file in (folder.path / 'entries').glob(f'{uuid}.*'):
         file.unlink()
-    assert 'files:     none here: rekey makes new ones\n' in shell.says('show', uuid)
+    assert 'files:     not here: rekey makes new ones\n' in shell.says('show', uuid)
 
 
 @pytest.mark.skipif(not shutil.which('curl'), reason='curl is not installed')
@@ -452,29 +450,29 @@ def test_entries_of_node_rendezvous_are_taken_and_none_is_overwritten(folder, sh
         f'set {third} {{}}\n'
     )
     ran = shell.run('import', str(file))
-    assert (ran.status, ran.stdout) == (0, f'took {first}\n')
+    assert (ran.status, ran.stdout) == (0, f'imported {first}\n')
     assert ran.stderr.splitlines() == [
-        'left line 1: line 3 sets it anew',
-        f'left line 2: {second} has an entry here already',
-        'left line 10: it is neither SET KEY VALUE nor DEL',
-        f'left line 11: what it sets {third} to is no entry',
+        'skipped line 1: line 3 replaces it',
+        f'skipped line 2: there is already an entry {second}',
+        'skipped line 10: it is neither SET KEY VALUE nor DEL',
+        f'skipped line 11: the value of {third} is not an entry',
     ]
     assert folder.redis('GET', second) == before
     assert shell.stored(first) == json.loads(value)
     assert [entry['labels'] for entry in shell.listed()] == [['kitchen'], ['mine']]
     again = shell.run('import', str(file))
     assert (again.status, again.stdout) == (0, '')
-    assert f'left line 3: {first} has an entry here already\n' in again.stderr
+    assert f'skipped line 3: there is already an entry {first}\n' in again.stderr
     said = shell.says('show', first)
-    assert 'codes:     of 6 digits\n' in said
+    assert 'codes:     6 digits\n' in said
 
 
 @pytest.mark.parametrize(
     ('octets', 'sentence'),
     [
-        (b'\x7fELF"\0\xff\n' * 1000, 'line 1 of {file} is no Redis command; the rest is left'),
-        (b'*3\r\n', 'line 1 of {file} is no Redis command; the rest is left'),
-        (b'x' * (1 << 24) + b'x', '{file} is larger than 16 MiB: that is no nedis.db'),
+        (b'\x7fELF"\0\xff\n' * 1000, 'line 1 of {file} is not a Redis command; import ends there'),
+        (b'*3\r\n', 'line 1 of {file} is not a Redis command; import ends there'),
+        (b'x' * (1 << 24) + b'x', '{file} is larger than 16 MiB: it is not a nedis.db'),
         (None, 'cannot read {file}: No such file or directory'),
     ],
 )
@@ -493,7 +491,7 @@ def test_much_that_is_left_is_counted(folder, shell, tmp_path):
     ran = shell.run('import', str(file))
     lines = ran.stderr.splitlines()
     assert (ran.status, ran.stdout, len(lines)) == (0, '', 21)
-    assert lines[-1] == 'left 980 more'
+    assert lines[-1] == 'skipped 980 more'
 
 
 @pytest.mark.parametrize('port', ['65536', '-1', 'x'])
@@ -575,7 +573,7 @@ def test_page_on_a_network_always_asks_for_a_login(shell):
     for host in ('0.0.0.0', '::', '192.0.2.1'):
         ran = shell.run('--port', '0', '--host', host, '--no-login')
         assert (ran.status, ran.stdout) == (2, '')
-        assert 'Error: --no-login is only for loopback' in ran.stderr
+        assert 'Error: --no-login needs a loopback --host' in ran.stderr
 
 
 def test_options_of_the_page_are_none_of_a_command(shell):
