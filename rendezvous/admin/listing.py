@@ -39,9 +39,9 @@ def known(shown: dict[str, Any], now: Now) -> dict[str, Any]:
     return shown | {'state': state(shown, now)} | now._asdict()
 
 
-def table(listed: list[dict[str, Any]], live: dict[str, Now], columns: int | None) -> list[str]:
+def table(listed: list[tuple[dict[str, Any], Now]], columns: int | None) -> list[str]:
     """A header and the entries, a line each, or two if one would be wider than `columns`."""
-    rows = [_HEADER, *(_row(entry, live.get(entry['uuid'], Now())) for entry in listed)]
+    rows = [_HEADER, *(_row(*each) for each in listed)]
     widths = _widths(rows)
     before_label = sum(widths) + 2 * len(widths)
     one_line = columns is None or before_label + len(_HEADER[-1]) <= columns

@@ -25,7 +25,7 @@ from rendezvous.admin import actions, certificate, listing, page_server, words
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.actions import LABEL_CHARACTERS, Unable
 from rendezvous.admin.login import NO_REFERRER, Login
-from rendezvous.store import presence as live
+from rendezvous.store import presence
 from rendezvous.store.entries import DIGITS, Entries, StoreDown, slices
 from rendezvous.store.options import Options
 from rendezvous.wire import addresses, codes, sockets
@@ -77,7 +77,7 @@ class Page:
     def entry(self, uuid: UUID, status: int = 200, error: str = '') -> ResponseReturnValue:
         """Everything about one entry, except its secret."""
         shown, file = self._shown(uuid), files.FILES / f'{uuid}.json'
-        shown['history'] = live.history(self._entries, shown['uuid'])
+        shown['history'] = presence.history(self._entries, shown['uuid'])
         shown['used_up'] = self._entries.used_up(shown['uuid'])
         shown['self_signed'] = self._is_self_signed()
         shown['url'] = f'https://{files.authority(self._options)}/'
@@ -137,16 +137,16 @@ class Page:
             return reading.get()
 
     def _read(self) -> list[dict[str, Any]]:
-        listed, now = self._entries.all(), live.now(self._entries)
+        listed, now = self._entries.all(), presence.now(self._entries)
         for some in slices(listed):
             for each in some:
-                _add_now(each, now.get(each['uuid'], live.Now()))
+                _add_now(each, now.get(each['uuid'], presence.Now()))
         return listed
 
     def _shown(self, uuid: UUID) -> dict[str, Any]:
         """What can be shown of an entry, even if its value in Redis makes no sense."""
         shown = self._entries.shown(str(uuid)) or abort(404, f'There is no entry {uuid}.')
-        _add_now(shown, live.now_of(self._entries, shown['uuid']))
+        _add_now(shown, presence.now_of(self._entries, shown['uuid']))
         return shown
 
     def _document(self, uuid: UUID) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class Page:
         return render_template(template, notice=certificate.notice(self._options), **values)
 
 
-def _add_now(entry: dict[str, Any], now: live.Now) -> None:
+def _add_now(entry: dict[str, Any], now: presence.Now) -> None:
     entry |= {'now': now, 'state': listing.state(entry, now)}
 
 
@@ -212,7 +212,7 @@ def create_app(
 
 
 def serve(options: Options, host: str, port: int, login: bool) -> None:
-    """Serves the page until SIGTERM or SIGINT. Raises Unable or Mistake."""
+    """Serves the page until SIGTERM or SIGINT. Raises ClickException or Mistake."""
     server, entries = page_server.listen(host, port), Entries(options)
     entries.open()
     if not (is_loopback := addresses.is_loopback(host)):

@@ -12,10 +12,10 @@ from http.client import HTTPException, HTTPMessage, LineTooLong
 from io import BytesIO
 from typing import Any
 
+import click
 import gevent
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer, headers_factory
 
-from rendezvous.admin.actions import Unable
 from rendezvous.wire import sockets
 
 CONNECTIONS = 200  # a browser has six; where descriptors are few there are 256 (macOS)
@@ -59,7 +59,7 @@ class Server(WSGIServer):
 
 
 def listen(host: str, port: int) -> Server:
-    """A server that listens, and answers once it has an application. Raises Unable."""
+    """A server that listens, and answers once it has an application. Raises ClickException."""
     server = Server((host, port), log=None, error_log=None)  # a log could contain a login code
     try:
         server.init_socket()
@@ -67,7 +67,7 @@ def listen(host: str, port: int) -> Server:
         number = getattr(error, 'errno', None) or 0  # of getaddrinfo: negative
         why = os.strerror(number) if number > 0 else 'there is no such host'
         sentence = f'cannot listen on port {port} of {host}: {why}'
-        raise Unable(f'{sentence}; choose another --port or --host') from None
+        raise click.ClickException(f'{sentence}; choose another --port or --host') from None
     # Accepted sockets inherit it. pywsgi sends head and body apart: 40 ms apart without this.
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return server

@@ -22,7 +22,7 @@ import click
 from rendezvous.admin import actions, listing, nedis
 from rendezvous.admin.actions import Unable
 from rendezvous.store import options as local
-from rendezvous.store import presence as live
+from rendezvous.store import presence
 from rendezvous.store.entries import DIGITS, Entries
 from rendezvous.store.options import Options
 from rendezvous.wire import addresses
@@ -91,13 +91,13 @@ def add(entries: Entries, options: Options, uuid: str, digits: int, label: str) 
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 def list_entries(entries: Entries, options: Options, as_json: bool) -> None:
     """Lists all entries, and which hidden servers are online."""
-    listed, now = entries.all(), live.now(entries)
+    now = presence.now(entries)
+    listed = [(entry, now.get(entry['uuid'], presence.Now())) for entry in entries.all()]
     if as_json:
-        known = [listing.known(entry, now.get(entry['uuid'], live.Now())) for entry in listed]
-        click.echo(json.dumps(known, indent=2))
+        click.echo(json.dumps([listing.known(*each) for each in listed], indent=2))
     elif listed:
         columns = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else None
-        click.echo('\n'.join(listing.table(listed, now, columns)))
+        click.echo('\n'.join(listing.table(listed, columns)))
     else:
         click.echo('there are no entries yet: users_app.py add LABEL makes one', err=True)
 
@@ -106,11 +106,11 @@ def list_entries(entries: Entries, options: Options, as_json: bool) -> None:
 @uuid_argument
 @click.option('--secret', is_flag=True, help='Show the secret too.')
 def show(entries: Entries, options: Options, uuid: str, secret: bool) -> None:
-    """Shows an entry, its last rendezvous, and what to run at both ends."""
+    """Shows an entry, its last rendezvous and how to connect."""
     entry = actions.find(entries, uuid)
-    now = live.now_of(entries, entry['uuid'])
+    now = presence.now_of(entries, entry['uuid'])
     lines = listing.about(entry, now, options, secret)
-    lines += listing.history(live.history(entries, entry['uuid']))
+    lines += listing.history(presence.history(entries, entry['uuid']))
     click.echo('\n'.join(lines))
 
 
@@ -146,7 +146,7 @@ def enable(entries: Entries, options: Options, uuid: str) -> None:
 @digits_option(help='Digits of its codes.  [default: as before]')
 @yes_option
 def rekey(entries: Entries, options: Options, uuid: str, digits: int | None, yes: bool) -> None:
-    """Gives an entry a new secret and new files."""
+    """Replaces the secret of an entry, and its files."""
     _confirm(entries, uuid, 'Give it a new secret?', yes)
     files = actions.rekey(entries, options, uuid, digits)
     click.echo(f'the old secret of {files.name} does not work any more')
@@ -179,7 +179,7 @@ def import_entries(entries: Entries, options: Options, file: Path) -> None:
     if len(skipped) > SKIPPED_LINES:
         click.echo(f'skipped {len(skipped) - SKIPPED_LINES} more', err=True)
     if found.unreadable:
-        raise Unable(f'line {found.unreadable} of {file} is not a Redis command; import ends there')
+        raise Unable(f'{file} holds no Redis commands from line {found.unreadable} on')
 
 
 def _confirm(entries: Entries, uuid: str, question: str, yes: bool) -> None:
@@ -187,7 +187,7 @@ def _confirm(entries: Entries, uuid: str, question: str, yes: bool) -> None:
     if not yes and not _is_terminal(sys.stdin):
         raise click.UsageError('there is no terminal to ask on: confirm with --yes')
     entry = actions.find(entries, uuid)
-    now = live.now_of(entries, entry['uuid'])
+    now = presence.now_of(entries, entry['uuid'])
     click.echo(listing.ending(entry, now), err=True)
     if not yes:
         click.confirm(question, abort=True, err=True)

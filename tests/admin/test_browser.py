@@ -173,7 +173,7 @@ def test_it_comes_online_and_goes_offline_by_itself(story, browser, download):
     assert browser.run('return document.activeElement.ariaLabel') == 'Copy the UUID of garage'
 
 
-def test_entry_s_page_has_the_button_for_what_it_is_now_and_says_once_what_was_done(story, browser):
+def test_page_of_an_entry_updates_its_buttons_and_says_once_what_was_done(story, browser):
     uuid = story.create('kitchen')
     assert 'The entry is made.' in browser.text
     story.folder.run('users_app.py', 'disable', '--yes', uuid)
@@ -243,7 +243,7 @@ def test_delete(story, browser):
         assert '404' in complaint
 
 
-def test_secret_is_drawn_and_is_gone_when_one_goes_back(story, browser):
+def test_qr_code_is_drawn_and_the_secret_is_hidden_again(story, browser):
     uuid = story.create('kitchen')
     secret = json.loads(story.folder.redis('GET', uuid))['authParams']['base32']
     assert secret not in browser.run('return document.documentElement.outerHTML')
@@ -326,7 +326,7 @@ def test_page_of_another_origin_neither_posts_nor_reads_nor_frames(story, browse
         with_page.stop()
 
 
-def test_name_of_somebody_else_that_leads_here_shows_nothing(story, browser):
+def test_foreign_host_name_that_leads_here_shows_nothing(story, browser):
     story.create('kitchen')
     url = story.url.replace('127.0.0.1', 'rebound.example')
     for path in ('/', '/login'):
@@ -336,7 +336,7 @@ def test_name_of_somebody_else_that_leads_here_shows_nothing(story, browser):
     browser.complaints()
 
 
-def test_label_runs_and_breaks_nothing(story, browser):
+def test_html_in_a_label_does_nothing(story, browser):
     label = '<script>document.title="run"</script><img src=x onerror="document.title=\'run\'">'
     story.create(label)
     for text in (browser.text, browser.visit(story.url) or browser.text):
@@ -405,7 +405,7 @@ def test_page_can_be_read_on_any_screen(story, browser, width):
     check()
 
 
-def test_it_says_when_what_it_shows_is_old(story, browser, tmp_path):
+def test_page_says_when_it_is_out_of_date(story, browser, tmp_path):
     story.create('kitchen')
     browser.visit(story.url)
     story.program.end()
@@ -420,7 +420,7 @@ def test_it_says_when_what_it_shows_is_old(story, browser, tmp_path):
     browser.complaints()
 
 
-def test_without_a_browser_it_is_said_what_to_install(monkeypatch, tmp_path):
+def test_missing_browser_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     for value, outcome in {'true': pytest.fail.Exception, '': pytest.skip.Exception}.items():
         monkeypatch.setenv('CI', value)

@@ -88,7 +88,7 @@ def test_key_is_p_256_and_signed_the_certificate_itself(made):
     found.verify_directly_issued_by(found)
 
 
-def test_certificate_is_a_server_s_and_no_authority_s(made):
+def test_certificate_is_for_a_server_and_not_an_authority(made):
     extensions = certificate(made[0]).extensions
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     usage = extensions.get_extension_for_class(x509.KeyUsage).value
@@ -98,7 +98,7 @@ def test_certificate_is_a_server_s_and_no_authority_s(made):
     assert list(extended) == [ExtendedKeyUsageOID.SERVER_AUTH]
 
 
-def test_certificate_is_good_for_ten_years(made):
+def test_certificate_is_valid_for_ten_years(made):
     found, now = certificate(made[0]), datetime.datetime.now(datetime.UTC)
     ten_years = now.replace(year=now.year + 10, day=min(now.day, 28))
     assert found.not_valid_before_utc < now - datetime.timedelta(hours=12)
@@ -125,7 +125,7 @@ def test_modes_are_the_same_whatever_the_umask(folder, umask):
 
 @pytest.mark.parametrize('present', [['registrar.key'], ['registrar.crt'], [*NAMES.values()]])
 @pytest.mark.parametrize('arguments', [[], ['--if-missing']])
-def test_it_never_writes_over_what_is_there(folder, present, arguments):
+def test_without_force_it_overwrites_nothing(folder, present, arguments):
     for name in present:
         (folder.path / name).write_text('mine')
     ran = folder.run('make_cert.py', *arguments)
@@ -186,7 +186,7 @@ def test_files_are_where_local_py_says(folder, tmp_path):
     assert not read(folder)
 
 
-def test_folder_that_there_is_not_is_one_sentence(folder):
+def test_missing_folder_is_one_sentence(folder):
     folder.set(key_file='nowhere/registrar.key')
     sentence = folder.run('make_cert.py').sentence()
     assert re.match(r'cannot write .*/nowhere/registrar\.key\S*: No such file', sentence)
@@ -222,7 +222,7 @@ def curl(port: int, host: str, *arguments: str) -> tuple[int, str]:
     return ran.returncode, ran.stdout
 
 
-def test_curl_accepts_it_for_its_names_alone(served):
+def test_curl_accepts_it_for_its_names_only(served):
     port, file, host = served
     for name in (host, 'localhost'):
         assert curl(port, name, '--cacert', file) == (0, '401')
@@ -246,7 +246,7 @@ for (const host of hosts) {
 
 
 @needs_node
-def test_node_accepts_it_for_its_names_alone(served):
+def test_node_accepts_it_for_its_names_only(served):
     port, file, host = served
     names = {host: 'true', 'localhost': 'true', 'other.example': 'ERR_TLS_CERT_ALTNAME_INVALID'}
     if ':' in host:
@@ -269,7 +269,7 @@ def handshake(port: int, host: str, file: str, flags: ssl.VerifyFlags) -> None:
 
 
 @pytest.mark.parametrize('flags', [0, ssl.VERIFY_X509_STRICT])
-def test_python_accepts_it_for_its_names_alone(served, flags):
+def test_python_accepts_it_for_its_names_only(served, flags):
     port, file, host = served
     handshake(port, host, file, flags)
     handshake(port, 'localhost', file, flags)

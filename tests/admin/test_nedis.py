@@ -84,7 +84,7 @@ def test_line_has_the_words_that_redis_finds_in_it(line, words, entries):
         array('SET', FIRST, entry())[:-1],
     ],
 )
-def test_what_comes_before_a_line_that_is_no_command_counts(rest):
+def test_entries_before_an_unreadable_line_are_found(rest):
     octets = array('set', FIRST, entry()) + rest
     found = find(octets)
     assert found.unreadable == 8
@@ -93,7 +93,7 @@ def test_what_comes_before_a_line_that_is_no_command_counts(rest):
         list(commands(octets))
 
 
-def test_what_the_file_says_in_the_end_counts():
+def test_last_command_for_a_key_counts():
     octets = b''.join(
         [
             array('set', FIRST, entry('old')),
@@ -122,14 +122,14 @@ def test_what_the_file_says_in_the_end_counts():
         ['\x1b[2J'],
     ],
 )
-def test_other_commands_are_left(command):
+def test_other_commands_are_skipped(command):
     found = find(array(*command))
     assert (found.entries, found.unreadable) == ({}, None)
     assert found.skipped == [(1, 'it is neither SET KEY VALUE nor DEL')]
 
 
 @pytest.mark.parametrize('key', ['kitchen', FIRST.upper(), f'{FIRST}0', b'\xff', ''])
-def test_keys_that_are_no_uuids_are_left(key):
+def test_keys_that_are_not_uuids_are_skipped(key):
     found = find(array('set', key, entry()))
     assert (found.entries, found.skipped) == ({}, [(1, 'its key is not a UUID in lower case')])
 
@@ -155,13 +155,13 @@ def test_keys_that_are_no_uuids_are_left(key):
         entry(step=1e-320),
     ],
 )
-def test_values_with_which_no_code_can_be_made_are_left(value):
+def test_values_without_a_usable_secret_are_skipped(value):
     found = find(array('set', FIRST, value))
     left = [(1, f'the value of {FIRST} is not an entry')]
     assert (found.entries, found.skipped) == ({}, left)
 
 
-def test_megabytes_take_no_time():
+def test_time_grows_only_with_the_size():
     """Not more than a time that grows with their number: the test has a deadline."""
     value = entry('x' * 10_000)
     octets = b''.join(array('set', str(uuids.UUID(int=number)), value) for number in range(1000))

@@ -20,7 +20,7 @@ import requests
 import segno
 from conftest import free_port, until
 from programs import Outside, listens
-from visitor import ALERT, Visitor
+from visitor import ALERT, Visitor, files
 
 from rendezvous.admin import certificate
 from rendezvous.admin import page as our_page
@@ -34,18 +34,14 @@ def uuid():
     return str(uuids.uuid4())
 
 
-def files(folder, uuid: str) -> dict[str, str]:
-    return {file.name: file.read_text() for file in (folder.path / 'entries').glob(f'*{uuid}*')}
-
-
-def test_it_listens_on_loopback_alone(page):
+def test_it_listens_on_loopback_only(page):
     port = urlsplit(page.url).port
     assert listens(port)
     assert not listens(port, '127.8.9.1')
     assert not listens(port, '::1')
 
 
-def test_uuid_is_made_up_where_none_is_typed_in(page):
+def test_without_a_uuid_a_random_one_is_made(page):
     first, second = page.made(), page.made(' ')
     assert first != second
     assert all(uuids.UUID(each).version == 4 for each in (first, second))
@@ -140,7 +136,7 @@ def test_node_requires_the_js_file(page):
     assert json.loads(ran.stdout) == {'params': json.loads(file.with_suffix('.json').read_text())}
 
 
-def test_where_the_files_can_not_be_made_no_entry_is_made(folder):
+def test_no_entry_is_made_if_its_files_cannot_be_written(folder):
     page = Visitor(folder)
     (folder.path / 'entries').write_text('no folder')
     sentence = page.refusal(page.create(), 500)
@@ -489,7 +485,7 @@ def longest_turn(run) -> float:
 
 # 7 ms on a machine that does nothing else; it was 560.
 @pytest.mark.parametrize('path', ['/', '/?q=machine+99', '/?page=99', '/entries/{}'])
-def test_ten_thousand_entries_hold_nobody_up(crowd, path):
+def test_ten_thousand_entries_delay_nobody(crowd, path):
     path = path.format(crowd.uuids[0])
     assert longest_turn(lambda: crowd.ask(path)) < 0.1
 
@@ -518,7 +514,7 @@ SHAPES = 'guesses:{}', 'wrong:{}', 'wrong:{}:192.0.2.1', 'right:{}:2001:db8:0:1:
 
 
 @pytest.mark.deadline(60)
-def test_keys_that_are_nobody_s_entries_are_not_fetched(page):
+def test_other_keys_are_not_fetched(page):
     uuid = page.made(label='kitchen')
     for start in range(0, 200_000, 10_000):
         page.folder.redis('EVAL', FOREIGN, len(SHAPES), *SHAPES, start)
@@ -566,7 +562,7 @@ def test_new_secret_takes_the_place_of_the_old_one(page):
 
 
 @pytest.mark.parametrize('what', ['disable', 'rekey', 'delete'])
-def test_page_says_what_ends_before_it_does_it(page, what):
+def test_page_says_beforehand_what_will_end(page, what):
     response = page.ask('GET', url(page.made()))
     form = re.search(f'<details>(?:(?!</details>).)*/{what}".*?</details>', response.text, re.S)[0]
     sentence = 'its waiting registrations and its open pipes end within two seconds'
@@ -587,7 +583,7 @@ def test_downloads_are_the_files(page):
     assert answer.headers['Content-Disposition'] == 'attachment; filename=registrar.crt'
 
 
-def test_secret_is_shown_on_request_alone_with_its_code_as_a_picture(page):
+def test_secret_is_shown_only_on_request_with_a_qr_code(page):
     uuid = page.made(label='Küche')
     parameters = json.loads(page.folder.redis('GET', uuid))['authParams']
     for path in ('', '?secret', '?secret=1', '/secret'):
@@ -686,7 +682,7 @@ def test_commands_are_complete(folder):
     assert page.ask('GET', '/registrar.crt').status_code == 404
 
 
-def test_ration_of_strangers_that_is_used_up_is_told_and_enable_clears_it(page):
+def test_too_many_wrong_codes_are_shown_until_enable_clears_them(page):
     uuid, sentence = page.made(), 'too many wrong codes'
     assert sentence not in page.ask('GET', f'/entries/{uuid}').text
     page.folder.redis('HSET', f'guesses:{uuid.replace("-", "")}', 'used_up', time.time())

@@ -1,4 +1,4 @@
-"""Who uses the page of a users_app.py by plain HTTP: without JavaScript, and as no browser may."""
+"""A client of the page over plain HTTP, without JavaScript; it may send what no browser sends."""
 
 import re
 from html import unescape
@@ -32,13 +32,28 @@ def running(tmp_path_factory):
 
 @pytest.fixture
 def page(running):
-    """It, without entries at the start of each."""
+    """The page, without entries at the start of each test."""
     yield running
     running.folder.redis('FLUSHALL')
 
 
+@pytest.fixture
+def stranger(page):
+    """Sends requests without the cookie."""
+
+    def ask(method: str, path: str, **more) -> requests.Response:
+        return requests.request(method, page.url + path, timeout=DEADLINE_SECONDS, **more)
+
+    return ask
+
+
+def files(folder: Folder, uuid: str) -> dict[str, str]:
+    """The files of an entry: content by name."""
+    return {file.name: file.read_text() for file in (folder.path / 'entries').glob(f'*{uuid}*')}
+
+
 class Visitor:
-    """Somebody who has logged in, unless `code` says otherwise."""
+    """An administrator who has logged in."""
 
     def __init__(self, folder: Folder, *arguments: str):
         self.folder, self.program = folder, folder.start('users_app.py', '--port', '0', *arguments)
