@@ -16,7 +16,7 @@ from typing import NamedTuple
 import gevent
 import pytest
 import requests
-from conftest import Peer, get, until
+from conftest import ROOT, Peer, get, until
 from gevent.pool import Pool
 from gevent.queue import Queue
 from programs import Folder
