@@ -21,8 +21,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rendezvous.server import listening, shares, tls
 from rendezvous.admin import certificate
+from rendezvous.server import listening, shares, tls
 from rendezvous.server.registry import RECENT_SECONDS
 from rendezvous.server.shares import Shares
 from rendezvous.server.worker import Worker
