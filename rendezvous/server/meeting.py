@@ -68,7 +68,7 @@ class OtherWorker:
                 raise ConnectionResetError('cut off')
         return octets
 
-    def send(self, octets: bytes) -> int:
+    def send(self, octets: bytes | memoryview) -> int:
         return self.raw.send(octets)
 
     def sendall(self, octets: bytes) -> None:
@@ -112,7 +112,7 @@ class Visitor:
     def recv(self, most: int) -> bytes:
         return self.raw.recv(most)
 
-    def send(self, octets: bytes) -> int:
+    def send(self, octets: bytes | memoryview) -> int:
         if self._began:
             return self.raw.send(octets)
         self._began = True

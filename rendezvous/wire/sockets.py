@@ -269,7 +269,7 @@ def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False
             set_tcp(sock, 'TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000)
         if isinstance(sock, TLSSocket) and is_whole:
             sock.close_notify()
-        raw: socket.socket = getattr(sock, 'raw', sock)
+        raw: Any = getattr(sock, 'raw', sock)
         raw.shutdown(socket.SHUT_WR)
         _read_until_end(raw, may_stop)
     except (OSError, ValueError, Ended):

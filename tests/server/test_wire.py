@@ -290,7 +290,7 @@ def test_stop_ends_pipes_that_do_not_finish_and_does_not_make_them_look_whole(
     hidden.until(b'\r\n\r\n')
     if draining:
         mobile.shut_sending()
-    stopping = gevent.spawn(server.stop, 0.1)
+    stopping = gevent.spawn(server.stop, seconds=0.1)
     for peer in (hidden, mobile):
         peer.sock.suppress_ragged_eofs = False
     assert hidden.rest() == b''
