@@ -18,7 +18,7 @@ import redis
 from gevent.lock import Semaphore
 
 from rendezvous.store import embedded, entry_json, rations
-from rendezvous.store.entry_json import DIGITS
+from rendezvous.store.entry_json import DIGITS, Json
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
 from rendezvous.wire.addresses import authority
@@ -90,7 +90,7 @@ class Entries:
         place = embedded.DATA if host is None else f'Redis at {authority(host, port)}'
         return f'the entries are in {place}'
 
-    def get(self, uuid: str) -> dict[str, Any] | None:
+    def get(self, uuid: str) -> Json | None:
         """The entry, or None; raises StoreDown."""
         (value,) = self._ask(self._redis.mget, uuid)  # which is None where GET refuses the type
         entry = entry_json.read(value)
@@ -125,7 +125,7 @@ class Entries:
             return at if abs(time.time() - at) < rations.DAY else None
         return None
 
-    def all(self) -> list[dict[str, Any]]:
+    def all(self) -> list[Json]:
         """UUID, labels and state of each entry, sorted by label; raises StoreDown.
 
         `created` is in seconds since 1970; None: unknown.
@@ -141,18 +141,18 @@ class Entries:
                     found['\0'.join([*shown['labels'], uuid])] = shown
         return [found[key] for key in sorted(found)]  # texts: 10,000 in some milliseconds
 
-    def shown(self, uuid: str) -> dict[str, Any] | None:
+    def shown(self, uuid: str) -> Json | None:
         """What `all` gives of one entry, or None: there is none. Raises StoreDown."""
         (value,) = self._ask(self._redis.mget, uuid)
         return None if value is None else _shown(uuid, value)
 
-    def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> dict[str, Any] | None:
+    def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> Json | None:
         """Makes and keeps a new entry; None: that UUID has one already. Raises StoreDown."""
         secret = entry_json.secret(uuid, digits, self._issuer)
         entry = {'uuid': uuid, **secret, 'labels': labels, 'created': time.time()}
         return entry if self.insert(uuid, entry) else None
 
-    def insert(self, uuid: str, entry: dict[str, Any]) -> bool:
+    def insert(self, uuid: str, entry: Json) -> bool:
         """Keeps an entry as it is, unless that UUID has one already; raises StoreDown."""
         value = json.dumps(entry)
         made = self._ask(self._redis.set, uuid, value, nx=True)
@@ -164,13 +164,13 @@ class Entries:
         return bool(self._change(uuid, lambda entry: entry | {'labels': labels}, tell=False))
 
     def disable(self, uuid: str) -> bool:
-        def disabled(entry: dict[str, Any]) -> dict[str, Any]:
+        def disabled(entry: Json) -> Json:
             return entry | {'disabled': entry.get('disabled') or time.time()}
 
         return bool(self._change(uuid, disabled))
 
     def enable(self, uuid: str) -> bool:
-        def enabled(entry: dict[str, Any]) -> dict[str, Any]:
+        def enabled(entry: Json) -> Json:
             if entry.pop('disabled', None):
                 entry['enabled'] = time.time()
             return entry
@@ -182,10 +182,10 @@ class Entries:
         keys, now = (uuid, rations.record(uuid)), str(time.time())
         self.ask(lambda redis: redis.eval(rations.CLEAR, len(keys), *keys, now))
 
-    def rekey(self, uuid: str, digits: int | None = None) -> dict[str, Any] | None:
+    def rekey(self, uuid: str, digits: int | None = None) -> Json | None:
         """The entry with a new secret, whose codes have `digits`; None: as many as before."""
 
-        def with_secret(entry: dict[str, Any]) -> dict[str, Any]:
+        def with_secret(entry: Json) -> Json:
             entry.pop('qrcodeURL', None)  # node-rendezvous put the old secret there
             # It registers nobody; the log says so of a hidden server that tries it.
             entry['formerly'] = entry.get('authParams')
@@ -205,12 +205,10 @@ class Entries:
 
         return self.ask(forget)
 
-    def _change(
-        self, uuid: str, change: Callable[[dict[str, Any]], dict[str, Any]], tell: bool = True
-    ) -> dict[str, Any] | None:
+    def _change(self, uuid: str, change: Callable[[Json], Json], tell: bool = True) -> Json | None:
         """Writes what `change` makes of an entry, and tells the servers; None: there is none."""
 
-        def exchange(transaction) -> dict[str, Any] | None:
+        def exchange(transaction) -> Json | None:
             (value,) = transaction.mget(uuid)
             transaction.multi()
             if value is None:
@@ -358,7 +356,7 @@ def scan(client: redis.Redis, pattern: str, at_once: int = 500) -> set[str]:
     return {key for some in slices(found) for key in some}
 
 
-def _shown(uuid: str, value: str) -> dict[str, Any]:
+def _shown(uuid: str, value: str) -> Json:
     return {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
 
 

@@ -19,6 +19,8 @@ CHARACTERS = 64 * 1024  # of an entry: hundreds of times what we write
 LEVELS = 20  # of lists and objects within each other; ours has two
 LATEST = 253402300800  # the year 10000, in seconds since 1970, where calendars end
 
+Json = dict[str, Any]  # an object that was read
+
 
 class AuthParams(TypedDict):
     """The secret, in the form of node-rendezvous."""
@@ -46,7 +48,7 @@ class Entry(TypedDict, total=False):
     formerly: AuthParams  # the secret before this one: it registers nobody
 
 
-def read(value: str | bytes | None) -> dict[str, Any] | None:
+def read(value: str | bytes | None) -> Json | None:
     """The JSON object; None where it is something else, or too large or too deep for an entry."""
     if not value or len(value) > CHARACTERS:
         return None
@@ -103,7 +105,7 @@ def is_sound(entry: dict) -> bool:
         return False
 
 
-def summary(entry: dict) -> dict[str, Any]:
+def summary(entry: dict) -> Json:
     """What may be shown: `labels`, `created` (seconds since 1970; None: unknown), `disabled`."""
     labels = entry.get('labels')
     return {

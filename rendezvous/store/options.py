@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import re
 import runpy
 import socket
@@ -111,8 +112,9 @@ def _means_the_embedded_store(options: Options) -> bool:
     Its files are in `data/`, and no Redis listens in its place. While the store of this version
     runs on them, all programs that start use it.
     """
-    host, old_files = options.redis_host, map(embedded.DATA.joinpath, OLD_FILES)
-    if host is None or not is_loopback(host) or not any(file.exists() for file in old_files):
+    host = options.redis_host
+    is_old = any(os.path.exists(embedded.DATA / name) for name in OLD_FILES)
+    if host is None or not is_loopback(host) or not is_old:
         return False
     return embedded.listens() or _nobody_listens(host, options.redis_port)
 

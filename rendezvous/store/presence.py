@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import gevent
 from redis import Redis
 
 from rendezvous.store import entry_json
 from rendezvous.store.entries import ANY_UUID, SLICE, Entries, StoreDown, scan, slices
-from rendezvous.store.entry_json import number, printable
+from rendezvous.store.entry_json import Json, number, printable
 
 log = logging.getLogger('presence')
 
@@ -140,7 +140,7 @@ class Presence:
         self._unanswered: Batch | None = None  # it was sent, and no answer came
 
     def note_online(self, uuid: str, address: str) -> None:
-        """The hidden server is online now."""
+        """It was seen just now: a registration began or ended."""
         self._seen[uuid] = json.dumps(LastSeen(at=time.time(), address=address))
 
     def note_rendezvous(self, uuid: str, **rendezvous: Unpack[RendezvousRow]) -> None:
@@ -295,7 +295,7 @@ def refusals(entries: Entries, uuid: str) -> list[RefusalRow]:
     return [each for each in map(_refusal, _rows(entries, 'refused', uuid)) if each]
 
 
-def _rows(entries: Entries, name: str, uuid: str) -> list[dict[str, Any]]:
+def _rows(entries: Entries, name: str, uuid: str) -> list[Json]:
     """The rows of a list that are JSON objects; none where the key is no list."""
     key = f'{name}:{uuid}'
     texts = entries.ask(
@@ -304,7 +304,7 @@ def _rows(entries: Entries, name: str, uuid: str) -> list[dict[str, Any]]:
     return [row for row in map(entry_json.read, texts) if row]
 
 
-def _rendezvous(row: dict[str, Any]) -> RendezvousRow | None:
+def _rendezvous(row: Json) -> RendezvousRow | None:
     at, seconds = number(row.get('at')), number(row.get('seconds'))
     sent, received = (number(row.get(name), MAX_OCTETS) for name in ('sent', 'received'))
     if at is None or seconds is None or sent is None or received is None:
@@ -319,7 +319,7 @@ def _rendezvous(row: dict[str, Any]) -> RendezvousRow | None:
     }
 
 
-def _refusal(row: dict[str, Any]) -> RefusalRow | None:
+def _refusal(row: Json) -> RefusalRow | None:
     at = number(row.get('at'))
     if at is None:
         return None

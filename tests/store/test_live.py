@@ -457,7 +457,9 @@ def test_redis_that_goes_down_is_told_each_time_once(quick, cable, start, entrie
             gevent.sleep(0.02)
         until(lambda c=count: errors() == c, 'it is told')
         cable.open(cable.port)
-        until(lambda c=count: len(presence.history(entries, uuid)) == 5 * c, 'it is written')
+        until(lambda c=count: len(presence.history(entries, uuid)) == 6 * c - 1, 'it is written')
+        told.note_rendezvous(uuid, at=9.0, **ROW)  # in a batch after that one has been answered
+        until(lambda c=count: len(presence.history(entries, uuid)) == 6 * c, 'it goes on')
         assert errors() == count
 
 
