@@ -45,7 +45,8 @@ class Server(WSGIServer):
         handler = Handler(sock, address, self)
         self._greenlets[handler] = gevent.getcurrent()
         try:
-            handler.handle()
+            with suppress(OSError):  # the client has gone
+                handler.handle()
         finally:
             self._greenlets.pop(handler, None)
 
@@ -92,10 +93,6 @@ class Handler(WSGIHandler):
     admitted = False  # the login has admitted the request that is being answered
     was_admitted = False  # it has admitted an earlier one
     _body_was_read = True
-
-    def handle(self) -> None:
-        with suppress(OSError):  # the client has gone
-            super().handle()
 
     def handle_one_request(self) -> Any:
         """As pywsgi does, with a deadline. Without a request, nothing is answered."""
