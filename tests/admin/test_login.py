@@ -15,51 +15,51 @@ from visitor import LINK, Visitor, link
 FORMS = '/entries', '/entries/{}/rename', '/entries/{}/delete', '/entries/{}/secret', '/logout'
 
 
-def test_link_works_once_and_a_new_one_is_shown(page, stranger):
+def test_link_works_once_and_a_new_one_is_shown(page, anonymous):
     _, code = link(page.program)
-    response = stranger('POST', '/login', data={'code': code}, allow_redirects=False)
+    response = anonymous('POST', '/login', data={'code': code}, allow_redirects=False)
     assert (response.status_code, response.headers['Location']) == (303, '/')
     until(lambda: link(page.program)[1] != code, 'it shows another link')
-    assert stranger('POST', '/login', data={'code': code}).status_code == 403
+    assert anonymous('POST', '/login', data={'code': code}).status_code == 403
 
 
-def test_fetching_the_link_does_not_use_it_up(page, stranger):
+def test_fetching_the_link_does_not_use_it_up(page, anonymous):
     _, code = link(page.program)
     before = page.program.said()
     for _ in range(3):
-        response = stranger('GET', f'/login?code={code}')
+        response = anonymous('GET', f'/login?code={code}')
         assert (response.status_code, response.cookies.get_dict()) == (200, {})
     assert page.program.said() == before
-    assert stranger('POST', '/login', data={'code': code}, allow_redirects=False).ok
+    assert anonymous('POST', '/login', data={'code': code}, allow_redirects=False).ok
 
 
-def test_whole_link_can_be_pasted(page, stranger):
+def test_whole_link_can_be_pasted(page, anonymous):
     url, code = link(page.program)
     data = {'code': f' {url}/login?code={code}\n'}
-    assert stranger('POST', '/login', data=data, allow_redirects=False).status_code == 303
+    assert anonymous('POST', '/login', data=data, allow_redirects=False).status_code == 303
 
 
-def test_cookie_is_kept_from_scripts_and_other_sites(page, stranger):
+def test_cookie_is_kept_from_scripts_and_other_sites(page, anonymous):
     _, code = link(page.program)
-    response = stranger('POST', '/login', data={'code': code}, allow_redirects=False)
+    response = anonymous('POST', '/login', data={'code': code}, allow_redirects=False)
     name, *flags = response.headers['Set-Cookie'].split('; ')
     assert re.fullmatch(rf'rendezvous-{urlsplit(page.url).port}=[\w.-]+', name)
     assert set(flags) == {'HttpOnly', 'Path=/', 'SameSite=Strict'}
 
 
 @pytest.mark.parametrize('cookie', ['', 'wrong', '\xff'])
-def test_without_a_session_nothing_is_shown_or_done(page, stranger, cookie):
+def test_without_a_session_nothing_is_shown_or_done(page, anonymous, cookie):
     uuid = page.made(label='kitchen')
     headers = {'Cookie': f'rendezvous-{urlsplit(page.url).port}={cookie}'}
     paths = '/', f'/entries/{uuid}', f'/entries/{uuid}.json', '/registrar.crt', '/nothing'
     for path in paths:
-        response = stranger('GET', path, headers=headers)
+        response = anonymous('GET', path, headers=headers)
         assert response.status_code == 403
         assert 'Log in' in response.text
         assert not {uuid, 'kitchen', 'BEGIN'} & set(re.findall(r'[\w-]+', response.text))
     for path in FORMS:
         data = {'token': page.token, 'label': 'x'}
-        response = stranger('POST', path.format(uuid), data=data, headers=headers)
+        response = anonymous('POST', path.format(uuid), data=data, headers=headers)
         assert response.status_code == 403
     assert page.listed() == {uuid: 'kitchen'}
 
@@ -185,19 +185,19 @@ def test_host_that_makes_no_sense_is_refused_where_no_page_host_is_set(folder):
 @pytest.mark.parametrize(
     'name', ['127.0.0.1', '127.8.9.1', 'localhost', 'LOCALHOST', '[::1]', 'page.example']
 )
-def test_our_own_names_are_welcome(page, stranger, name):
+def test_our_own_names_are_welcome(page, anonymous, name):
     host = f'{name}:{urlsplit(page.url).port}'
     headers = {'Host': host, 'Origin': f'http://{host}'}
     data = {'code': link(page.program)[1]}
-    response = stranger('POST', '/login', data=data, headers=headers, allow_redirects=False)
+    response = anonymous('POST', '/login', data=data, headers=headers, allow_redirects=False)
     headers['Cookie'] = response.headers['Set-Cookie'].partition(';')[0]
-    text = stranger('GET', '/', headers=headers).text
+    text = anonymous('GET', '/', headers=headers).text
     data = {'token': re.search('name="token" value="(.*?)"', text)[1], 'label': name}
-    assert stranger('POST', '/entries', data=data, headers=headers, allow_redirects=False).ok
+    assert anonymous('POST', '/entries', data=data, headers=headers, allow_redirects=False).ok
     assert list(page.listed().values()) == [name]
 
 
-def test_each_answer_has_the_security_headers(page, stranger):
+def test_each_answer_has_the_security_headers(page, anonymous):
     uuid = page.made()
     answers = [
         *(page.ask('GET', path) for path in ('/', '/?page=9', f'/entries/{uuid}', '/nothing')),
@@ -207,8 +207,8 @@ def test_each_answer_has_the_security_headers(page, stranger):
         page.ask('PUT'),
         page.change(uuid, 'secret'),
         page.create('malformed'),
-        stranger('GET', '/'),
-        stranger('POST', '/login', data={'code': 'x'}),
+        anonymous('GET', '/'),
+        anonymous('POST', '/login', data={'code': 'x'}),
     ]
     for answer in answers:
         policy = dict(
@@ -233,13 +233,13 @@ def test_each_answer_has_the_security_headers(page, stranger):
         assert not re.search(r'<script>|style=|\son\w+=|javascript:', answer.text)
 
 
-def test_answers_with_a_secret_are_not_cached_and_send_no_referrer(page, stranger):
+def test_answers_with_a_secret_are_not_cached_and_send_no_referrer(page, anonymous):
     uuid = page.made()
     for answer in (
         page.change(uuid, 'secret'),
         page.ask('GET', f'/entries/{uuid}.json'),
         page.ask('GET', f'/entries/{uuid}.js'),
-        stranger('GET', f'/login?code={link(page.program)[1]}'),
+        anonymous('GET', f'/login?code={link(page.program)[1]}'),
     ):
         assert answer.ok
         assert answer.headers['Cache-Control'] == 'no-store'

@@ -12,10 +12,10 @@ from conftest import Peer
 from visitor import Visitor
 
 
-def test_too_many_header_fields_are_a_400_and_not_logged(page, stranger):
+def test_too_many_header_fields_are_a_400_and_not_logged(page, anonymous):
     before = page.program.said()
     headers = {f'X-{number}': 'y' for number in range(150)}
-    assert stranger('GET', '/', headers=headers).status_code == 400
+    assert anonymous('GET', '/', headers=headers).status_code == 400
     assert page.program.said() == before
 
 
@@ -141,8 +141,8 @@ def test_connection_closes_after_an_unread_body(page, connect, field):
 
 def test_answer_arrives_although_the_body_is_not_read(page, connect):
     field = 'Content-Length: 5000000\r\n'
-    stranger = f'POST /entries HTTP/1.1\r\nHost: 127.0.0.1\r\n{field}\r\n'.encode()
-    for status, head in {403: stranger, 413: asks(page, field)}.items():
+    anonymous = f'POST /entries HTTP/1.1\r\nHost: 127.0.0.1\r\n{field}\r\n'.encode()
+    for status, head in {403: anonymous, 413: asks(page, field)}.items():
         peer = connect(page)
         peer.send(head + b'x' * 5_000_000)
         assert peer.answer().status == status

@@ -38,7 +38,7 @@ def page(running):
 
 
 @pytest.fixture
-def stranger(page):
+def anonymous(page):
     """Sends requests without the cookie."""
 
     def ask(method: str, path: str, **more) -> requests.Response:
