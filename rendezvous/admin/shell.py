@@ -85,6 +85,7 @@ def add(entries: Entries, options: Options, uuid: str, digits: int, label: str) 
     For a program that was written for node-rendezvous, its codes must have 6 digits.
     """
     _show_files(actions.create(entries, options, uuid, label, digits))
+    click.echo(entries.where())
 
 
 @command

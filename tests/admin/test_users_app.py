@@ -124,6 +124,7 @@ def test_entry_is_made_listed_and_deleted(folder, uuid):
     assert (ran.status, ran.stderr) == (0, '')
     for suffix in ('json', 'js'):
         assert f'{folder.path}/entries/{uuid}.{suffix}  for' in ran.stdout
+    assert ran.stdout.endswith(f'the entries are in {folder.path}/data\n')
     assert len(files(folder, uuid)) == 2
     assert json.loads(files(folder, uuid)[f'{uuid}.json'])['labels'] == ['garden shed']
     assert folder.listed() == {uuid: 'garden shed'}
