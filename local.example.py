@@ -45,6 +45,9 @@ options = {
     # Open pipes at a time from one address to one hidden server; more get a 429. 0: any number, as
     # behind something that terminates TLS.
     'max_pipes_per_address': 100,
+    # Worker processes that serve. None: as many as there are cores that this process may use, at
+    # most 4.
+    'workers': None,
     # Registrations of one hidden server that wait side by side; one more ends the oldest. Each
     # costs about 28 KB, so this bounds what one hidden server can take.
     'max_waiting': 32,

@@ -48,8 +48,8 @@ class Options:
     max_connections: int = 4000
     max_connections_per_address: int = 1000
     max_pipes_per_address: int = 100
-    max_waiting: int = 32
     workers: int | None = None
+    max_waiting: int = 32
     rendezvous_wait: int | float = 10
     drain: int | float = 5
     page_host: str | None = None
