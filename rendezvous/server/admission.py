@@ -49,7 +49,7 @@ class Admission:
             verdict = Verdict(1, self._tries.to_wait(place, monotonic))
             if not verdict.seconds:
                 entry, right, verdict = self._look(uuid, code, place, now)
-            if right and not verdict.ration and not entry.get('disabled'):
+            if entry and right and not verdict.ration and not entry.get('disabled'):
                 return entry
             if not right or verdict.ration:
                 self._tries.note(place, monotonic)

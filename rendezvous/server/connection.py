@@ -32,7 +32,7 @@ PACE_SECONDS = 0.005
 FOLLOW_AGAIN_SECONDS = 1  # after Redis was lost
 RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
 
-Close = Callable[[Socket], None]
+Close = Callable[[Socket], object]
 
 
 class Rendezvous:
@@ -67,7 +67,8 @@ class Rendezvous:
     def handle(self, sock, address: tuple) -> None:
         """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
         peer = Peer(address[0].removeprefix('::ffff:'), address[1])
-        greenlet, close = gevent.getcurrent(), close_gracefully
+        greenlet = gevent.getcurrent()
+        close: Close = close_gracefully
         self.unjoined.add(greenlet)
         try:
             self.limits.admit(greenlet, peer.host)

@@ -104,7 +104,8 @@ def _digest_user(text: str) -> str:
 
 def _digest_parameters(text: str) -> dict[str, str]:
     """RFC 7616 section 3.4, names in lower case. Raises Refusal: unparsable, or one came twice."""
-    found, position = {}, 0
+    found: dict[str, str] = {}
+    position = 0
     while position < len(text):
         match = _PARAMETER.match(text, position)
         if not match or match[1].lower() in found or len(found) == PARAMETERS:

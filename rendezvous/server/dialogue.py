@@ -45,7 +45,7 @@ def _redirect(sock) -> NoReturn:
     """People and local servers leave out the s. Raises Refusal or OSError."""
     head, _ = read_head(sock, b'')
     host = head.values('host') if head else []
-    if not host or not head.target.startswith('/'):
+    if not head or not host or not head.target.startswith('/'):
         raise Refusal(400, 'this port speaks TLS: https')
     refusal = Refusal(308, 'this port speaks TLS', f'Location: https://{host[0]}{head.target}')
     refusal.without_body = head.method == 'HEAD'
@@ -71,8 +71,8 @@ def ask_who(sock, head: Head, octets: bytes) -> bytes | None:
     """Sends the challenge; gives the octets behind the body, None where it is to be closed."""
     length = head.body_bytes
     close = length is None or length > DROP_BYTES or head.version == 'HTTP/1.0'
-    close = close or head.values('expect') or head.has_token('connection', 'close')
-    if not close:
+    close = close or bool(head.values('expect')) or head.has_token('connection', 'close')
+    if length is not None and not close:
         too_slow = Refusal(408, f'the body took over {HEAD_SECONDS} seconds')
         with gevent.Timeout(HEAD_SECONDS, too_slow):
             while len(octets) < length:
@@ -85,7 +85,7 @@ def ask_who(sock, head: Head, octets: bytes) -> bytes | None:
         kind, body = 'application/json', error_body(WHO, permanent=False)
     answer = response(401, *fields, f'Content-Type: {kind}', body=body)
     sock.sendall(answer.removesuffix(body) if head.method == 'HEAD' else answer)
-    return None if close else octets[length:]
+    return None if close else octets[length or 0 :]
 
 
 def _more(sock) -> bytes:

@@ -93,12 +93,14 @@ class Parent:
         """Starts a generation of workers, and the store where it is ours. Raises Mistake."""
         before = self._now
         options |= {'max_connections': listening.connections(options)}
-        listener = listening.listener(options, before and before.listener)
+        listener = listening.listener(options, before.listener if before else None)
         self._now, self._before = (
             Generation(before.number + 1 if before else 1, options, listener),
             before,
         )
         self._due = dict.fromkeys(range(1, self._now.count + 1), 0.0)
+        if options.key_file is None:
+            log.warning('plain HTTP: all seem to have one address, so none has a ration of codes')
         self._start_by = time.monotonic() + START_SECONDS
         if options.redis_host is None and not self._numbered(STORE):
             self._due[STORE] = 0.0
@@ -221,7 +223,8 @@ class Parent:
 
     def _stop(self) -> None:
         if not self._stop_by:
-            log.info('stopping: pipes may take 30 seconds to finish')
+            if not self._start_by:
+                log.info('stopping: pipes may take 30 seconds to finish')
             self._due.clear()
             self._stop_by = time.monotonic() + STOP_SECONDS
             self._kill(self._workers() or self._numbered(STORE), signal.SIGTERM)

@@ -78,8 +78,8 @@ class Worker:
 
     def start(self) -> None:
         """Meets the other workers, and serves. Raises OSError."""
-        runs = keep_watch, self.rendezvous.follow, self.rendezvous.write_presence
-        runs += give_memory_back, collect_garbage
+        runs = [keep_watch, self.rendezvous.follow, self.rendezvous.write_presence]
+        runs += [give_memory_back, collect_garbage]
         for run in runs:
             self._greenlets.spawn(keep_running, run, AGAIN_SECONDS)
         self.rendezvous.meeting.start()
@@ -174,13 +174,13 @@ class Orders(NamedTuple):
     options: dict
 
 
-def main() -> None:
+def main() -> int:
     """Raises Mistake."""
     if '--check' in sys.argv:
         options = starting.check()
         if options.redis_host is not None:  # ours is there as soon as the server is
             Entries(options, starts_store=False).open()
-        return
+        return 0
     orders = Orders(*json.loads(os.environ.pop(ORDERS)))
     programs.die_with(orders.parent, signal.SIGKILL)
     starting.log_to_file(Background)
@@ -192,6 +192,7 @@ def main() -> None:
         raise
     starting.log_to_stderr(Background)
     serve(worker, orders)
+    return 0
 
 
 def prepared(orders: Orders) -> Worker:
@@ -208,8 +209,6 @@ def prepared(orders: Orders) -> Worker:
         except StoreDown as error:
             log.error('%s; until it does, nobody can register', error)
         log.info('%s', entries.where())
-        if options.key_file is None:
-            log.warning('plain HTTP: all seem to have one address, so none has a ration of codes')
     listener, which = socket.socket(fileno=orders.listener), f'{orders.number}/{orders.workers}'
     gc.freeze()  # what is there now stays
     place = FOLDER / str(os.getpid())

@@ -131,7 +131,7 @@ def _check(name: str, value: object) -> None:
     if name not in NAMES:
         raise Mistake(f'local.py: there is no option {name!r}; there are {", ".join(NAMES)}')
     types, default = get_args(_TYPES[name]) or (_TYPES[name],), getattr(DEFAULTS, name)
-    example = default if default is not None else '192.0.2.1'
+    example = default if default is not None else 2 if int in types else '192.0.2.1'
     if isinstance(value, bool) or not isinstance(value, types):
         wanted = ' or '.join('None' if kind is NoneType else kind.__name__ for kind in types)
         raise Mistake(f'local.py: {name} must be {wanted}, like {example!r}')

@@ -225,7 +225,7 @@ def test_rendezvous_server_that_stops_ends_the_local_connection(server, joined):
     near, mobile = joined
     near.send(b'words')
     assert mobile.receive(5) == b'words'
-    stopping = gevent.spawn(server.stop, 0)
+    stopping = gevent.spawn(server.stop, seconds=0)
     assert near.rest() == b''
     mobile.close()
     stopping.get()

@@ -373,6 +373,7 @@ def test_fewer_descriptors_than_connections_are_said_at_start(folder):
     folder.start('-c', limit + f'os.execv({sys.executable!r}, [{sys.executable!r}, "server.py"])')
     until(lambda: 'listening' in folder.log(), 'it serves')
     assert 'max_connections is 36, for 100 descriptors' in folder.log()
+    assert folder.log().count('so none has a ration of codes') == 1  # plain HTTP
 
 
 def test_seldom_counts_what_it_does_not_say(caplog, monkeypatch):

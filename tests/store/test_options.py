@@ -276,6 +276,7 @@ WHOLE = {
     'wrong_codes_per_day': (0, 1000),
     'unknown_per_minute': (0, 100_000),
     'max_connections': (8, 1_000_000),
+    'workers': (1, 64),
     'max_connections_per_address': (0, 1_000_000),
     'max_pipes_per_address': (0, 1_000_000),
     'max_waiting': (1, 100_000),
@@ -290,7 +291,8 @@ def test_each_option_has_its_row_here():
 @pytest.mark.parametrize(
     ('name', 'value'),
     [(name, value) for name in TEXTS for value in (1, 1.5, True, b'x', ['x'])]
-    + [(name, value) for name in WHOLE for value in ('1', 1.0, True, None, b'1', [1])]
+    + [(name, value) for name in WHOLE for value in ('1', 1.0, True, b'1', [1])]
+    + [(name, None) for name in WHOLE if name != 'workers']
     + [(name, value) for name in NUMBERS for value in ('1', True, False, None, [1])]
     + [
         (name, None) for name in TEXTS if getattr(DEFAULTS, name) is not None and name != 'key_file'
@@ -442,6 +444,7 @@ def test_python_without_the_packages_goes_on_in_venv_or_says_how_to_make_one(fol
         run = {'cwd': folder.path, 'capture_output': True, 'text': True, 'timeout': 30}
         return subprocess.run([bare, program, '--help'], **run)
 
+    (folder.path / '.venv').unlink()
     without = helped()
     assert (without.returncode, without.stdout) == (os.EX_CONFIG, '')
     sentence = rf'{program}: its packages are not installed: .*pip install .*\n'
