@@ -326,7 +326,7 @@ def test_redis_elsewhere_that_does_not_answer(folder):
         r'Redis does not answer \(.*\): start it, or set redis_host and redis_port in local\.py '
     )
     sentence += r'\(redis_host: None is the embedded store\)'
-    assert re.search(f' ERROR {sentence}.*nobody can register', folder.log())
+    until(lambda: re.search(f' ERROR {sentence}.*nobody can register', folder.log()), 'it says so')
     assert re.match(sentence, listing.get().sentence())
     assert ask(folder, port, str(uuids.uuid4())) == b'HTTP/1.1 503 Service Unavailable\r\n'
     assert folder.stores() == []
