@@ -101,8 +101,11 @@ class Rendezvous:
         how, mobile = How.ENDED, End(visitor)
         try:
             while held:
-                log.info('%s rendezvous with %s, from another worker', peer, uuid)
-                how, octets = self._pipe(Pipe(mobile, held, drain=0), octets)
+                if held.is_good():  # it may have ended while the first octets were on their way
+                    log.info('%s rendezvous with %s, from another worker', peer, uuid)
+                    how, octets = self._pipe(Pipe(mobile, held, drain=0), octets)
+                else:
+                    self.registry.unclaim(held)
                 held = self.registry.claim(uuid, 0, visitor) if octets else None
         except Refusal:  # none is left that could be tried
             visitor.retry()

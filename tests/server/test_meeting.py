@@ -229,6 +229,19 @@ def test_reservation_that_is_not_used_goes_back(workers, register, colleague, co
     hidden.until(b'\r\n\r\n')
 
 
+def test_registration_that_ends_while_it_is_reserved_is_not_used(
+    workers, register, colleague, uuid
+):
+    first, second = register(workers[0], uuid), register(workers[0], uuid)
+    assert ask(colleague, uuid) == meeting.YES
+    second.close()  # hidden.py replaces a registration so: the newest was the reserved one
+    until(lambda: len(workers[0].connections) == 1, 'the worker has noticed')
+    colleague.sendall(get(uuid))
+    first.until(b'\r\n\r\n')
+    first.send(HELLO)
+    assert colleague.recv(1000) == meeting.ANSWER + HELLO
+
+
 def test_connection_is_kept_for_the_next_question(workers, register, colleague, uuid):
     assert [ask(colleague, uuid) for _ in range(3)] == [meeting.NO] * 3
     register(workers[0], uuid)
