@@ -123,8 +123,13 @@ class Rendezvous:
         """New workers serve: ends the registrations that wait, and they come back to those."""
         self.hands_over = True
         while waiting := self.registry.waiting():
-            waiting[0].greenlet.kill(Ended, block=False)
+            self._end(waiting[0])
             gevent.sleep(PACE_SECONDS)
+
+    def _end(self, registration: Registration) -> None:
+        """Ends one that is in no pipe. Its greenlet runs later: until then nobody may claim it."""
+        self.registry.remove(registration)
+        registration.greenlet.kill(Ended, block=False)
 
     def write_presence(self) -> None:
         """Without end: writes who is here, for the page."""
@@ -149,7 +154,7 @@ class Rendezvous:
                 if registration.pipe:
                     registration.pipe.cut(How.CHANGED)
                 else:
-                    registration.greenlet.kill(Ended, block=False)
+                    self._end(registration)
 
     def _serve(self, sock: Socket, peer: Peer) -> Close:
         """Gives what closes the connection, as the next two do."""
