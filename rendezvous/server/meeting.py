@@ -45,6 +45,7 @@ ANSWER_SECONDS = 0.3  # a worker that has not answered by then hangs, and expect
 AGAIN_SECONDS = 1  # between two rounds of questions, while a mobile client waits
 RESERVED_SECONDS = 5  # until the first octets of a visit come: they are there already
 LINE_BYTES = 1000
+CLOSE_SECONDS = 2  # for visits whose pipes have ended, when this worker does
 KEPT = 8  # idle connections to each other worker
 
 
@@ -143,6 +144,7 @@ class Meeting:
         """`path`: of this worker's socket; those of the others are beside it."""
         self._path, self._registry, self._visit = path, registry, visit
         self._connections = Pool(None)
+        self._visits: set[gevent.Greenlet] = set()  # those of them that serve one
         self._kept: dict[Path, list[socket.socket]] = {}
         self._server: StreamServer | None = None
         self._stopping = False
@@ -162,6 +164,7 @@ class Meeting:
         if self._server:
             self._server.close()
             self._path.unlink(missing_ok=True)
+        gevent.joinall(list(self._visits), timeout=CLOSE_SECONDS)  # they close: an answer is whole
         self._connections.kill(Ended)
         for socks in self._kept.values():
             for sock in socks:
@@ -228,11 +231,13 @@ class Meeting:
                     continue
                 octets = self._first_octets(sock, held)
                 if octets:
+                    self._visits.add(gevent.getcurrent())
                     self._visit(Visitor(sock), Peer(host, port), uuid, held, octets)
                 return
         except (OSError, ValueError, TypeError, Ended) as error:
             log.debug('a question ended: %s', error)
         finally:
+            self._visits.discard(gevent.getcurrent())
             sock.close()
 
     def _first_octets(self, sock: socket.socket, held: Held) -> bytes:
