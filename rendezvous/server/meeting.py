@@ -49,46 +49,25 @@ CLOSE_SECONDS = 2  # for visits whose pipes have ended, when this worker does
 KEPT = 8  # idle connections to each other worker
 
 
-class OtherWorker:
-    """The visitor's end of a visit that another worker serves: a socket, as the pipe knows them."""
+class OtherWorker(socket.socket):
+    """The visitor's end of a visit that another worker serves."""
 
     def __init__(self, sock: socket.socket):
-        self.raw = sock
+        super().__init__(fileno=sock.detach())
         self._began, self.has_ended, self.got_nothing = False, False, False
 
-    def recv(self, most: int) -> bytes:
+    def recv(self, *how) -> bytes:
         """As a socket's. Raises ConnectionError where the answer is cut off."""
-        octets = self.raw.recv(most)
+        octets = super().recv(*how)
         if octets and not self._began:
             self._began = True
             self.got_nothing = octets[:1] == RETRY
-            octets = octets[1:] or (b'' if self.got_nothing else self.raw.recv(most))
+            octets = octets[1:] or (b'' if self.got_nothing else super().recv(*how))
         if not octets:
             self.has_ended = True
-            if not self.got_nothing and is_polled(self.raw, select.POLLHUP):
+            if not self.got_nothing and is_polled(self, select.POLLHUP):
                 raise ConnectionResetError('cut off')
         return octets
-
-    def send(self, octets: bytes | memoryview) -> int:
-        return self.raw.send(octets)
-
-    def sendall(self, octets: bytes) -> None:
-        self.raw.sendall(octets)
-
-    def fileno(self) -> int:
-        return self.raw.fileno()
-
-    def settimeout(self, seconds: float | None) -> None:
-        self.raw.settimeout(seconds)
-
-    def setsockopt(self, *option) -> None:
-        self.raw.setsockopt(*option)
-
-    def getsockopt(self, *option):
-        return self.raw.getsockopt(*option)
-
-    def close(self) -> None:
-        self.raw.close()
 
 
 class HeldElsewhere(Held):
@@ -103,34 +82,24 @@ class HeldElsewhere(Held):
         return self.link.got_nothing if self.link.has_ended else not self.octets
 
 
-class Visitor:
+class Visitor(socket.socket):
     """The holder's end of such a visit: says that an answer begins, or that there is none."""
 
     def __init__(self, sock: socket.socket):
-        self.raw = sock
+        super().__init__(fileno=sock.detach())
         self._began = False
 
-    def recv(self, most: int) -> bytes:
-        return self.raw.recv(most)
-
-    def send(self, octets: bytes | memoryview) -> int:
+    def send(self, octets, *how) -> int:
         if self._began:
-            return self.raw.send(octets)
+            return super().send(octets, *how)
         self._began = True
-        self.raw.sendall(ANSWER + octets)
+        self.sendall(ANSWER + octets)
         return len(octets)
-
-    sendall = send
 
     def retry(self) -> None:
         """The hidden server is gone and got nothing. Raises OSError."""
-        self.raw.sendall(RETRY)
-
-    fileno = OtherWorker.fileno
-    settimeout = OtherWorker.settimeout
-    setsockopt = OtherWorker.setsockopt
-    getsockopt = OtherWorker.getsockopt
-    close = OtherWorker.close
+        self._began = True
+        self.send(RETRY)
 
 
 # Serves the visit of a mobile client on such an end, whose first octets are given.

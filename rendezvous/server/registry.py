@@ -1,8 +1,8 @@
 """Who waits for whom: hidden servers' registrations, and mobile clients for the next one.
 
 For one UUID either registrations wait or mobile clients do, never both, but for registrations that
-have ended and have not noticed it yet. A registration that a mobile client has waited for is handed
-over: it waits no more and is in no pipe yet. No method but `claim` yields, and that one only while
+have ended and have not noticed it yet. A registration that was claimed is handed over: it waits no
+more and is in no pipe yet. No method but `claim` yields, and that one only while
 it waits: between two yields nothing here is half done.
 """
 
@@ -107,9 +107,8 @@ class Registry:
         if held.over:
             return
         if held.uuid in self._mobile_clients:
-            self._handed.setdefault(held.uuid, set()).add(held)
             self._mobile_clients[held.uuid].popleft().set(held)
-            self._drop_empty(held.uuid)
+            self._hand_over(held)
         else:
             self._registrations.setdefault(held.uuid, []).append(held)
 
@@ -137,21 +136,20 @@ class Registry:
             newest = next((each for each in reversed(registrations) if each.is_good()), None)
             if newest:
                 registrations.remove(newest)
-                self._drop_empty(uuid)
+                self._hand_over(newest)
                 return newest
             held = self._wait(uuid, deadline - time.monotonic(), first, sock, ask_others)
             if has_shut(sock):
                 self.unclaim(held)
                 raise _absent()
             if held.is_good():
-                if isinstance(held, Registration):
-                    self._take_from_handed(held)
                 return held
             self.unclaim(held)
             first = True  # it hung up before we woke: it is still our turn
 
     def pipe_began(self, registration: Registration) -> None:
         self._pipes.setdefault(registration.uuid, set()).add(registration)
+        self._take_from_handed(registration)
 
     def pipe_ended(self, registration: Registration) -> None:
         self._note_here(registration.uuid)
@@ -204,6 +202,10 @@ class Registry:
             if result in mobile_clients:
                 mobile_clients.remove(result)
                 self._drop_empty(uuid)
+
+    def _hand_over(self, registration: Registration) -> None:
+        self._handed.setdefault(registration.uuid, set()).add(registration)
+        self._drop_empty(registration.uuid)
 
     def _take_from_handed(self, registration: Registration) -> None:
         self._handed.get(registration.uuid, set()).discard(registration)

@@ -337,3 +337,14 @@ def test_registration_can_be_claimed_from_a_worker_that_hands_over(
     assert mobile.answer().body == b'hello'
     mobile.close()
     ending.kill()
+
+
+def test_registration_that_is_reserved_ends_with_its_entry(
+    workers, register, colleague, entries, uuid
+):
+    hidden = register(workers[0], uuid)
+    assert ask(colleague, uuid) == meeting.YES
+    entries.disable(uuid)
+    assert hidden.rest() == b''
+    colleague.sendall(b'GET / HTTP/1.1\r\n\r\n')
+    assert colleague.recv(1) == meeting.RETRY
