@@ -156,9 +156,14 @@ class Meeting:
             question.end()
 
     def others(self) -> list[Path]:
-        with suppress(FileNotFoundError):  # where it does not meet anybody
-            return [path for path in self._path.parent.iterdir() if path != self._path]
-        return []
+        """The sockets of the other workers."""
+        found: list[Path] = []
+        with suppress(OSError):  # somebody has deleted the folder
+            found = [path for path in self._path.parent.iterdir() if path != self._path]
+        for path in self._kept.keys() - set(found):  # it has ended
+            for sock in self._kept.pop(path):
+                sock.close()
+        return found
 
     def connect(self, path: Path) -> socket.socket:
         """A connection to another worker. Raises OSError."""

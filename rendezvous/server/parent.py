@@ -32,7 +32,7 @@ log = logging.getLogger('parent')
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD, READY}
 STATE = 'RENDEZVOUS_STATE'  # from the version before, in the environment
 START_SECONDS = 60  # for new workers, on a machine that is busy
-STOP_SECONDS = 45  # for workers: longer than they give their pipes
+STOP_SECONDS = 40  # for workers: longer than they give their pipes
 # A child that lived so long is started again at once. The store ends at each write to a full disk:
 # meanwhile it is still good for reading.
 WORKER_LIVED_SECONDS, STORE_LIVED_SECONDS = 60, 0.2
@@ -98,12 +98,11 @@ class Parent:
             Generation(before.number + 1 if before else 1, options, listener),
             before,
         )
-        self._due = dict.fromkeys(range(1, self._now.count + 1), 0.0)
+        self._due = {STORE: 0.0} if options.redis_host is None and not self._numbered(STORE) else {}
+        self._due |= dict.fromkeys(range(1, self._now.count + 1), 0.0)
         if options.key_file is None:
             log.warning('plain HTTP: all seem to have one address, so none has a ration of codes')
         self._start_by = time.monotonic() + START_SECONDS
-        if options.redis_host is None and not self._numbered(STORE):
-            self._due[STORE] = 0.0
 
     def run(self) -> int:
         """Until all has ended: the exit status."""
@@ -134,8 +133,15 @@ class Parent:
         for number, due in list(self._due.items()):
             if due <= time.monotonic() and self._now:
                 del self._due[number]
-                pid = self._spawn_worker(self._now, number) if number else embedded.spawn()
-                self._children[pid] = Child(number, self._now.number, time.monotonic())
+                child = Child(number, self._now.number, time.monotonic())
+                try:
+                    pid = self._spawn_worker(self._now, number) if number else embedded.spawn()
+                except (OSError, Mistake) as error:
+                    if not self._children:  # nothing has been started yet
+                        raise Mistake(f'cannot start {child}: {error}') from None
+                    self._start_again(child, f'cannot be started: {error}')
+                else:
+                    self._children[pid] = child
 
     def _spawn_worker(self, now: Generation, number: int) -> int:
         descriptors = now.listener.fileno(), now.shares
@@ -179,6 +185,9 @@ class Parent:
         if child.number and self._start_by and code == EX_CONFIG:
             self._status = code
             return self._stop()
+        self._start_again(child, how)
+
+    def _start_again(self, child: Child, how: str) -> None:
         long = WORKER_LIVED_SECONDS if child.number else STORE_LIVED_SECONDS
         lived = time.monotonic() - child.began > long
         pause = 0.0 if lived else self._pauses.get(child.number, 0.0)
