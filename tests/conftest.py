@@ -136,7 +136,6 @@ def start(redis_options, pair, tmp_path_factory):
         assert not server.rendezvous.unjoined
         kinds = registry._registrations, registry._mobile_clients, registry._pipes
         until(lambda kinds=kinds: not any(kinds), 'nobody waits any more')
-        gevent.sleep(1e-6)  # the hub has looked: or gevent drops the socket instead of closing it
         server.stop()
     until(lambda: descriptors() <= before, f'no more descriptors than the {before} before')
 
