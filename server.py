@@ -16,6 +16,7 @@ if {'--worker', '--check'} & set(sys.argv):
 
     monkey.patch_all()
 
+    from rendezvous.server import parent  # noqa: F401 - --check finds its mistakes, too
     from rendezvous.server.worker import main
 else:
     from rendezvous.server.parent import main

@@ -50,6 +50,10 @@ class Generation:
     listener: socket.socket
     shares: int = field(init=False)  # a descriptor
 
+    @property
+    def has_store(self) -> bool:
+        return self.options.redis_host is None
+
     def __post_init__(self) -> None:
         self.count = listening.workers(self.options)
         self.shares, self.seed = shares.create(self.count), secrets.token_hex(16)
@@ -78,6 +82,7 @@ class Parent:
         self._before: Generation | None = None  # whose workers go on until those of now serve
         if state:
             listener = socket.socket(fileno=state['listener'])
+            listener.set_inheritable(False)  # no child may hold the port, when this process ends
             self._now = Generation(state['number'], Options(**state['options']), listener)
         children = state.get('children', {}).items()
         self._children = {int(pid): Child(**child) for pid, child in children}
@@ -98,11 +103,10 @@ class Parent:
             Generation(before.number + 1 if before else 1, options, listener),
             before,
         )
-        self._due = {STORE: 0.0} if options.redis_host is None and not self._numbered(STORE) else {}
-        self._due |= dict.fromkeys(range(1, self._now.count + 1), 0.0)
         if options.key_file is None:
             log.warning('plain HTTP: all seem to have one address, so none has a ration of codes')
         self._start_by = time.monotonic() + START_SECONDS
+        self._start_missing(self._now)
 
     def run(self) -> int:
         """Until all has ended: the exit status."""
@@ -129,6 +133,13 @@ class Parent:
             if child.number != STORE and (child.generation in numbers or not generations)
         ]
 
+    def _start_missing(self, now: Generation) -> None:
+        """The workers of a generation that do not run, and the store, are due."""
+        running = self._workers(now) + self._numbered(STORE)
+        first = STORE if now.has_store else 1
+        missing = set(range(first, now.count + 1)) - {self._children[pid].number for pid in running}
+        self._due = dict.fromkeys(sorted(missing), 0.0)  # the store first
+
     def _start_what_is_due(self) -> None:
         for number, due in list(self._due.items()):
             if due <= time.monotonic() and self._now:
@@ -137,7 +148,7 @@ class Parent:
                 try:
                     pid = self._spawn_worker(self._now, number) if number else embedded.spawn()
                 except (OSError, Mistake) as error:
-                    if not self._children:  # nothing has been started yet
+                    if self._start_by and not self._children:  # nothing has been started yet
                         raise Mistake(f'cannot start {child}: {error}') from None
                     self._start_again(child, f'cannot be started: {error}')
                 else:
@@ -178,8 +189,8 @@ class Parent:
                 self._kill(self._numbered(STORE), signal.SIGTERM)
             return
         now, how = self._now, f'was ended by signal {-code}' if code < 0 else f'ended with {code}'
-        if not now or (child.number and child.generation != now.number):
-            return  # it has handed over
+        if not now or not (child.generation == now.number if child.number else now.has_store):
+            return  # others have its work now
         if child.number and self._start_by and self._before:
             return self.give_up(f'worker {child.number} {how}')
         if child.number and self._start_by and code == EX_CONFIG:
@@ -224,18 +235,21 @@ class Parent:
             self._before.listener.close()
         self._kill(self._workers(self._before) if self._before else [], signal.SIGUSR2)
         self._start_by, self._before = 0.0, None
-        if now.options.redis_host is not None:
+        if not now.has_store:
             self._kill(self._numbered(STORE), signal.SIGTERM)
         port = now.listener.getsockname()[1]
         log.info('listening on port %d of %s', port, now.options.rendezvous_host)
-        self._file.write('good')
+        self._say('good')
 
     def _stop(self) -> None:
         if not self._stop_by:
             if not self._start_by:
                 log.info('stopping: pipes may take 30 seconds to finish')
             self._due.clear()
-            self._stop_by = time.monotonic() + STOP_SECONDS
+            self._end_trial()
+            self._start_by, self._stop_by = 0.0, time.monotonic() + STOP_SECONDS
+            for each in filter(None, (self._now, self._before)):
+                each.listener.close()  # clients are refused, instead of waiting for nobody
             self._kill(self._workers() or self._numbered(STORE), signal.SIGTERM)
 
     def _hang_up(self) -> None:
@@ -260,25 +274,33 @@ class Parent:
         """Has a child do the set-up and look whether the new version can start."""
         self._again = bool(self._trial or self._start_by)
         if self._again or self._stop_by:
-            return
+            return self._end_trial()
         log.info('trying the new version')
-        self._trial_output = os.memfd_create('output')
-        self._trial = os.posix_spawn(
-            '/bin/sh',
-            ['sh', 'bin/run.sh', '--check'],
-            os.environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, self._trial_output, fd) for fd in (1, 2)],
-            setsid=True,
-            setsigmask=[],
-            setsigdef=SIGNALS - {READY},
-        )
+        try:
+            self._trial_output = os.memfd_create('output')
+            self._trial = os.posix_spawn(
+                '/bin/sh',
+                ['sh', 'bin/run.sh', '--check'],
+                os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, self._trial_output, fd) for fd in (1, 2)],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=SIGNALS - {READY},
+            )
+        except OSError as error:
+            self.give_up(str(error))
+
+    def _end_trial(self) -> None:
+        """What it tries is no longer the newest version, or is not needed."""
+        if self._trial:
+            os.killpg(self._trial, signal.SIGKILL)
 
     def _judge(self, code: int) -> None:
         """The trial has ended: with status 0 this process becomes the new version."""
         said = os.pread(self._trial_output, 10_000, 0).decode(errors='replace').strip()
         os.close(self._trial_output)
         self._trial = 0
-        if self._stop_by or not self._now:
+        if self._stop_by or self._again or not self._now:
             return
         if code:
             return self.give_up(said or f'its trial ended with {code}')
@@ -295,6 +317,8 @@ class Parent:
                 os.environ | {STATE: json.dumps(state)},
             )
         except OSError as error:
+            for descriptor in (listener.fileno(), self._file.descriptor):
+                os.set_inheritable(descriptor, False)
             self.give_up(f'{sys.executable}: {error.strerror}')
 
     def give_up(self, why: str) -> None:
@@ -303,10 +327,14 @@ class Parent:
         if self._before:
             self._kill(self._workers(self._now), signal.SIGKILL)
             self._now, self._before, self._start_by = self._before, None, 0.0
-            there = {self._children[pid].number for pid in self._workers(self._now)}
-            missing = set(range(1, self._now.count + 1)) - there
-            self._due = dict.fromkeys(missing | (self._due.keys() & {STORE}), 0.0)
-        self._file.write('failed')
+        if self._now:
+            self._start_missing(self._now)
+        self._say('failed')
+
+    def _say(self, outcome: str) -> None:
+        """... to the programs that have brought a version; if another came later, its outcome."""
+        if not (self._again and self._file.tries):
+            self._file.write(outcome)
 
     # Time
 

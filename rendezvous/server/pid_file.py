@@ -21,9 +21,10 @@ class PidFile:
         try:
             flags = os.O_RDWR | os.O_CREAT
             self.descriptor = os.open(PATH, flags) if descriptor is None else descriptor
+            os.set_inheritable(self.descriptor, False)  # no child may hold the lock
         except OSError as error:
             raise Mistake(f'cannot write {PATH}: {error.strerror}') from None
-        self._tries = 0 if descriptor is None else int(self._words()[1])
+        self.tries = 0 if descriptor is None else int(self._words()[1])
 
     def lock(self) -> bool:
         """False where another parent runs here."""
@@ -36,8 +37,8 @@ class PidFile:
 
     def write(self, outcome: str) -> None:
         """This parent serves, or a new version does or does not."""
-        self._tries += 1
-        os.pwrite(self.descriptor, f'{os.getpid()} {self._tries} {outcome}    \n'.encode(), 0)
+        self.tries += 1
+        os.pwrite(self.descriptor, f'{os.getpid()} {self.tries} {outcome}    \n'.encode(), 0)
 
     def have_it_renewed(self) -> int:
         """Tells the parent that runs to take the new version; the exit status: 0 if it did."""

@@ -26,6 +26,7 @@ def check() -> Options:
     options = local.load()
     listening.connections(options)
     tls.context(options)
+    logs.file(LOG).close()
     return options
 
 
