@@ -130,10 +130,10 @@ class Folder:
         self._programs.append(Program(self.path, arguments))
         return self._programs[-1]
 
-    def serve(self) -> tuple[Program, int]:
-        """A server.py that serves, and its port."""
+    def serve(self, *arguments: str) -> tuple[Program, int]:
+        """A server.py that serves, and its port; `arguments` for Python where they are others."""
         before = len(self.log())
-        program = self.start('server.py')
+        program = self.start(*(arguments or ('server.py',)))
         found = until(
             lambda: (
                 re.search(r'listening on port (\d+)', self.log()[before:])
