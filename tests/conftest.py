@@ -134,8 +134,7 @@ def start(redis_options, pair, tmp_path_factory):
         registry = server.rendezvous.registry
         until(lambda c=server.connections: not c, 'every handler ends with its client')
         assert not server.rendezvous.unjoined
-        kinds = registry._registrations, registry._mobile_clients, registry._pipes
-        until(lambda kinds=kinds: not any(kinds), 'nobody waits any more')
+        until(lambda r=registry: not (r.counts() or r.wanted()), 'nobody waits any more')
         server.stop()
     until(lambda: descriptors() <= before, f'no more descriptors than the {before} before')
 

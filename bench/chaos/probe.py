@@ -49,8 +49,8 @@ def say(kind: type) -> None:
         'pipes': sum(isinstance(one, kind) for one in things),
     }
     for waiting in [one for one in things if type(one).__name__ == 'Registry']:
-        inside['registrations'] = sum(map(len, waiting._registrations.values()))
-        inside['mobile clients'] = len(waiting._mobile_clients)
+        inside['registrations'] = len(waiting.waiting())
+        inside['mobile clients'] = len(waiting.wanted())
     with open(f'inside.{os.getpid()}.new', 'w') as file:
         json.dump(inside, file)
     os.rename(file.name, f'inside.{os.getpid()}')

@@ -12,16 +12,16 @@ import argparse
 import json
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
-from rendezvous.server import listening, shares, starting, tls
+from rendezvous.server import listening, starting, tls
+from rendezvous.server.children import SIGNALS, STORE, Child, Generation, spawn_trial, spawn_worker
 from rendezvous.server.pid_file import PidFile, has_terminal
-from rendezvous.server.starting import LOG, ORDERS, READY
+from rendezvous.server.starting import LOG, READY
 from rendezvous.store import embedded
 from rendezvous.store.options import Options
 from rendezvous.wire import logs
@@ -29,7 +29,6 @@ from rendezvous.wire.programs import EX_CONFIG, HERE, Mistake
 
 log = logging.getLogger('parent')
 
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD, READY}
 STATE = 'RENDEZVOUS_STATE'  # from the version before, in the environment
 START_SECONDS = 60  # for new workers, on a machine that is busy
 STOP_SECONDS = 40  # for workers: longer than they give their pipes
@@ -38,38 +37,6 @@ STOP_SECONDS = 40  # for workers: longer than they give their pipes
 WORKER_LIVED_SECONDS, STORE_LIVED_SECONDS = 60, 0.2
 LONGEST_PAUSE_SECONDS = 60
 ROTATE_SECONDS = 60  # between two looks at the size of the log
-STORE = 0  # in the place of a worker's number
-
-
-@dataclass
-class Generation:
-    """The workers of one version, with its options."""
-
-    number: int
-    options: Options  # max_connections is that of each worker
-    listener: socket.socket
-    shares: int = field(init=False)  # a descriptor
-
-    @property
-    def has_store(self) -> bool:
-        return self.options.redis_host is None
-
-    def __post_init__(self) -> None:
-        self.count = listening.workers(self.options)
-        self.shares, self.seed = shares.create(self.count), secrets.token_hex(16)
-
-
-@dataclass
-class Child:
-    """A process: a worker, or with the number 0 the store."""
-
-    number: int
-    generation: int
-    began: float  # time.monotonic()
-    serves: bool = False
-
-    def __str__(self) -> str:
-        return f'worker {self.number}' if self.number else 'the embedded store'
 
 
 class Parent:
@@ -146,26 +113,13 @@ class Parent:
                 del self._due[number]
                 child = Child(number, self._now.number, time.monotonic())
                 try:
-                    pid = self._spawn_worker(self._now, number) if number else embedded.spawn()
+                    pid = spawn_worker(self._now, number) if number else embedded.spawn()
                 except (OSError, Mistake) as error:
                     if self._start_by and not self._children:  # nothing has been started yet
                         raise Mistake(f'cannot start {child}: {error}') from None
                     self._start_again(child, f'cannot be started: {error}')
                 else:
                     self._children[pid] = child
-
-    def _spawn_worker(self, now: Generation, number: int) -> int:
-        descriptors = now.listener.fileno(), now.shares
-        orders = os.getpid(), number, now.count, *descriptors, now.seed, asdict(now.options)
-        return os.posix_spawn(
-            sys.executable,
-            [sys.executable, 'server.py', '--worker', str(number)],
-            os.environ | {ORDERS: json.dumps(orders)},
-            file_actions=[(os.POSIX_SPAWN_DUP2, each, each) for each in descriptors],
-            setsid=True,  # a Ctrl-C is for the parent
-            setsigmask=[],
-            setsigdef=SIGNALS - {READY},
-        )
 
     def _kill(self, pids: list[int], number: int) -> None:
         for pid in pids:
@@ -278,15 +232,7 @@ class Parent:
         log.info('trying the new version')
         try:
             self._trial_output = os.memfd_create('output')
-            self._trial = os.posix_spawn(
-                '/bin/sh',
-                ['sh', 'bin/run.sh', '--check'],
-                os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, self._trial_output, fd) for fd in (1, 2)],
-                setsid=True,
-                setsigmask=[],
-                setsigdef=SIGNALS - {READY},
-            )
+            self._trial = spawn_trial(self._trial_output)
         except OSError as error:
             self.give_up(str(error))
 

@@ -84,6 +84,10 @@ class Registry:
         uuids = self._registrations.keys() | self._pipes.keys()
         return {uuid: (self.count(uuid), len(self._pipes.get(uuid, ()))) for uuid in uuids}
 
+    def wanted(self) -> dict[str, int]:
+        """By UUID, the mobile clients that wait."""
+        return {uuid: len(waiting) for uuid, waiting in self._mobile_clients.items()}
+
     def all(self, uuid: str) -> list[Registration]:
         """Those that wait, those that are handed over and those in a pipe."""
         kinds = self._registrations, self._handed, self._pipes

@@ -220,7 +220,7 @@ def test_mobile_client_that_is_evicted_takes_no_registration_along(plain, come, 
     registered(come, server, entries, uuid).close()
     mobile = come(server)
     mobile.send(get(uuid))
-    until(lambda: uuid in waiting._mobile_clients, 'it waits')
+    until(lambda: uuid in waiting.wanted(), 'it waits')
     unclaim = waiting.unclaim
     waiting.unclaim = lambda registration: (
         unclaim(registration),
@@ -330,7 +330,7 @@ def test_server_that_has_just_begun_lets_mobile_clients_wait(start, connect, reg
     server.rendezvous.registry._since = time.monotonic()  # as a server in truth begins
     mobile = connect(server)
     mobile.send(get(uuid))
-    until(lambda: server.rendezvous.registry._mobile_clients, 'it waits')
+    until(lambda: server.rendezvous.registry.wanted(), 'it waits')
     hidden = register(server, uuid)
     assert hidden.until(b'\r\n\r\n').startswith(b'GET / ')
 

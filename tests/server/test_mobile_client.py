@@ -28,7 +28,7 @@ def waiter(register, connect, uuid):
         until(lambda: server.rendezvous.registry.count(uuid) == 0, 'it is forgotten')
         mobile = connect(server)
         mobile.send(get(uuid))
-        until(lambda: server.rendezvous.registry._mobile_clients, 'it waits')
+        until(lambda: server.rendezvous.registry.wanted(), 'it waits')
         return mobile
 
     return waiter
@@ -85,7 +85,7 @@ def test_mobile_client_waits_for_a_hidden_server_that_was_here(start, register, 
     until(lambda: server.rendezvous.registry.count(uuid) == 0, 'it is forgotten')
     mobile = connect(server)
     mobile.send(get(uuid))
-    until(lambda: server.rendezvous.registry._mobile_clients, 'the mobile client waits')
+    until(lambda: server.rendezvous.registry.wanted(), 'the mobile client waits')
     hidden = register(server, uuid)
     assert hidden.until(b'\r\n\r\n') == REQUEST
     hidden.send(ANSWER)
@@ -110,7 +110,7 @@ def test_mobile_clients_that_wait_are_served_in_turn(start, register, connect, u
         mobiles.append(connect(server))
         mobiles[-1].send(get(uuid, f'/{number}'))
         until(
-            lambda n=number: len(server.rendezvous.registry._mobile_clients.get(uuid, ())) == n + 1,
+            lambda n=number: server.rendezvous.registry.wanted().get(uuid, 0) == n + 1,
             'it waits',
         )
     for number in range(5):
@@ -129,7 +129,7 @@ def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
     (living,) = waiting._registrations.pop(uuid)
     mobile = connect(server)
     mobile.send(get(uuid))
-    until(lambda: waiting._mobile_clients, 'the mobile client waits')
+    until(lambda: waiting.wanted(), 'the mobile client waits')
     gone = Registration(uuid, 0, None)
     waiting.add(gone)
     waiting.remove(gone)
@@ -147,7 +147,7 @@ def test_turn_of_a_mobile_client_whose_registration_hung_up_is_not_lost(
     until(lambda: not waiting.count(uuid), 'it is forgotten')
 
     def wait(count: int) -> None:
-        until(lambda: len(waiting._mobile_clients.get(uuid, ())) == count, f'{count} wait')
+        until(lambda: waiting.wanted().get(uuid, 0) == count, f'{count} wait')
 
     for number, target in enumerate(('/first', '/second'), 1):
         connect(server).send(get(uuid, target))
@@ -183,7 +183,7 @@ def test_only_so_many_mobile_clients_wait(start, register, connect, uuid, monkey
     mobiles = [connect(server) for _ in range(2)]
     for mobile in mobiles:
         mobile.send(get(uuid))
-    until(lambda: len(server.rendezvous.registry._mobile_clients.get(uuid, ())) == 2, 'two wait')
+    until(lambda: server.rendezvous.registry.wanted().get(uuid, 0) == 2, 'two wait')
     third = connect(server)
     third.send(get(uuid))
     assert third.answer().status == 503
@@ -205,14 +205,14 @@ def test_mobile_client_that_hangs_up_gives_its_turn_to_another(
     until(lambda: server.rendezvous.registry.count(uuid) == 0, 'it is forgotten')
     gone, waiting = connect(server), server.rendezvous.registry
     gone.send(get(uuid, '/gone', 'POST', f'Content-Length: {body}') + body * b'x')
-    until(lambda: waiting._mobile_clients, 'it waits')
+    until(lambda: waiting.wanted(), 'it waits')
     end(gone)
     if end is Peer.close_notify:  # what follows it, sooner or later
         gone.shut_sending()
-    until(lambda: not waiting._mobile_clients, 'it waits no more')
+    until(lambda: not waiting.wanted(), 'it waits no more')
     other = connect(server)
     other.send(get(uuid, '/other'))
-    until(lambda: waiting._mobile_clients, 'the other one waits')
+    until(lambda: waiting.wanted(), 'the other one waits')
     assert register(server, uuid).until(b'\r\n').startswith(b'GET /other ')
 
 
@@ -294,7 +294,7 @@ def test_one_that_pipes_counts_as_here(start, register, connect, uuid, monkeypat
     hidden, mobile, waiter = register(server, uuid), connect(server), connect(server)
     joined(hidden, mobile, get(uuid))
     waiter.send(get(uuid))
-    until(lambda: server.rendezvous.registry._mobile_clients, 'the second mobile client waits')
+    until(lambda: server.rendezvous.registry.wanted(), 'the second mobile client waits')
     assert register(server, uuid).until(b'\r\n\r\n') == REQUEST
 
 
@@ -316,9 +316,9 @@ def test_mobile_client_that_left_while_it_waited_is_not_served(start, register, 
     until(lambda: not waiting.count(uuid), 'it is forgotten')
     gone, other = connect(server), connect(server)
     for mobile, target in ((gone, '/gone'), (other, '/other')):
-        count = len(waiting._mobile_clients.get(uuid, ()))
+        count = waiting.wanted().get(uuid, 0)
         mobile.send(get(uuid, target, 'POST'))
-        until(lambda c=count: len(waiting._mobile_clients.get(uuid, ())) > c, 'it waits')
+        until(lambda c=count: waiting.wanted().get(uuid, 0) > c, 'it waits')
     getattr(gone, how)()
     assert register(server, uuid).until(b'\r\n\r\n').startswith(b'POST /other ')
 
@@ -332,10 +332,10 @@ def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(
     until(lambda: not server.rendezvous.registry.count(uuid), 'it is forgotten')
     mobile = connect(server)
     mobile.send(get(uuid))
-    until(lambda: server.rendezvous.registry._mobile_clients, 'it waits')
+    until(lambda: server.rendezvous.registry.wanted(), 'it waits')
     mobile.shut_sending()
     assert mobile.answer().status == 503
-    assert not server.rendezvous.registry._mobile_clients
+    assert not server.rendezvous.registry.wanted()
 
 
 def vanish(peer: Peer) -> None:

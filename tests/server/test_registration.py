@@ -312,7 +312,7 @@ def test_registration_that_ends_is_forgotten_and_only_that_one(server, register,
 
 def test_dead_peers_are_found_by_keepalive(server, register, uuid):
     register(server, uuid)
-    (registration,) = server.rendezvous.registry._registrations[uuid]
+    (registration,) = server.rendezvous.registry.all(uuid)
     option = registration.sock.getsockopt
     assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     idle, interval, count = (

@@ -445,7 +445,7 @@ def test_both_ends_at_the_same_moment(server, join):
         hidden, mobile = join(server)
         getattr(hidden, end)()
         getattr(mobile, end)()
-    until(lambda: not server.rendezvous.registry._pipes, 'every pipe ends')
+    until(lambda: not server.rendezvous.registry.counts(), 'every pipe ends')
 
 
 def test_stopped_reader_holds_no_more_than_the_buffers(joined):
