@@ -316,7 +316,9 @@ def main() -> int:
     file = PidFile(state.pop('file', None))
     if not state and not file.lock():
         starting.check()  # a mistake is better said here than in the log
-        return file.have_it_renewed()
+        status = file.have_it_renewed()
+        if status is not None:
+            return status
     starting.log_to_file(_as_it_is)
     parent = Parent(file, state)
     try:

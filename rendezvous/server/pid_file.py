@@ -1,10 +1,13 @@
 """`server.pid`: which parent runs in this folder, and how its last try of a new version ended."""
 
 import fcntl
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
 from rendezvous.wire.programs import Mistake
 
@@ -40,22 +43,36 @@ class PidFile:
         self.tries += 1
         os.pwrite(self.descriptor, f'{os.getpid()} {self.tries} {outcome}    \n'.encode(), 0)
 
-    def have_it_renewed(self) -> int:
-        """Tells the parent that runs to take the new version; the exit status: 0 if it did."""
-        until = time.monotonic() + START_SECONDS
-        while not (words := self._words()) and time.monotonic() < until and not self.lock():
-            time.sleep(LOOK_SECONDS)
+    def have_it_renewed(self) -> int | None:
+        """Tells the parent that runs to take the new version; the exit status: 0 if it did.
+
+        None: it has ended meanwhile, and this process has the lock.
+        """
+        if not self._wait_while(lambda words: not words, START_SECONDS):
+            return None
+        words = self._words()
         if not words:
             raise Mistake('another server.py starts here at this moment')
         pid, tries, _ = words
-        print(f'{sys.argv[0]}: process {pid} serves here, and takes this version')
-        os.kill(int(pid), signal.SIGUSR2)
-        while words[1:2] in ([tries], []) and not self.lock():
-            time.sleep(LOOK_SECONDS)
-            words = self._words()
-        good = words[2:3] == ['good'] and words[1] != tries
+        print(f'{sys.argv[0]}: process {pid} serves here, and takes this version', flush=True)
+        with suppress(ProcessLookupError):  # it ends
+            os.kill(int(pid), signal.SIGUSR2)
+        if not self._wait_while(lambda words: words[1:2] in ([tries], [])):
+            return None
+        good = self._words()[2] == 'good'
         print(f'{sys.argv[0]}: {"it did" if good else "it could not"}; see server.log')
         return 0 if good else 1
+
+    def _wait_while(
+        self, condition: Callable[[list[str]], bool], seconds: float = math.inf
+    ) -> bool:
+        """False where the other parent has ended: the lock is ours."""
+        until = time.monotonic() + seconds
+        while condition(self._words()) and time.monotonic() < until:
+            if self.lock():
+                return False
+            time.sleep(LOOK_SECONDS)
+        return True
 
     def _words(self) -> list[str]:
         """The parent's process, how many versions it has tried, and how the last try ended."""

@@ -185,12 +185,21 @@ def main() -> int:
     programs.die_with(orders.parent, signal.SIGKILL)
     starting.log_to_file(Background)
     sys.excepthook = lambda *error: log.critical('the worker dies', exc_info=error)
+    speaks, trouble = orders.number == 1, None  # the others would only say the same
     try:
         worker = prepared(orders)
+        if speaks:
+            worker.entries.open()
+    except StoreDown as error:
+        trouble = error
     except Mistake as mistake:
         log.critical('%s', mistake)
         raise
     starting.log_to_stderr(Background)
+    if trouble:
+        log.error('%s; until it does, nobody can register', trouble)
+    if speaks:
+        log.info('%s', worker.entries.where())
     serve(worker, orders)
     return 0
 
@@ -203,12 +212,6 @@ def prepared(orders: Orders) -> Worker:
     among = Shares(orders.shares, orders.workers, orders.number, bytes.fromhex(orders.seed))
     among.clear()
     entries = Entries(options, starts_store=False)
-    if orders.number == 1:  # the others would only say the same
-        try:
-            entries.open()
-        except StoreDown as error:
-            log.error('%s; until it does, nobody can register', error)
-        log.info('%s', entries.where())
     listener, which = socket.socket(fileno=orders.listener), f'{orders.number}/{orders.workers}'
     gc.freeze()  # what is there now stays
     place = FOLDER / str(os.getpid())
