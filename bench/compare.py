@@ -10,7 +10,6 @@ the memory that a waiting registration takes.
 
 import json
 import os
-import re
 import shutil
 import socket
 import ssl
@@ -18,10 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from processes import cpu_seconds, memory_bytes, workers
 
 from rendezvous.wire import codes
 
@@ -49,36 +52,38 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def cpu_seconds(process: subprocess.Popen) -> float:
-    fields = Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-
-
-def memory_bytes(process: subprocess.Popen) -> int:
-    status = Path(f'/proc/{process.pid}/status').read_text()
-    return int(re.search(r'VmRSS:\s+(\d+)', status)[1]) * 1024
-
-
 class Set:
     """The server in a folder of its own, with one entry; the processes that it starts."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **options):
         self.folder, self._processes = folder, []
+        folder.mkdir(exist_ok=True)
         for pattern in ('*.py', 'rendezvous'):
             for path in ROOT.glob(pattern):
                 copy = shutil.copytree if path.is_dir() else shutil.copy
                 copy(path, folder / path.name)
         self.port = free_port()
-        options = {'rendezvous_port': self.port, 'max_waiting': 5000}
-        options['max_connections_per_address'] = 0
+        options = {'rendezvous_port': self.port, 'max_waiting': 5000, 'workers': 1, **options}
+        options |= {'max_connections_per_address': 0, 'max_pipes_per_address': 0}
         (folder / 'local.py').write_text(f'options = {options}\n')
         subprocess.run([sys.executable, 'make_cert.py'], cwd=folder, check=True)
         self.server = self.start([sys.executable, 'server.py'])
-        self.reach(self.port)
-        subprocess.run([sys.executable, 'users_app.py', 'add'], cwd=folder, check=True)
-        (self.entry,) = (folder / 'entries').glob('*.json')
+        self.until(lambda: 'listening on' in (folder / 'server.log').read_text(), 'it serves')
+        self.workers = workers(self.server.pid)
+        self.pids = [self.server.pid, *self.workers]  # whose cost is counted
+        self.entry = self.add()
         self.parameters = json.loads(self.entry.read_text())['authParams']
         self.context = ssl.create_default_context(cafile=folder / 'registrar.crt')
+        self.tls = bool(options.get('key_file', 'yes'))
+
+    def add(self) -> Path:
+        """A new entry's file."""
+        before, add = self.entries(), [sys.executable, 'users_app.py', 'add']
+        subprocess.run(add, cwd=self.folder, check=True, capture_output=True)
+        return (self.entries() - before).pop()
+
+    def entries(self) -> set[Path]:
+        return {*(self.folder / 'entries').glob('*.json')}
 
     def start(self, command: list, **more) -> subprocess.Popen:
         self._processes.append(subprocess.Popen(command, cwd=self.folder, **more))
@@ -90,12 +95,19 @@ class Set:
             process.wait()
 
     def reach(self, port: int) -> None:
-        for _ in range(500):
-            try:
-                return socket.create_connection(('127.0.0.1', port)).close()
-            except OSError:
-                time.sleep(0.02)
-        raise TimeoutError(f'nothing listens on port {port}')
+        def reached() -> bool:
+            socket.create_connection(('127.0.0.1', port)).close()
+            return True
+
+        self.until(reached, f'port {port}')
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        for _ in range(1000):
+            with suppress(OSError):
+                if condition():
+                    return
+            time.sleep(0.02)
+        raise TimeoutError(what)
 
     def haproxy(self, to: int, mode: str, how: str) -> tuple[subprocess.Popen, int]:
         port, pem = free_port(), self.folder / 'both.pem'
@@ -108,19 +120,22 @@ class Set:
         self.reach(port)
         return process, port
 
-    def connect(self, port: int) -> ssl.SSLSocket:
-        sock = socket.create_connection(('127.0.0.1', port))
+    def connect(self, port: int = 0) -> socket.socket:
+        sock = socket.create_connection(('127.0.0.1', port or self.port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not self.tls:
+            return sock
         return self.context.wrap_socket(sock, server_hostname='127.0.0.1')
 
-    def register(self) -> ssl.SSLSocket:
-        sock = self.connect(self.port)
+    def register(self) -> socket.socket:
+        sock = self.connect()
         code = codes.totp(self.parameters).now()
         sock.sendall(f'CONNECT uuid:{self.entry.stem}?response={code} HTTP/1.1\r\n\r\n'.encode())
         assert sock.recv(100).startswith(b'HTTP/1.1 200 ')
         return sock
 
 
-def download(sock: ssl.SSLSocket, uuid: str) -> int:
+def download(sock: socket.socket, uuid: str) -> int:
     """The octets that come for a request, by the method of least work."""
     sock.sendall(f'GET /?rendezvous={uuid} HTTP/1.1\r\nHost: x\r\n\r\n'.encode())
     buffer, count = bytearray(65536), 0
@@ -137,7 +152,7 @@ def in_child(work, *arguments) -> int:
     return pid
 
 
-def send(sock: ssl.SSLSocket, gigabytes: int) -> None:
+def send(sock: socket.socket, gigabytes: int) -> None:
     sock.recv(65536)
     for _ in range(gigabytes * 1024):
         sock.sendall(MEBIBYTE)
@@ -148,9 +163,9 @@ def pipe(bench: Set, gigabytes: int) -> None:
     uuid, count = bench.entry.stem, gigabytes * 1024**3
     hidden = bench.register()
     child = in_child(send, hidden, gigabytes)
-    before = cpu_seconds(bench.server)
-    assert download(bench.connect(bench.port), uuid) == count
-    ours = cpu_seconds(bench.server) - before
+    before = cpu_seconds(bench.pids)
+    assert download(bench.connect(), uuid) == count
+    ours = cpu_seconds(bench.pids) - before
     os.waitpid(child, 0)
     with socket.create_server(('127.0.0.1', 0)) as listener:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -167,9 +182,9 @@ def pipe(bench: Set, gigabytes: int) -> None:
                     pass
 
         child = in_child(serve)
-        before = cpu_seconds(haproxy)
+        before = cpu_seconds([haproxy.pid])
         assert download(bench.connect(port), uuid) == count
-        theirs = cpu_seconds(haproxy) - before
+        theirs = cpu_seconds([haproxy.pid]) - before
         os.waitpid(child, 0)
     print(f'pipe {gigabytes} GiB: {ours:.2f} s, HAProxy {theirs:.2f} s, ratio {ours / theirs:.2f}')
 
@@ -185,23 +200,23 @@ def requests(bench: Set) -> None:
     bench.start([sys.executable, 'hidden.py', str(bench.entry), f'127.0.0.1:{port}'], **quiet)
     haproxy, theirs = bench.haproxy(port, 'http', '')
     costs = []
-    for process, to in ((bench.server, bench.port), (haproxy, theirs)):
+    for pids, to in ((bench.pids, bench.port), ([haproxy.pid], theirs)):
         ab = ['ab', '-q', '-n', str(REQUESTS), '-c', '20', '-A', f'{uuid}:x']
-        before = cpu_seconds(process)
+        before = cpu_seconds(pids)
         output = subprocess.run(
             [*ab, f'https://127.0.0.1:{to}/'], check=True, capture_output=True, text=True
         ).stdout
         assert 'Failed requests:        0' in output, output
         assert 'Non-2xx' not in output, output
-        costs.append((cpu_seconds(process) - before) * 1000 / REQUESTS)
+        costs.append((cpu_seconds(pids) - before) * 1000 / REQUESTS)
     ours, theirs = costs
     print(f'request: {ours:.2f} ms, HAProxy {theirs:.2f} ms, ratio {ours / theirs:.1f}')
 
 
 def waiting(bench: Set) -> None:
-    before = memory_bytes(bench.server)
+    before = memory_bytes(bench.workers)
     waiting = [bench.register() for _ in range(REGISTRATIONS)]
-    each = (memory_bytes(bench.server) - before) / REGISTRATIONS
+    each = (memory_bytes(bench.workers) - before) / REGISTRATIONS
     print(f'waiting registration: {each / 1024:.1f} KiB')
     for sock in waiting:
         sock.close()

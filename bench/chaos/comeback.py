@@ -1,4 +1,4 @@
-"""A new server takes over from one with thousands of registrations: how long everybody waits.
+"""New workers take over from those with thousands of registrations: how long everybody waits.
 
     .venv/bin/python bench/chaos/comeback.py [REGISTRATIONS]
 
@@ -28,7 +28,7 @@ from rendezvous.wire import codes
 
 ENTRIES = 500
 LOOK_SECONDS = 0.05
-SECONDS = 100  # that the old server may take
+SECONDS = 100  # that the old workers may take
 
 
 def connected(context: ssl.SSLContext, port: int) -> Peer:
@@ -106,7 +106,7 @@ class Looks:
 def main(count: int) -> None:
     options = {'max_connections': 2 * count + 1000, 'max_waiting': 100_000}
     with stage(**options) as on:
-        old, _ = on.serve()
+        on.serve()
         (mine,) = on.add()['uuid']
         on.hide(mine, Origin())
         command = [sys.executable, __file__, 'crowd', str(on.port)]
@@ -122,13 +122,14 @@ def main(count: int) -> None:
             gevent.sleep(3)
             looks.stop('nothing else')
             looks, began = Looks(on, mine), time.monotonic()
-            on.take_over()
+            old = on.workers()
+            on.renew()
             while int(process.stdout.readline()) < 2 * count:
                 pass
             print(f'all are back after {time.monotonic() - began:.1f} s')
             looks.stop(f'{count} come back')
             process.kill()
-        until(lambda: old.process.poll() is not None, 'the old one ends', SECONDS)
+        until(lambda: not {*old} & {*on.workers()}, 'the old ones end', SECONDS)
 
 
 if __name__ == '__main__':

@@ -26,16 +26,19 @@ from gevent.server import StreamServer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+FOLDERS = 'bench', 'tests', 'tests/server', 'tests/hidden'
+sys.path[:0] = [str(ROOT), *(str(ROOT / name) for name in FOLDERS)]
 
 from conftest import free_port, until
 from faults import CHUNK_BYTES, linger_not
-from programs import Folder, Program, command_line, listens
+from processes import connections
+from programs import Folder, Program, command_line
 
 from rendezvous.store import embedded
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import DEFAULTS
 
+WORKERS = 2
 BLOCK_BYTES = 1024 * 1024
 numbers = iter(range(10**9))  # no two requests have the same name
 
@@ -45,7 +48,7 @@ class Stage(Folder):
 
     def __init__(self, path: Path, **options):
         # All mobile clients have one address here, and a pipe stays for `drain` after each request.
-        options = {'max_connections_per_address': 0, **options}
+        options = {'max_connections_per_address': 0, 'workers': WORKERS, **options}
         super().__init__(path, rendezvous_port=free_port(), **options)
         self.host = options.get('rendezvous_host', '127.0.0.1')
         self.port = self.options['rendezvous_port']
@@ -55,22 +58,46 @@ class Stage(Folder):
         with (self.path / 'rendezvous/wire/pipe.py').open('a') as file:
             file.write('\n\nimport sys, probe\n\nprobe.install(sys.modules[__name__])\n')
 
+    def serve(self, *command: str) -> tuple[Program, int]:
+        """server.py, all workers of which serve, and its port; `command`: another program."""
+        program = self.start(*(command or ['server.py']))
+        until(self._served, 'it serves', 60)
+        return program, self.port
+
     def run_sh(self) -> Program:
         """bin/run.sh, which serves."""
-        program = self.start('-c', 'import os; os.execl("bin/run.sh", "bin/run.sh")')
-        until(lambda: listens(self.port, self.host), 'it serves')
-        return program
+        return self.serve('-c', 'import os; os.execl("bin/run.sh", "bin/run.sh")')[0]
 
-    def take_over(self) -> Program:
-        """A new server.py, which has taken over from the one that runs."""
-        door = self.path / 'server.sock'
-        before = door.stat().st_ino
-        program = self.start('server.py')
-        until(lambda: door.exists() and door.stat().st_ino != before, 'it has taken over')
-        return program
+    def renew(self) -> None:
+        """SIGUSR2: when this returns, new workers serve; the old ones finish their pipes."""
+        before = self._served()
+        os.kill(self.server_pid, signal.SIGUSR2)
+        until(lambda: self._served() > before, 'the new version serves', 60)
 
-    def server_pids(self) -> list[int]:
-        return [pid for pid in self.pids() if command_line(pid).endswith('python server.py ')]
+    def _served(self) -> int:
+        """How many versions the parent that runs has tried, the last one with success; else 0."""
+        with suppress(OSError):
+            words = (self.path / 'server.pid').read_text().split()
+            if words[2:] == ['good'] and int(words[0]) in self.pids():
+                return int(words[1])
+        return 0
+
+    @property
+    def server_pid(self) -> int:
+        """The parent. Raises ProcessLookupError where there is none."""
+        for pid in self.pids():
+            if command_line(pid).endswith('python server.py '):
+                return pid
+        raise ProcessLookupError
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Those that probe.py knows: one that has just been started cannot be asked yet."""
+        return [pid for pid in self.workers() if (self.path / f'probed.{pid}').exists()]
+
+    def until_all_workers_serve(self) -> None:
+        count = self.options['workers']
+        until(lambda: len(self.worker_pids) == count == len(self.workers()), 'all serve', 60)
 
     def hide(self, uuid: str, origin: 'Origin', port: int = 0, program=('hidden.py',)) -> Program:
         """A hidden.py that is registered; `port`: of the relay that it goes through."""
@@ -82,45 +109,70 @@ class Stage(Folder):
         hiding.until_it_says('registered')
         return hiding
 
-    def inside(self, pid: int) -> dict[str, int]:
-        """What a server.py or a hidden.py has: greenlets, pipes, registrations, sockets."""
+    def inside(self, *pids: int) -> Counter[str]:
+        """What the workers have, or a hidden.py: greenlets, pipes, registrations, sockets."""
+        found: Counter[str] = Counter()
+        for pid in pids or self.worker_pids:
+            found.update(self._inside(pid))
+        return found
+
+    def _inside(self, pid: int) -> dict[str, int]:
         file = self.path / f'inside.{pid}'
         file.unlink(missing_ok=True)
-        os.kill(pid, signal.SIGUSR1)
-        until(file.exists, 'it says what is in it')
-        return json.loads(file.read_text()) | {'sockets': self._sockets(pid)}
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+        until(lambda: file.exists() or pid not in self.pids(), 'it says what is in it')
+        if not file.exists():
+            return {}
+        redis = self.options.get('redis_port', 0)  # connections to it are kept in a pool
+        sockets = sum(far != redis for _, far in connections(pid))
+        return json.loads(file.read_text()) | {'sockets': sockets}
+
+    def joined(self) -> list[list]:
+        """What probe.py has written of each pipe: when, the process, and two ports."""
+        file = self.path / 'joined.log'
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def explain(self, outcome: 'Outcome') -> None:
+        """Prints a request that failed, its pipes, and the lines of the log about its ports."""
+        print(f'    {outcome}')
+        ports = {outcome.port}
+        for at, pid, mobile_port, hidden_port in self.joined():
+            if mobile_port == outcome.port and outcome.since <= at <= outcome.ended:
+                print(f'        {at - outcome.began:.3f} s later joined by {pid} to {hidden_port}')
+                ports.add(hidden_port)
+        marks = [f':{port} ' for port in ports]
+        for line in self.log().splitlines():
+            if any(mark in line for mark in marks):
+                print(f'        {line}')
 
     def entries(self) -> Entries:
         """The entries of the store in this folder, for this process."""
         embedded.DATA = self.path / 'data'
         return Entries(DEFAULTS | self.options, starts_store=False)
 
-    def _sockets(self, pid: int) -> int:
-        """Those of TCP, but for those to Redis: they are kept in a pool."""
-        theirs = set()
-        for fd in Path(f'/proc/{pid}/fd').iterdir():
-            with suppress(OSError):
-                theirs.add(os.readlink(fd).removeprefix('socket:[').removesuffix(']'))
-        rows = [row.split() for row in Path('/proc/net/tcp').read_text().splitlines()[1:]]
-        redis = f':{self.options.get("redis_port", 0):04X}'
-        return sum(row[9] in theirs and not row[2].endswith(redis) for row in rows)
+    def at_rest(self, registrations: int) -> Counter[str]:
+        """What is inside the workers, once so many wait and nothing else is under way."""
 
-    def at_rest(self, pid: int, registrations: int) -> dict[str, int]:
-        """What is inside a server, once so many wait and nothing else is under way."""
-
-        def found() -> dict[str, int] | None:
-            inside = self.inside(pid)
+        def found() -> Counter[str] | None:
+            inside = self.inside()
             rests = (inside['registrations'], inside['pipes']) == (registrations, 0)
             return inside if rests else None
 
+        self.until_all_workers_serve()
         return until(found, f'{registrations} registrations wait', 30)
 
-    def left(self, pid: int, before: dict[str, int], seconds: float = 20) -> str:
-        """What it has more than `before`, after these seconds at the most; '' for nothing."""
+    def left(self, before: Counter[str], *pids: int, seconds: float = 20) -> str:
+        """What the workers, or these, have more than `before`, after these seconds at the most.
+
+        '' for nothing.
+        """
+        if not pids:
+            self.until_all_workers_serve()
         more, deadline = {'any': 1}, time.monotonic() + seconds
         while any(more.values()) and time.monotonic() < deadline:
             gevent.sleep(0.1)
-            inside = self.inside(pid)
+            inside = self.inside(*pids)
             more = {name: inside[name] - count for name, count in before.items()}
         return ', '.join(f'{count} {name}' for name, count in more.items() if count)
 

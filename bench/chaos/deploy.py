@@ -1,4 +1,4 @@
-"""New versions under load: bin/run.sh has a new server take over, and no request may fail.
+"""New versions under load: new workers take over from the old ones, and no request may fail.
 
     .venv/bin/python bench/chaos/deploy.py [DEPLOYS]
 
@@ -11,14 +11,12 @@ from gevent import monkey
 monkey.patch_all()
 
 import random
-import signal
 import sys
 import time
 from collections import Counter
 
 import gevent
 from common import Origin, Outcome, Stage, ask, print_row, stage, until, words
-from programs import Program
 
 CLIENTS = 6
 SMALL, LARGE = (1000, 3000), (2_000_000, 2_000_000)  # octets of a request's body, of its answer's
@@ -43,42 +41,41 @@ class Load:
         return self._outcomes
 
 
-def deploy(on: Stage, script: Program, anew: bool) -> tuple[Program, float]:
-    """The bin/run.sh that serves then, and the seconds until the old server has ended."""
-    began, (old,) = time.monotonic(), on.server_pids()
+def deploy(on: Stage, again: bool) -> float:
+    """The seconds until the old workers have ended."""
+    began, old = time.monotonic(), on.workers()
     with (on.path / 'server.py').open('a') as file:
         file.write('# a new version\n')
-    if anew:
-        before, script = script, on.run_sh()
-        assert before.process.wait(timeout=60) == 0
+    if again:
+        assert on.start('-c', 'import os; os.execl("bin/run.sh", "sh")').process.wait(60) == 0
     else:
-        script.process.send_signal(signal.SIGUSR2)
-    until(lambda: old not in on.pids(), 'the old one ends', 60)
-    return script, time.monotonic() - began
+        on.renew()
+    until(lambda: not {*old} & {*on.workers()}, 'the old ones end', 60)
+    return time.monotonic() - began
 
 
 def main() -> int:
     deploys = int(sys.argv[1]) if sys.argv[1:] else 20
     with stage() as on:
         uuids = [on.add(name)['uuid'][0] for name in ('kitchen', 'cellar')]
-        script = on.run_sh()
+        pid = on.run_sh().pid
         for uuid in uuids:
             on.hide(uuid, Origin())
-        before, load, took = on.at_rest(*on.server_pids(), 8), Load(on, uuids), []
+        before, load, took = on.at_rest(8), Load(on, uuids), []
         for number in range(deploys):
-            script, seconds = deploy(on, script, anew=bool(number % 2))
-            took.append(seconds)
+            took.append(deploy(on, again=bool(number % 2)))
             gevent.sleep(1)
-        outcomes = load.stop()
-        left = on.left(*on.server_pids(), before)
+        outcomes, same = load.stop(), pid == on.server_pid
+        failed = [outcome for outcome in outcomes if outcome.saw != 'good']
+        for outcome in failed[:20]:
+            on.explain(outcome)
+        left = on.left(before)
     waits = [outcome.ended - outcome.began for outcome in outcomes]
-    failed = [outcome for outcome in outcomes if outcome.saw != 'good']
     print_row('', 'what mobile clients saw', [], '')
-    print_row('new server: the old one has ended', '', took, f'left over: {left}')
+    more = f'the process is the same: {same}; left over: {left}'
+    print_row('new version: the old workers have ended', '', took, more)
     print_row('a request', words(Counter(each.saw for each in outcomes)), waits, '')
-    for outcome in failed[:20]:
-        print(f'    {outcome}')
-    return 1 if failed or left else 0
+    return 1 if failed or left or not same else 0
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
 """How long others wait while somebody attacks, beside HAProxy under the same attack.
 
-    .venv/bin/python bench/chaos/hostile.py [--project DIR] [ROW ...]
+    .venv/bin/python bench/chaos/hostile.py [--workers COUNT] [ROW ...]
 
 Prints a Markdown table, a line a row; without names it takes all rows, which is about six minutes.
-`--project` measures another checkout's programs. Needs: apt install haproxy nginx.
+The server has one worker, as HAProxy has one thread, or COUNT. Needs: apt install haproxy nginx.
 
 Each row has an attacker (attack.py) with an address of its own, and somebody else who asks all the
 while through the same hidden server, `hidden.py` before nginx: on a new connection each time, and
@@ -12,7 +12,6 @@ median of all of them; HAProxy has one thread, TLS at its front, and the same ng
 """
 
 import argparse
-import compileall
 import json
 import re
 import resource
@@ -25,8 +24,9 @@ from pathlib import Path
 
 import common  # first: it says where the others are
 import gevent
-import programs
-from common import free_port, listens, until
+from common import free_port, until
+from processes import memory_bytes
+from programs import listens
 
 ATTACK = Path(__file__).with_name('attack.py')
 DESCRIPTORS = 1024  # of hidden.py at its start, as most systems have it
@@ -113,8 +113,8 @@ class Attack:
 class Ground:
     """One of the two that are attacked; `to` says where it is, `pids` which processes it has."""
 
-    def __init__(self, to: dict, pids: dict[str, int], redis_port: int):
-        self.to, self.pids, self._redis_port = to, pids, redis_port
+    def __init__(self, to: dict, pids: dict[str, list[int]]):
+        self.to, self.pids = to, pids
         self._numbers = iter(range(1, 250))
 
     def attacker(self, **more) -> dict:
@@ -122,9 +122,7 @@ class Ground:
         return self.to | {'source': f'127.0.88.{next(self._numbers)}', 'hidden': HIDDEN} | more
 
     def sockets(self) -> int:
-        """Its connections, but for those to Redis: they are kept in a pool."""
-        lines = [line for pid in self.pids.values() for line in sockets(pid)]
-        return sum(f':{self._redis_port} ' not in line for line in lines)
+        return sum(len(sockets(pids)) for pids in self.pids.values())
 
     @contextmanager
     def attacked(self, name: str, ways=('new', 'kept'), others=None, **arguments):
@@ -159,21 +157,17 @@ def words(counted: dict) -> str:
     return ', '.join(f'{count} x {saw}' for saw, count in Counter(counted).most_common())
 
 
-def sockets(pid: int) -> list[str]:
-    """The lines of `ss` for the TCP connections of a process."""
+def sockets(pids: list[int]) -> list[str]:
+    """The lines of `ss` for the TCP connections of processes."""
     listed = subprocess.run(['ss', '-tnpmHO'], capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if f'pid={pid},' in line]
+    names = [f'pid={pid},' for pid in pids]
+    return [line for line in listed.splitlines() if any(name in line for name in names)]
 
 
-def kernel_bytes(pid: int) -> int:
-    """What its sockets hold (man ss: skmem r, w, f)."""
-    found = [re.search(r'skmem:\(r(\d+),.*?,f(\d+),w(\d+),', line) for line in sockets(pid)]
+def kernel_bytes(pids: list[int]) -> int:
+    """What their sockets hold (man ss: skmem r, w, f)."""
+    found = [re.search(r'skmem:\(r(\d+),.*?,f(\d+),w(\d+),', line) for line in sockets(pids)]
     return sum(int(count) for each in found if each for count in each.groups())
-
-
-def memory_bytes(pid: int) -> int:
-    status = Path(f'/proc/{pid}/status').read_text()
-    return int(re.search(r'VmRSS:\s+(\d+)', status)[1]) * 1024
 
 
 @contextmanager
@@ -190,18 +184,18 @@ def process(folder: Path, *command: str):
 class Bench:
     """The two that are attacked, and what is behind them."""
 
-    def __init__(self, stack: ExitStack):
-        self.on = stack.enter_context(common.stage(max_connections_per_address=1000))
+    def __init__(self, stack: ExitStack, workers: int):
+        options = {'max_connections_per_address': 1000, 'workers': workers}
+        self.on = stack.enter_context(common.stage(**options))
         self.folder, self.pictures = self.on.path.parent, free_port()
         local = self._nginx(stack)
-        server, _ = self.on.serve()
+        self.on.serve()
         entry, other = self.on.add('kitchen'), self.on.add('cellar')
         to = {'port': self.on.port, 'uuid': entry['uuid'][0], 'other': other['uuid'][0]}
         to['base32'] = other['authParams']['base32']
         hidden = self.hide(entry, local)
-        self._redis_port = self.on.options.get('redis_port', 0)
-        pids = {'server.py': server.pid, 'hidden.py': hidden.pid}
-        self.ours = Ground(to, pids, self._redis_port)
+        pids = {'server.py': self.on.workers(), 'hidden.py': [hidden.pid]}
+        self.ours = Ground(to, pids)
         self.haproxy = self._haproxy(stack, local)
         self.sockets = self.ours.sockets()
         for on in (self.ours, self.haproxy):
@@ -231,7 +225,7 @@ class Bench:
         pid = stack.enter_context(process(self.folder, 'haproxy', '-db', '-f', 'haproxy.conf'))
         until(lambda: listens(ports['web']), 'HAProxy listens')
         to = {'port': ports['web'], 'uuid': 'x', 'other': ports['far'], 'pem': str(pem)}
-        return Ground(to | ports, {'haproxy': pid}, self._redis_port)
+        return Ground(to | ports, {'haproxy': [pid]})
 
     def hide(self, entry: dict, port: int):
         """A hidden.py before a local server."""
@@ -308,7 +302,7 @@ def readers(bench: Bench, on: Ground, count: int = 40) -> Saw:
     """What each of so many takes who begins a large download and stops reading."""
 
     def now() -> list[int]:
-        return [each(pid) for pid in on.pids.values() for each in (kernel_bytes, memory_bytes)]
+        return [each(pids) for pids in on.pids.values() for each in (kernel_bytes, memory_bytes)]
 
     before = now()
     with on.attacked('readers', to=on.attacker(), count=count) as (did, seen):
@@ -321,14 +315,14 @@ def readers(bench: Bench, on: Ground, count: int = 40) -> Saw:
 
 def memory(bench: Bench, on: Ground) -> Saw:
     """Before a crowd, at its peak, and five seconds after it has left."""
-    pid = next(iter(on.pids.values()))
+    pids = next(iter(on.pids.values()))
     with Attack('silent', to=on.attacker(), count=2000) as attack:
-        took = [memory_bytes(pid)]
+        took = [memory_bytes(pids)]
         attack.begin()
         did = attack.says()
-        took.append(memory_bytes(pid))
+        took.append(memory_bytes(pids))
     gevent.sleep(5)
-    took.append(memory_bytes(pid))
+    took.append(memory_bytes(pids))
     cell = ', '.join(f'{each / 1e6:.0f}' for each in took)
     return Saw({}, words(did['saw']), cell=f'{cell} MB')
 
@@ -392,20 +386,18 @@ def run(name: str, bench: Bench) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('rows', nargs='*', metavar='ROW', help=', '.join(ROWS))
-    parser.add_argument('--project', type=Path, default=programs.ROOT, help='another checkout')
+    parser.add_argument('--workers', type=int, default=1)
     arguments = parser.parse_args()
     names = arguments.rows or list(ROWS)
     if unknown := set(names) - set(ROWS):
         parser.error(f'there is no row {", ".join(unknown)}')
-    programs.ROOT = arguments.project.resolve()
-    compileall.compile_dir(programs.ROOT, maxlevels=0, quiet=1)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, most))
     print('| stream | others waited: ours (worst) | HAProxy (worst) | note |')
     print('| --- | --- | --- | --- |', flush=True)
     began = time.monotonic()
     with ExitStack() as stack:
-        bench = Bench(stack)
+        bench = Bench(stack, arguments.workers)
         for name in names:
             run(name, bench)
     print(f'took {time.monotonic() - began:.0f} s', file=sys.stderr)

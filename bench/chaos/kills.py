@@ -1,4 +1,4 @@
-"""kill -9 of the server, of Redis and of hidden.py: what a mobile client sees, and for how long.
+"""kill -9 of a worker, of the server, of Redis, of hidden.py: what a mobile client sees, how long.
 
     .venv/bin/python bench/chaos/kills.py [RUNS]
 
@@ -20,41 +20,81 @@ from common import (
     Bystander,
     Mobile,
     Origin,
+    Outcome,
     Request,
+    Stage,
     ask,
     free_port,
-    listens,
     print_row,
     stage,
     until,
     until_good,
     words,
 )
-from programs import Outside
+from processes import connections, stop
+from programs import Outside, listens
 
 LARGE_BYTES = 50_000_000
 REDIS_AWAY_SECONDS = 3
+CLIENTS = 4
+RESTARTS = 'import subprocess\nwhile True: subprocess.run("bin/run.sh")'  # as systemd does
+
+
+def worker_killed(runs: int) -> None:
+    """... under load. A request fails only where its own connection, or that of its hidden server,
+    was the worker's; what is asked next is answered by the others.
+    """
+    with stage() as on:
+        uuids = [on.add(name)['uuid'][0] for name in ('kitchen', 'cellar')]
+        on.serve()
+        for uuid in uuids:
+            on.hide(uuid, Origin())
+        before, outcomes, theirs, next_ones = on.at_rest(8), [], set(), []
+        load = [gevent.spawn(asks_on, on, uuids[number % 2], outcomes) for number in range(CLIENTS)]
+        for run in range(runs):
+            gevent.sleep(1)
+            worker = on.worker_pids[run % 2]
+            stop(worker)  # while it does nothing, its connections stay what they are
+            theirs |= {port for _, port in connections(worker)}
+            theirs |= {mobile for _, pid, mobile, _ in on.joined()[-50:] if pid == worker}
+            os.kill(worker, signal.SIGKILL)
+            next_ones.append(ask(on, uuids[run % 2], seconds=15))
+            on.until_all_workers_serve()
+        gevent.killall(load)
+        left = f'left over: {on.left(before)}'
+    bad = [each for each in outcomes if each.saw != 'good']
+    foreign = sum(each.port not in theirs for each in bad)
+    saw = words(Counter(each.saw for each in outcomes))
+    took = [each.ended - each.began for each in outcomes]
+    print_row('worker killed: requests', saw, took, f'{foreign} failed elsewhere; {left}')
+    saw = words(Counter(each.saw for each in next_ones))
+    took = [each.ended - each.began for each in next_ones]
+    print_row('worker killed: ... the next one', saw, took, left)
+
+
+def asks_on(on: Stage, uuid: str, outcomes: list[Outcome]) -> None:
+    while True:
+        outcomes.append(ask(on, uuid, 1000, 100_000, seconds=15))
+        gevent.sleep(0.01)
 
 
 def server_killed(runs: int) -> None:
-    """... under bin/run.sh, which brings it up again."""
+    """The parent, and with it everything; what started it starts it again."""
     with stage() as on:
         (uuid,) = on.add('kitchen')['uuid']
-        on.run_sh()
+        on.serve('-c', RESTARTS)
         on.hide(uuid, Origin())
-        (pid,) = on.server_pids()
-        before, seen, down, took = on.at_rest(pid, 4), [], [], []
+        before, seen, down, took = on.at_rest(4), [], [], []
         for _ in range(runs):
             began = time.monotonic()
-            os.kill(pid, signal.SIGKILL)
+            os.kill(on.server_pid, signal.SIGKILL)
             until(lambda: not listens(on.port), 'it is dead')
             until(lambda: listens(on.port), 'it listens again', 70)
             down.append(time.monotonic() - began)
             saw, seconds = until_good(on, uuid)
             seen.append(saw)
             took.append(seconds)
-            (pid,) = on.server_pids()
-        left = f'left over: {on.left(pid, before)}'
+        left = f'left over: {on.left(before)}'
     print_row('server killed: the new one listens', 'refused', down, left)
     print_row(
         'server killed: ... and has a good answer', ' / '.join(dict.fromkeys(seen)), took, left
@@ -65,14 +105,14 @@ def redis_killed(runs: int) -> None:
     """The embedded one, in the middle of a load."""
     with stage() as on:
         (uuid,) = on.add('kitchen')['uuid']
-        server, _ = on.serve()
+        on.serve()
         on.hide(uuid, Origin())
-        before, load, took = on.at_rest(server.pid, 4), Bystander(on, uuid), []
+        before, load, took = on.at_rest(4), Bystander(on, uuid), []
         for _ in range(runs):
             os.kill(on.stores()[0], signal.SIGKILL)
             took.append(until_good(on, uuid)[1])
             gevent.sleep(1)
-        saw, left = load.stop(), on.left(server.pid, before)
+        saw, left = load.stop(), on.left(before)
     print_row('embedded Redis killed', saw, took, f'left over: {left}')
 
 
@@ -83,16 +123,16 @@ def outside_redis_killed(runs: int) -> None:
         data.mkdir()
         with Outside(str(data), on.options['redis_port'], '', '--appendonly', 'yes') as redis:
             (uuid,) = on.add('kitchen')['uuid']
-            server, _ = on.serve()
+            on.serve()
             on.hide(uuid, Origin())
-            before, load, took = on.at_rest(server.pid, 4), Bystander(on, uuid), []
+            before, load, took = on.at_rest(4), Bystander(on, uuid), []
             for _ in range(runs):
                 redis.stop()
                 gevent.sleep(REDIS_AWAY_SECONDS)
                 redis.start()
                 took.append(until_good(on, uuid)[1])
                 gevent.sleep(1)
-            saw, left = load.stop(), on.left(server.pid, before)
+            saw, left = load.stop(), on.left(before)
     print_row(f'Redis outside was away for {REDIS_AWAY_SECONDS} s', saw, took, f'left over: {left}')
 
 
@@ -100,10 +140,11 @@ def hidden_killed(runs: int, in_pipe: bool) -> None:
     """... and started again at once; another hidden server goes on."""
     with stage() as on:
         uuid, other = (on.add(name)['uuid'][0] for name in ('kitchen', 'cellar'))
-        (server, _), origin = on.serve(), Origin()
+        on.serve()
+        origin = Origin()
         on.hide(other, Origin())
         hiding = on.hide(uuid, origin)
-        before, bystander = on.at_rest(server.pid, 8), Bystander(on, other)
+        before, bystander = on.at_rest(8), Bystander(on, other)
         seen, took = Counter(), []
         for turn in range(runs):
             if in_pipe:  # a download, half of which has come
@@ -119,7 +160,7 @@ def hidden_killed(runs: int, in_pipe: bool) -> None:
             seen[f'{outcome.saw} ({outcome.ended - killed:.0f} s)'] += 1
             hiding = on.start('hidden.py', *hiding.process.args[2:])
             took.append(until_good(on, uuid)[1])
-        more = f'bystander: {bystander.stop()}; left over: {on.left(server.pid, before)}'
+        more = f'bystander: {bystander.stop()}; left over: {on.left(before)}'
     where = 'in a pipe' if in_pipe else 'while it waits'
     print_row(f'hidden.py killed {where}, and started', words(seen), took, more)
 
@@ -127,6 +168,7 @@ def hidden_killed(runs: int, in_pipe: bool) -> None:
 def main() -> None:
     runs = int(sys.argv[1]) if sys.argv[1:] else 5
     print_row('', 'what mobile clients saw', [], '')
+    worker_killed(runs)
     server_killed(runs)
     redis_killed(runs)
     outside_redis_killed(runs)

@@ -27,7 +27,7 @@ DEAD_SECONDS = 75  # after 60 a connection is dead on both sides
 NAME = 'rendezvous.example'
 
 
-def waits(on, pid: int) -> float:
+def waits(on) -> float:
     """Seconds until one that was made since now waits."""
     began, before = time.monotonic(), on.log().count(' registered ')
     until(lambda: on.log().count(' registered ') > before, 'it registers', 60)
@@ -38,18 +38,18 @@ def network_gone() -> None:
     """For longer than connections live; and for a moment, and it comes from another address."""
     with Netspace() as away, stage(rendezvous_host=away.near) as on:
         (uuid,) = on.add('kitchen')['uuid']
-        server, _ = on.serve()
+        on.serve()
         on.hide(uuid, Origin(), program=away.runs('hidden.py'))
-        on.at_rest(server.pid, 4)
+        on.at_rest(4)
         away.drop()
         gevent.sleep(DEAD_SECONDS)
         away.mend()
-        print_row(f'network gone for {DEAD_SECONDS} s', '', [waits(on, server.pid)], '')
-        on.at_rest(server.pid, 4)
+        print_row(f'network gone for {DEAD_SECONDS} s', '', [waits(on)], '')
+        on.at_rest(4)
         away.drop()
         gevent.sleep(5)
         other = on_the_same_cable(away)
-        print_row('... back at another address', '', [waits(on, server.pid)], f'from {other}')
+        print_row('... back at another address', '', [waits(on)], f'from {other}')
 
 
 def on_the_same_cable(away: Netspace) -> str:
@@ -72,13 +72,13 @@ def suspended() -> None:
     """Its connections are reset meanwhile, and nobody tells it: the system keeps no state."""
     with stage() as on:
         (uuid,) = on.add('kitchen')['uuid']
-        server, _ = on.serve()
+        on.serve()
         hiding = on.hide(uuid, Origin())
-        on.at_rest(server.pid, 4)
+        on.at_rest(4)
         os.killpg(hiding.pid, signal.SIGSTOP)
         gevent.sleep(15)
         os.killpg(hiding.pid, signal.SIGCONT)
-        print_row('suspended for 15 s', '', [waits(on, server.pid)], '')
+        print_row('suspended for 15 s', '', [waits(on)], '')
 
 
 def two_addresses() -> None:
@@ -86,11 +86,11 @@ def two_addresses() -> None:
     with stage(rendezvous_host=NAME, listen_host='127.0.0.2') as on, ExitStack() as stack:
         stack.enter_context(answers_no_syn('127.0.0.1', on.port))
         (uuid,) = on.add('kitchen')['uuid']
-        server, _ = on.serve()
+        on.serve()
         (on.path / 'hosts').write_text(f'127.0.0.2 {NAME}\n127.0.0.1 {NAME} localhost\n')
         began = time.monotonic()
         hiding = on.hide(uuid, Origin(), program=with_etc(on, 'hosts'))
-        on.at_rest(server.pid, 4)
+        on.at_rest(4)
         seconds = time.monotonic() - began
         said = 'did not answer' in hiding.said()
         print_row('one of two addresses is silent: four wait', '', [seconds], f'said: {said}')
@@ -123,7 +123,7 @@ def no_names() -> None:
         names, took = Names('127.0.0.53:53'), []
         names.start()
         (uuid,) = on.add('kitchen')['uuid']
-        server, _ = on.serve()
+        on.serve()
         (on.path / 'resolv.conf').write_text('nameserver 127.0.0.53\n')
         (on.path / 'hosts').write_text('127.0.0.1 localhost\n')
         for seconds in (6, 7.5, 9, 10.5):
@@ -133,7 +133,7 @@ def no_names() -> None:
             hiding = on.start(*program, str(entry), Origin().address)
             gevent.sleep(seconds)
             names.answers = True
-            took.append(waits(on, server.pid))
+            took.append(waits(on))
             hiding.end()
         names.stop()
         print_row('names did not resolve', '', took, '')
@@ -142,14 +142,14 @@ def no_names() -> None:
 def server_gone() -> None:
     with stage() as on:
         (uuid,) = on.add('kitchen')['uuid']
-        server, _ = on.serve()
+        on.serve()
         on.hide(uuid, Origin())
         took = []
         for seconds in (1, 5, 20):
-            server.end(signal.SIGKILL)
+            os.kill(on.server_pid, signal.SIGKILL)
             gevent.sleep(seconds)
-            server, _ = on.serve()
-            took.append(waits(on, server.pid) if on.inside(server.pid)['registrations'] == 0 else 0)
+            on.serve()
+            took.append(waits(on) if on.inside()['registrations'] == 0 else 0)
         print_row('server gone for 1, 5 and 20 s', '', took, '')
 
 

@@ -7,19 +7,18 @@ more and more is under way; what a waiting registration takes; and what is left 
 Needs: apt install slowhttptest. Takes about three minutes.
 """
 
-import re
 import socket
 import ssl
 import subprocess
 import sys
 import uuid as uuids
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import gevent
 from common import Origin, Stage, ask, print_row, stage, until
 from conftest import OK, Peer, connect_request, get
 from gevent.pool import Pool
+from processes import memory_bytes
 
 from rendezvous.server.worker import TRIM_SECONDS
 from rendezvous.wire import codes
@@ -33,11 +32,6 @@ SLOW = {
     'range headers': '-R -a 1 -b 3000',
     'slow reading': '-X -w 1 -y 16 -n 2 -z 16 -k 3',
 }
-
-
-def memory_bytes(pid: int) -> int:
-    status = Path(f'/proc/{pid}/status').read_text()
-    return int(re.search(r'VmRSS:\s+(\d+)', status)[1]) * 1024
 
 
 class Crowd:
@@ -146,12 +140,12 @@ def slow(on: Stage, how: str):
     process.wait()
 
 
-def look(on: Stage, pid: int, uuid: str, what: str, more: str = '') -> None:
+def look(on: Stage, uuid: str, what: str, more: str = '') -> None:
     """A row: what a mobile client has to wait."""
     outcomes, most = [], 0
     for _ in range(LOOKS):
         outcomes.append(ask(on, uuid, seconds=20))
-        most = max(most, on.inside(pid)['sockets'])
+        most = max(most, on.inside()['sockets'])
         gevent.sleep(LOOK_SECONDS)
     seconds = [outcome.ended - outcome.began for outcome in outcomes]
     bad = sum(outcome.saw != 'good' for outcome in outcomes)
@@ -165,30 +159,30 @@ def main() -> None:
         server, _ = on.serve()
         (mine,) = on.add()['uuid']
         on.hide(mine, Origin())
-        before, rest = on.at_rest(server.pid, 4), memory_bytes(server.pid)
+        before, rest = on.at_rest(4), memory_bytes(on.worker_pids)
         crowd = Crowd(on)
         print_row('', '', [], '')
-        look(on, server.pid, mine, 'nothing else')
+        look(on, mine, 'nothing else')
         crowd.each(crowd.register, registrations)
-        each = (memory_bytes(server.pid) - rest) / registrations / 1000
-        look(on, server.pid, mine, f'{registrations} registrations', f'{each:.1f} KB each')
+        each = (memory_bytes(on.worker_pids) - rest) / registrations / 1000
+        look(on, mine, f'{registrations} registrations', f'{each:.1f} KB each')
         crowd.each(crowd.pipe, pipes)
-        until(lambda: on.inside(server.pid)['pipes'] >= pipes, 'they are joined', 60)
-        look(on, server.pid, mine, f'... and {pipes} pipes')
+        until(lambda: on.inside()['pipes'] >= pipes, 'they are joined', 60)
+        look(on, mine, f'... and {pipes} pipes')
         for what, how in SLOW.items():
             with slow(on, how):
-                look(on, server.pid, mine, f'... and {SLOW_CONNECTIONS} {what}')
+                look(on, mine, f'... and {SLOW_CONNECTIONS} {what}')
         with dripping_bodies(on, crowd):
-            look(on, server.pid, mine, f'... and {SLOW_CONNECTIONS} dripping bodies')
+            look(on, mine, f'... and {SLOW_CONNECTIONS} dripping bodies')
         with half_handshakes(crowd):
-            look(on, server.pid, mine, '... and 200 half handshakes a second')
+            look(on, mine, '... and 200 half handshakes a second')
         with silent(crowd):
-            look(on, server.pid, mine, '... and 1000 that say nothing')
-        most = memory_bytes(server.pid)
+            look(on, mine, '... and 1000 that say nothing')
+        most = memory_bytes(on.worker_pids)
         crowd.leave()
-        left = on.left(server.pid, before, 90)
+        left = on.left(before, seconds=90)
         gevent.sleep(TRIM_SECONDS)
-        now = memory_bytes(server.pid)
+        now = memory_bytes(on.worker_pids)
         megabytes = [f'{each / 1e6:.0f} MB' for each in (rest, most, now)]
         print(f'when all have gone: {left or "nothing is left"}; memory {", ".join(megabytes)}')
         assert server.end() == 0

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import gevent
 import redis
-from common import Origin, Stage, ask, listens, print_row, stage, until, until_good, words
+from common import Origin, Stage, ask, print_row, stage, until, until_good, words
+from programs import listens
 
 CLOCK_IS_WRONG_SECONDS = 5
 FAKETIME = next(Path('/usr/lib').glob('*/faketime/libfaketime.so.1'), None)
@@ -44,39 +45,41 @@ def fill(file: Path) -> None:
             filler.write(bytes(4096))
 
 
-def print_requests(fault: str, on: Stage, uuid: str, server) -> None:
+def print_requests(fault: str, on: Stage, uuid: str) -> None:
     """What 30 requests see, one after the other."""
     outcomes = [ask(on, uuid, 1000, 100_000, seconds=15) for _ in range(30)]
     seconds = [outcome.ended - outcome.began for outcome in outcomes]
-    runs = f'server.py runs: {server.process.poll() is None}'
-    print_row(fault, words(Counter(outcome.saw for outcome in outcomes)), seconds, runs)
+    saw = words(Counter(outcome.saw for outcome in outcomes))
+    print_row(fault, saw, seconds, f'{len(on.workers())} workers run')
 
 
 def full_disk() -> None:
     """... under the log and the embedded store, which ends rather than forget what it is told."""
     with small_disk() as folder, stage(folder) as on:
         (uuid,) = on.add('kitchen')['uuid']
-        (server, _), origin, filler = on.serve(), Origin(), on.path / 'filler'
+        on.serve()
+        origin, filler = Origin(), on.path / 'filler'
         hiding = on.hide(uuid, origin)
-        before = on.at_rest(server.pid, 4)
+        before = on.at_rest(4)
         fill(filler)
-        print_requests('disk full', on, uuid, server)
+        print_requests('disk full', on, uuid)
         hiding.end(signal.SIGKILL)
         hiding = on.start('hidden.py', *hiding.process.args[2:])
-        print_requests('disk full, hidden.py is new', on, uuid, server)
+        print_requests('disk full, hidden.py is new', on, uuid)
         with suppress(redis.ConnectionError):
             on.redis('set', 'large', 'x' * 10_000)
-        print_requests('disk full, the store ended on a write', on, uuid, server)
+        print_requests('disk full, the store ended on a write', on, uuid)
         said = on.run('users_app.py', 'add', 'cellar').stderr.strip()
         print(f'    users_app.py add: ...{said[-60:]}')
-        server.end(signal.SIGKILL)
-        server = on.start('server.py')
+        os.kill(on.server_pid, signal.SIGKILL)
+        until(lambda: not on.workers(), 'it is dead')
+        on.start('server.py')
         until(lambda: listens(on.port), 'it listens', 30)
         saw, seconds = until_good(on, uuid)
         print_row('disk full, server.py is new', saw, [seconds], '')
         filler.unlink()
         saw, seconds = until_good(on, uuid)
-        print_row('disk free again', saw, [seconds], f'left over: {on.left(server.pid, before)}')
+        print_row('disk free again', saw, [seconds], f'left over: {on.left(before)}')
         added = on.run('users_app.py', 'add', 'cellar').status
         print(f'    users_app.py add: exit status {added}')
 
@@ -105,7 +108,7 @@ def wrong_clock(whose: str, offset: str) -> None:
             server, _ = on.serve()
         with own_clock(clock) if whose == 'hidden.py' else nullcontext():
             hiding = on.hide(uuid, Origin())
-        before, seen = on.at_rest(server.pid, 4), Counter()
+        before, seen = on.at_rest(4), Counter()
         clock.write_text(offset)
         began = time.monotonic()
         while time.monotonic() - began < CLOCK_IS_WRONG_SECONDS:
@@ -115,7 +118,7 @@ def wrong_clock(whose: str, offset: str) -> None:
         _, seconds = until_good(on, uuid)
         said = hiding.said() + server.said() + on.log()
         more = f'said: {"clock of this machine" in said or "s clock is" in said}, tracebacks: '
-        more += f'{said.count("Traceback")}; left over: {on.left(server.pid, before, 60)}'
+        more += f'{said.count("Traceback")}; left over: {on.left(before, seconds=60)}'
     print_row(f'clock of {whose} was {offset} s off', words(seen), [seconds], more)
 
 

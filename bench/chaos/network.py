@@ -53,18 +53,18 @@ def hidden_server_vanishes(runs: int) -> None:
     ends, forgotten, cut_off, back, seen = [], [], [], [], Counter()
     with Netspace() as away, stage(rendezvous_host=away.near) as on:
         uuid, other = (on.add(name)['uuid'][0] for name in ('kitchen', 'cellar'))
-        server, _ = on.serve()
+        on.serve()
         with away.inside():
             origin = Origin()
         on.hide(other, Origin())
         on.hide(uuid, origin, program=away.runs('hidden.py'))
-        before, bystander = on.at_rest(server.pid, 8), Bystander(on, other)
+        before, bystander = on.at_rest(8), Bystander(on, other)
         for _ in range(runs):
             _, loading = half_a_download(on, uuid, origin)
             away.drop()
             began = time.monotonic()
             asking = [gevent.spawn(ask, on, uuid, 100, 100) for _ in range(2)]
-            until(lambda: on.inside(server.pid)['registrations'] <= 4, 'they are forgotten', 100)
+            until(lambda: on.inside()['registrations'] <= 4, 'they are forgotten', 100)
             forgotten.append(time.monotonic() - began)
             for outcome in [each.get() for each in asking]:
                 seen[outcome.saw] += 1
@@ -73,8 +73,8 @@ def hidden_server_vanishes(runs: int) -> None:
             away.mend()
             origin.flows.set()
             back.append(until_good(on, uuid)[1])
-            until(lambda: on.inside(server.pid)['registrations'] >= 8, 'all wait again', 100)
-        more = f'bystander: {bystander.stop()}; left over: {on.left(server.pid, before, 90)}'
+            until(lambda: on.inside()['registrations'] >= 8, 'all wait again', 100)
+        more = f'bystander: {bystander.stop()}; left over: {on.left(before, seconds=90)}'
     print_row('hidden server vanished: a request ends', words(seen), ends, more)
     print_row('... its registrations are forgotten', '', forgotten, more)
     print_row('... a download ends', '', cut_off, more)
@@ -86,9 +86,10 @@ def mobile_client_vanishes(runs: int) -> None:
     took = []
     with Netspace() as away, stage(rendezvous_host=away.near) as on:
         (uuid,) = on.add('kitchen')['uuid']
-        (server, _), origin = on.serve(), Origin()
+        on.serve()
+        origin = Origin()
         on.hide(uuid, origin)
-        before = on.at_rest(server.pid, 4)
+        before = on.at_rest(4)
         for _ in range(runs):
             with away.inside():
                 sock = gevent.socket.socket()
@@ -101,7 +102,7 @@ def mobile_client_vanishes(runs: int) -> None:
             loading.kill()
             mobile.close()
             away.mend()
-        left = on.left(server.pid, before, 90)
+        left = on.left(before, seconds=90)
     print_row('mobile client vanished: a download ends', '', took, f'left over: {left}')
 
 
@@ -110,9 +111,10 @@ def half_open(runs: int) -> None:
     seen, took = [], []
     with stage(max_waiting=4) as on:
         (uuid,) = on.add('kitchen')['uuid']
-        (server, _), relay = on.serve(), Relay(('127.0.0.1', on.port))
+        on.serve()
+        relay = Relay(('127.0.0.1', on.port))
         hiding = on.hide(uuid, Origin(), relay.port, ('-c', SHORT_LIVED))
-        before = on.at_rest(server.pid, 4)
+        before = on.at_rest(4)
         for _ in range(runs):
             held = relay.hold()
             saw, seconds = until_good(on, uuid, each=1)
@@ -124,7 +126,7 @@ def half_open(runs: int) -> None:
             until(lambda: len(relay.links) == 4, 'the old ones are gone', 30)
         # What the relay cuts off while it registers is not refused: that has a status.
         never = not re.search(r'not registered at \S+: [0-9]{3} |hanging up', hiding.said())
-        left = on.left(server.pid, before)
+        left = on.left(before)
         relay.stop()
     more = f'hidden.py was never refused: {never}; left over: {left}'
     print_row(
@@ -140,12 +142,12 @@ def replaced(runs: int) -> None:
     seen, took, left = Counter(), [], ''
     with stage() as on:
         (uuid,) = on.add('kitchen')['uuid']
-        server, _ = on.serve()
-        before = on.inside(server.pid)
+        on.serve()
+        before = on.inside()
         for _ in range(runs):
             relay, new = Relay(('127.0.0.1', on.port)), Origin()
             hiding = [on.hide(uuid, Origin(), relay.port)]
-            on.at_rest(server.pid, 4)
+            on.at_rest(4)
             relay.hold()
             hiding.append(on.hide(uuid, new))
             outcome = ask(on, uuid)
@@ -154,7 +156,7 @@ def replaced(runs: int) -> None:
             for program in hiding:
                 program.end(signal.SIGKILL)
             relay.stop()
-            left += on.left(server.pid, before)
+            left += on.left(before)
     print_row('hidden server moved: the next request', words(seen), took, f'left over: {left}')
 
 

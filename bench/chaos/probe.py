@@ -1,17 +1,20 @@
 """Put behind the pipe.py of a copy of the project: what only the process itself knows.
 
-A line in `joined.log` for each pipe: when, and the ports of the mobile client and of the hidden
-server, so that a request can be followed from connection to connection. After SIGUSR1, `inside.PID`
-holds how many greenlets, pipes and registrations there are.
+A line in `joined.log` for each pipe: when, which process, and the ports of the mobile client and of
+the hidden server, so that a request can be followed from connection to connection. A port is 0
+where another worker has that connection. After SIGUSR1, `inside.PID` holds how many greenlets,
+pipes and registrations there are.
 """
 
 import gc
 import json
 import os
+import select
 import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import gevent
 
@@ -23,15 +26,17 @@ def install(pipe) -> None:
 
     def joined(self, mobile, hidden, *arguments, **more) -> None:
         init_pipe(self, mobile, hidden, *arguments, **more)
-        # One that another server has accepted has no port here, but the caller knows it.
+        # A mobile client of another worker has no port here, but the caller knows it.
         peer = sys._getframe(1).f_locals.get('peer', ('', mobile.port))
         with suppress(OSError), open('joined.log', 'a') as file:  # the disk may be full
-            line = [time.monotonic(), peer[1], hidden.port]
+            line = [time.monotonic(), os.getpid(), peer[1], hidden.port]
             file.write(json.dumps(line) + '\n')
 
     init_end, init_pipe = pipe.End.__init__, pipe.Pipe.__init__
     pipe.End.__init__, pipe.Pipe.__init__ = end, joined
     gevent.signal_handler(signal.SIGUSR1, say, pipe.Pipe)
+    with suppress(OSError):
+        Path(f'probed.{os.getpid()}').touch()
 
 
 def port(sock) -> int:
@@ -48,9 +53,19 @@ def say(kind: type) -> None:
         'greenlets': sum(isinstance(one, gevent.Greenlet) and not one.dead for one in things),
         'pipes': sum(isinstance(one, kind) for one in things),
     }
-    for waiting in [one for one in things if type(one).__name__ == 'Registry']:
-        inside['registrations'] = len(waiting.waiting())
-        inside['mobile clients'] = len(waiting.wanted())
+    for one in things:
+        if type(one).__name__ == 'Registry':
+            inside['registrations'] = len(one.waiting())
+            inside['mobile clients'] = len(one.wanted())
+        elif type(one).__name__ == 'Meeting':  # the other worker has a greenlet for each
+            kept = [sock for socks in one._kept.values() for sock in socks]
+            inside['greenlets'] -= sum(not has_ended(sock) for sock in kept)
     with open(f'inside.{os.getpid()}.new', 'w') as file:
         json.dump(inside, file)
     os.rename(file.name, f'inside.{os.getpid()}')
+
+
+def has_ended(sock) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))

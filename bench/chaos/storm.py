@@ -8,15 +8,14 @@ wrong, where a request failed whose own connection nothing had hit, or where any
 Hidden servers reach the server through relays, so it is known which connections a fault hits;
 probe.py tells which of them served which request. A fault counts for a request that failed if it
 hit the connection that the request was joined to last (a dead one that it was tried on before that
-is no excuse), or if the server was killed between the request's connection and the next good answer
-of its hidden server.
+is no excuse), if a worker was killed that had one of the request's two connections, or if the
+parent was killed between the request's connection and the next good answer of its hidden server.
 """
 
 from gevent import monkey
 
 monkey.patch_all()
 
-import json
 import os
 import random
 import signal
@@ -28,11 +27,11 @@ from contextlib import suppress
 
 import common
 import gevent
-from common import Mobile, Origin, Outcome, Request, ask, listens, until
+from common import Mobile, Origin, Outcome, Request, ask, until
 from faults import Link, Relay, linger_not
 from gevent.lock import RLock
 from gevent.pool import Pool
-from programs import Program
+from processes import connections, stop
 
 CLIENTS, REGISTRATIONS, AT_A_TIME = 4, 4, 3
 BOUND_SECONDS = 1800
@@ -64,9 +63,11 @@ class Faults:
 
     LIKELY = {  # noqa: RUF012
         'server_is_killed': 2,
-        'server_is_replaced': 3,
+        'worker_is_killed': 5,
+        'new_version': 3,
         'server_reloads': 5,
-        'server_pauses': 5,
+        'parent_pauses': 2,
+        'worker_pauses': 5,
         'redis_is_killed': 5,
         'hidden_server_is_killed': 5,
         'hidden_server_ends': 3,
@@ -81,11 +82,12 @@ class Faults:
 
     def __init__(self, on: common.Stage):
         self.on, self.busy = on, RLock()  # a process is being ended and started
-        self.server, _ = on.serve()
+        on.serve()
         self.hidden = [Hidden(on, name) for name in ('kitchen', 'cellar')]
         self.kills: list[tuple[float, dict[str, float]]] = []  # when; when each was back
         self.backs: list[float] = []  # the longest of each, since the new one listened
-        self.replaced: list[Program] = []
+        self.killed_workers: dict[int, float] = {}  # when
+        self.ports: set[int] = set()  # of mobile clients whose worker was killed
         self.reset_at_origin: set[str] = set()
         self.asking: list[Mobile] = []
 
@@ -93,30 +95,49 @@ class Faults:
         with self.busy:
             killed, back = time.monotonic(), {}
             self.kills.append((killed, back))
-            self.server.end(signal.SIGKILL)
-            self.server = self.on.start('server.py')
-            until(lambda: listens(self.on.port), 'it listens')
-            listening = time.monotonic()
+            os.kill(self.on.server_pid, signal.SIGKILL)
+            self.on.serve()
+            serving = time.monotonic()
             for hidden in self.hidden:
                 until(lambda one=hidden.uuid: self._answers(one), 'it is back', BOUND_SECONDS)
                 back[hidden.uuid] = time.monotonic()
-            self.backs.append(time.monotonic() - listening)
+            self.backs.append(time.monotonic() - serving)
+
+    def worker_is_killed(self, dice) -> None:
+        with self.busy:
+            worker = self._a_worker(dice)
+            stop(worker)  # while it does nothing, its connections stay what they are
+            ports = {port for _, port in connections(worker)}
+            now = time.monotonic()
+            self.killed_workers[worker] = now
+            os.kill(worker, signal.SIGKILL)
+        self.ports |= ports
+        for link in [link for hidden in self.hidden for link in hidden.relay.links]:
+            if link.far_port in ports:
+                link.hits.append(now)
 
     def _answers(self, uuid: str) -> bool:
         return ask(self.on, uuid, seconds=1).saw == 'good'
 
-    def server_is_replaced(self, dice) -> None:
-        """A new one takes over; the old one lets its pipes finish and ends."""
+    def new_version(self, dice) -> None:
+        """New workers take over; the old ones let their pipes finish and end."""
         with self.busy:
-            old, self.server = self.server, self.on.take_over()
-        self.replaced.append(old)
+            self.on.renew()
 
     def server_reloads(self, dice) -> None:
-        with self.busy:  # one that starts does not know SIGHUP yet
-            os.kill(self.server.pid, signal.SIGHUP)
+        with self.busy:
+            os.kill(self.on.server_pid, signal.SIGHUP)
 
-    def server_pauses(self, dice) -> None:
-        self._pause(self.server.pid, dice)
+    def parent_pauses(self, dice) -> None:
+        self._pause(self.on.server_pid, dice)
+
+    def worker_pauses(self, dice) -> None:
+        self._pause(self._a_worker(dice), dice)
+
+    def _a_worker(self, dice) -> int:
+        if workers := self.on.workers():
+            return dice.choice(workers)
+        raise ProcessLookupError
 
     def _pause(self, pid: int, dice) -> None:
         os.kill(pid, signal.SIGSTOP)
@@ -190,7 +211,7 @@ class Storm(Faults):
     def __init__(self, on: common.Stage, seed: int):
         super().__init__(on)
         self._seed, self._dice, self._over = seed, random.Random(seed), False
-        self._before = on.at_rest(self.server.pid, REGISTRATIONS * len(self.hidden))
+        self._before = on.at_rest(REGISTRATIONS * len(self.hidden))
         self._before_hidden = [on.inside(each.program.pid) for each in self.hidden]
         self._outcomes: list[tuple[str, Outcome]] = []
 
@@ -207,7 +228,7 @@ class Storm(Faults):
             gevent.joinall(load, raise_error=True)  # a request that hangs counts, too
         finally:
             gevent.killall([*blowing, *load])  # else they start what is being ended
-        print(f'in {len(self.kills)} of them the server was killed; all: {dict(Counter(names))}')
+        print(f'all: {dict(Counter(names))}')
 
     def _happen(self, name: str, dice: random.Random) -> None:
         with suppress(OSError):  # whom it was to hit has ended
@@ -235,8 +256,7 @@ class Storm(Faults):
 
     def report(self) -> bool:
         """Prints what came of it; whether all is well."""
-        lines = (self.on.path / 'joined.log').read_text().splitlines()
-        joined, saw, why, harmed = [json.loads(line) for line in lines], Counter(), Counter(), []
+        joined, saw, why, harmed = self.on.joined(), Counter(), Counter(), []
         for uuid, outcome in self._outcomes:
             saw[outcome.saw] += 1
             if outcome.saw not in ('good', 'given up', 'WRONG'):
@@ -249,7 +269,7 @@ class Storm(Faults):
         print(f'failed, by what hit their own connection: {dict(why)}')
         print(f'failed, and nothing hit their own connection: {len(harmed)}')
         for outcome in harmed[:20]:
-            self._explain(outcome, joined)
+            self.on.explain(outcome)
         print(f'wrong octets: {wrong}; left over: {left or "nothing"}; tracebacks: {tracebacks}')
         print(f'seconds from a new server to good answers of all: {sorted(self.backs)[-3:]}')
         late = any(seconds > BACK_SECONDS for seconds in self.backs)
@@ -262,34 +282,28 @@ class Storm(Faults):
                 return 'server killed'
         if outcome.request.name in self.reset_at_origin:
             return 'reset by the origin'
-        for at, link in self._served(outcome, joined)[-1:]:
+        if outcome.port in self.ports:
+            return 'worker killed'
+        for at, pid, link in self._served(outcome, joined)[-1:]:
+            if at - SLACK_SECONDS < self.killed_workers.get(pid, 0) < outcome.ended:
+                return 'worker killed'
             if link and any(at - SLACK_SECONDS < hit < outcome.ended for hit in link.hits):
                 return 'connection to the hidden server'
         return ''
 
-    def _served(self, outcome: Outcome, joined: list) -> list[tuple[float, Link | None]]:
-        """When it was joined to which connections, one after the other: the last one served it."""
+    def _served(self, outcome: Outcome, joined: list) -> list[tuple[float, int, Link | None]]:
+        """When and by which worker it was joined to which connections: the last one served it."""
         links, served = [link for each in self.hidden for link in each.relay.history], []
-        for at, mobile_port, hidden_port in joined:
+        for at, pid, mobile_port, hidden_port in joined:
             if mobile_port == outcome.port and outcome.since <= at <= outcome.ended:
                 same = [link for link in links if link.far_port == hidden_port and link.born < at]
-                served.append((at, max(same, key=lambda link: link.born, default=None)))
+                served.append((at, pid, max(same, key=lambda link: link.born, default=None)))
         return served
 
-    def _explain(self, outcome: Outcome, joined: list) -> None:
-        print(f'    {outcome}')
-        for at, link in self._served(outcome, joined):
-            hits = [f'{hit - at:.3f}' for hit in link.hits] if link else 'unknown'
-            print(f'        joined {at - outcome.began:.3f} s after it began, hits since: {hits}')
-        lines = self.on.log().splitlines()
-        print(*(f'        {line}' for line in lines if f':{outcome.port} ' in line), sep='\n')
-
     def _left(self) -> str:
-        ends = [program.process.wait(timeout=60) for program in self.replaced]
-        left = [f'exit status {status}' for status in ends if status]
-        left.append(self.on.left(self.server.pid, self._before))
+        left = [self.on.left(self._before)]
         for hidden, before in zip(self.hidden, self._before_hidden, strict=True):
-            left.append(self.on.left(hidden.program.pid, before))
+            left.append(self.on.left(before, hidden.program.pid))
             if len(hidden.relay.links) != REGISTRATIONS or hidden.origin.open:
                 left.append(f'{len(hidden.relay.links)} links, {len(hidden.origin.open)} requests')
         return '; '.join(filter(None, left))

@@ -1,0 +1,74 @@
+"""What /proc says of the processes of a server: which they are, their CPU, memory, connections."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+TICKS = os.sysconf('SC_CLK_TCK')
+
+
+def command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f'/proc/{pid}/cmdline').read_bytes().replace(b'\0', b' ').decode()
+    return ''
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def workers(parent: int) -> list[int]:
+    return [pid for pid in children(parent) if '--worker' in command_line(pid)]
+
+
+def _fields(pid: int) -> list[str]:
+    """Those behind the name, in its `stat` (man 5 proc)."""
+    return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time of these processes."""
+    return sum(int(ticks) for pid in pids for ticks in _fields(pid)[11:13]) / TICKS
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Their resident memory. What they share counts for each."""
+    found = [re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text()) for pid in pids]
+    return sum(int(each[1]) * 1024 for each in found if each)
+
+
+def connections(pid: int) -> list[tuple[int, int]]:
+    """Of TCP: the port of this process and that of the other side, of each."""
+    own = set()
+    with suppress(OSError):  # it has ended
+        for fd in Path(f'/proc/{pid}/fd').iterdir():
+            with suppress(OSError):
+                own.add(os.readlink(fd).removeprefix('socket:[').removesuffix(']'))
+    tables = [Path(f'/proc/net/{name}').read_text() for name in ('tcp', 'tcp6')]
+    rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+    ends = [[end.partition(':')[2] for end in row[1:3]] for row in rows if row[9] in own]
+    return [(int(near, 16), int(far, 16)) for near, far in ends]
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP; when this returns, it runs no more."""
+    while _fields(pid)[0] != 'T':
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.0002)
+
+
+@contextmanager
+def stopped(pids: Iterable[int]) -> Iterator[None]:
+    """These processes do nothing meanwhile."""
+    pids = list(pids)
+    for pid in pids:
+        stop(pid)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)

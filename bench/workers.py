@@ -1,0 +1,291 @@
+"""What several workers cost and gain: ratios, not figures.
+
+    .venv/bin/python bench/workers.py [PART ...]
+
+PART is `cost`, `rate`, `spread` or `crossing`; without one it takes all: about ten minutes. The CPU
+is that of the parent and its workers, user and system, from before the first connection until the
+last one has ended. To have a connection with a certain worker, the others are stopped (SIGSTOP)
+while it is made. Rounds of what is compared take turns, for other programs use the machine, too.
+"""
+
+import os
+import random
+import re
+import select
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+
+from compare import Set, download, free_port, in_child, send
+from processes import connections, cpu_seconds, stopped
+
+ROUNDS, RENDEZVOUS = 6, 100
+GIBIBYTES, PIPE_ROUNDS = 1, 2
+PIPES, RATE_SECONDS, RATE_ROUNDS, MESSAGE = 16, 5, 3, bytes(1000)
+SPREAD_TRIALS = 5
+VISITS = 200
+ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok'
+# Hidden servers in one process, and the local server of all of them.
+HIDDEN = f"""
+import hidden, json, sys
+from pathlib import Path
+from gevent.server import StreamServer
+def answer(sock, _):
+    sock.recv(65536)
+    sock.sendall({ANSWER!r})
+    sock.close()
+port, count, *entries = sys.argv[1:]
+for entry in entries:
+    address = '127.0.0.1', int(port)
+    hidden.HiddenServer(json.loads(Path(entry).read_text()), address, int(count)).start()
+StreamServer(('127.0.0.1', int(port)), answer).serve_forever()
+"""
+
+
+@contextmanager
+def served(**options):
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Set(Path(folder), **options)
+        try:
+            yield bench
+        finally:
+            bench.end()
+
+
+def at(bench: Set, worker: int, make):
+    """What `make()` gives, a connection, with that worker."""
+    with stopped(pid for pid in bench.workers if pid != worker):
+        return make()
+
+
+def until_alone(bench: Set) -> None:
+    """Until all connections have ended."""
+    bench.until(lambda: not any(map(connections, bench.workers)), 'all connections end')
+
+
+# Cost
+
+WAYS = 'one worker', 'two, nothing crosses', 'two, all crosses'
+
+
+def pairs(bench: Set, way: str, count: int) -> list[tuple[int, int]]:
+    """So many times, with which workers the mobile client and the hidden server are."""
+    first, last = bench.workers[0], bench.workers[-1]
+    turns = [(first, last), (last, first)] if way == WAYS[2] else [(first, first), (last, last)]
+    return (turns * count)[:count]
+
+
+def rendezvous(bench: Set, mobile_at: int, hidden_at: int) -> None:
+    with (
+        closing(at(bench, hidden_at, bench.register)) as hidden,
+        closing(at(bench, mobile_at, bench.connect)) as mobile,
+    ):
+        mobile.sendall(request(bench.entry.stem))
+        hidden.recv(65536)
+        hidden.sendall(ANSWER)
+        with suppress(OSError):
+            hidden.unwrap()
+        octets = b''
+        while more := mobile.recv(65536):
+            octets += more
+        assert octets == ANSWER, octets
+
+
+def request(uuid: str) -> bytes:
+    return f'GET /?rendezvous={uuid} HTTP/1.1\r\nHost: x\r\n\r\n'.encode()
+
+
+def pipe(bench: Set, mobile_at: int, hidden_at: int) -> None:
+    hidden = at(bench, hidden_at, bench.register)
+    child = in_child(send, hidden, GIBIBYTES)
+    mobile = at(bench, mobile_at, bench.connect)
+    assert download(mobile, bench.entry.stem) == GIBIBYTES * 1024**3
+    mobile.close()
+    hidden.close()
+    os.waitpid(child, 0)
+
+
+def cost() -> None:
+    with served(workers=1) as one, served(workers=2) as two:
+        benches = dict(zip(WAYS, (one, two, two), strict=True))
+        for what, do, rounds, each in (
+            ('ms a rendezvous', rendezvous, ROUNDS, RENDEZVOUS),
+            ('s a GiB', pipe, PIPE_ROUNDS, 2),
+        ):
+            took = {way: [] for way in WAYS}
+            for _ in range(rounds):
+                for way, bench in benches.items():
+                    before = cpu_seconds(bench.pids)
+                    for pair in pairs(bench, way, each):
+                        do(bench, *pair)
+                    until_alone(bench)
+                    took[way].append((cpu_seconds(bench.pids) - before) / each)
+            print_costs(what, took)
+
+
+def print_costs(what: str, took: dict[str, list[float]]) -> None:
+    base, scale = statistics.mean(took[WAYS[0]]), 1000 if what.startswith('ms') else 1
+    for way, seconds in took.items():
+        mean = statistics.mean(seconds)
+        print(f'{way}: {mean * scale:.2f} {what} of CPU, ratio {mean / base:.2f}', flush=True)
+
+
+# Rate: clients without TLS, in one process, which take as little of the two cores as they can
+
+
+class Exchanges:
+    """Pipes that stay, half of them with each worker, and what goes to and fro in them."""
+
+    def __init__(self, bench: Set):
+        self._bench, self._poll = bench, select.epoll()
+        self._mobiles: dict[int, socket.socket] = {}
+        self._hiddens: dict[int, socket.socket] = {}
+        for mobile_at, hidden_at in pairs(bench, WAYS[1], PIPES):
+            hidden = at(bench, hidden_at, bench.register)
+            mobile = at(bench, mobile_at, bench.connect)
+            mobile.sendall(request(bench.entry.stem))
+            hidden.recv(65536)
+            self._mobiles[mobile.fileno()], self._hiddens[hidden.fileno()] = mobile, hidden
+            for sock in (mobile, hidden):
+                self._poll.register(sock, select.EPOLLIN)
+
+    def run(self) -> tuple[float, float, float]:
+        """Exchanges a second, the server's CPU seconds of each, and how many cores it used."""
+        began, cpu, count = time.monotonic(), cpu_seconds(self._bench.pids), 0
+        for mobile in self._mobiles.values():
+            mobile.send(MESSAGE)
+        under_way = len(self._mobiles)
+        while under_way:
+            goes_on = time.monotonic() - began < RATE_SECONDS
+            for fd, _ in self._poll.poll():
+                sock = self._hiddens.get(fd) or self._mobiles[fd]
+                sock.recv(65536)
+                count += (back := fd in self._mobiles)
+                if back and not goes_on:
+                    under_way -= 1
+                else:
+                    sock.send(MESSAGE)
+        took, cpu = time.monotonic() - began, cpu_seconds(self._bench.pids) - cpu
+        return count / took, cpu / count, cpu / took
+
+
+def rate() -> None:
+    with served(workers=1, key_file=None) as one, served(workers=2, key_file=None) as two:
+        exchanges = {'one worker': Exchanges(one), 'two': Exchanges(two)}
+        took = {how: [] for how in exchanges}
+        for _ in range(RATE_ROUNDS):
+            for how, each in exchanges.items():
+                took[how].append(each.run())
+    base = means(took['one worker'])
+    for how, rounds in took.items():
+        a_second, cpu, cores = means(rounds)
+        print(
+            f'{how}: {a_second:.0f} exchanges a second ({a_second / base[0]:.2f} times), '
+            f'{cpu * 1e6:.0f} us of CPU each ({cpu / base[1]:.2f} times), {cores:.2f} cores used',
+            flush=True,
+        )
+
+
+def means(rounds: list[tuple[float, ...]]) -> list[float]:
+    return [statistics.mean(each) for each in zip(*rounds, strict=True)]
+
+
+# How evenly connections are spread
+
+
+def spread() -> None:
+    for workers in (2, 4):
+        with served(workers=workers) as bench:
+            for how, come in (('one by one', one_by_one), ('at once', at_once)):
+                for count in (50, 200):
+                    found = [spread_of(bench, count, come) for _ in range(SPREAD_TRIALS)]
+                    print(
+                        f'{workers} workers, {count} connections {how}: the most that a worker has '
+                        f'is {statistics.median(found):.2f} of the mean, at worst {max(found):.2f}',
+                        flush=True,
+                    )
+
+
+def spread_of(bench: Set, count: int, come) -> float:
+    with ExitStack() as stack:
+        for sock in come(bench, count):
+            stack.enter_context(sock)
+        found: list[int] = []
+
+        def all_there() -> bool:
+            found[:] = [len(connections(pid)) for pid in bench.workers]
+            return sum(found) >= count
+
+        bench.until(all_there, 'all are accepted')
+    until_alone(bench)
+    return max(found) * len(found) / sum(found)
+
+
+def one_by_one(bench: Set, count: int) -> list[socket.socket]:
+    return [bench.connect() for _ in range(count)]
+
+
+def at_once(bench: Set, count: int) -> list[socket.socket]:
+    return [socket.create_connection(('127.0.0.1', bench.port)) for _ in range(count)]
+
+
+# What share of visits crosses
+
+
+def crossing() -> None:
+    for hidden_servers, at_a_time in ((1, 1), (1, 6), (20, 7)):
+        for workers in (2, 4):
+            for registrations in (1, 4, 8):
+                share, bad = crossed(workers, hidden_servers, registrations, at_a_time)
+                print(
+                    f'{hidden_servers} hidden servers, {at_a_time} visits at a time, {workers} '
+                    f'workers, {registrations} registrations: {share:.1%} cross, {bad} bad',
+                    flush=True,
+                )
+
+
+def crossed(workers: int, count: int, registrations: int, at_a_time: int) -> tuple[float, int]:
+    """The share of visits that cross, and how many fail."""
+    with served(workers=workers) as bench, ExitStack() as stack:
+        entries = [bench.entry, *(bench.add() for _ in range(count - 1))]
+        command = [sys.executable, '-c', HIDDEN, str(free_port()), str(registrations)]
+        bench.start([*command, *map(str, entries)], stderr=subprocess.DEVNULL)
+        log = bench.folder / 'server.log'
+        bench.until(
+            lambda: log.read_text().count(' registered ') >= count * registrations, 'all wait'
+        )
+        time.sleep(1)  # those that looked for another worker have found it
+
+        def visit(_) -> bool:
+            with bench.connect() as sock:
+                sock.sendall(request(random.choice(entries).stem))
+                octets = b''
+                while more := sock.recv(65536):
+                    octets += more
+                return octets == ANSWER
+
+        pool = stack.enter_context(ThreadPoolExecutor(at_a_time))
+        good = sum(pool.map(visit, range(VISITS)))
+        found = re.findall(r' rendezvous with [0-9a-f-]{36}(.*)', log.read_text())
+    kinds = Counter(found)
+    ours, others = kinds[''], kinds[', with another worker']
+    return others / (ours + others), VISITS - good
+
+
+PARTS = {'cost': cost, 'rate': rate, 'spread': spread, 'crossing': crossing}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()
+
+
+if __name__ == '__main__':
+    main()
