@@ -41,8 +41,9 @@ def install(pipe) -> None:
 
 def port(sock) -> int:
     """The other side's; 0 where it has left already."""
-    with suppress(OSError, IndexError):  # a Unix socket has none
-        return getattr(sock, 'raw', sock).getpeername()[1]
+    with suppress(OSError):
+        name = getattr(sock, 'raw', sock).getpeername()
+        return name[1] if isinstance(name, tuple) else 0  # a Unix socket has a path
     return 0
 
 
