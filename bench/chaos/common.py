@@ -169,12 +169,12 @@ class Stage(Folder):
         """
         if not pids:
             self.until_all_workers_serve()
-        more, deadline = {'any': 1}, time.monotonic() + seconds
-        while any(more.values()) and time.monotonic() < deadline:
+        more, deadline = Counter(any=1), time.monotonic() + seconds
+        while more and time.monotonic() < deadline:
             gevent.sleep(0.1)
             inside = self.inside(*pids)
-            more = {name: inside[name] - count for name, count in before.items()}
-        return ', '.join(f'{count} {name}' for name, count in more.items() if count)
+            more = inside - before  # where it is more
+        return ', '.join(f'{count} {name}' for name, count in more.items())
 
 
 @contextmanager
