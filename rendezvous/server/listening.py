@@ -1,10 +1,12 @@
 """The listening socket, and how many connections there may be."""
 
+import errno
 import logging
 import math
 import os
 import resource
 import socket
+import time
 
 from rendezvous.store.options import Options
 from rendezvous.wire.addresses import is_loopback
@@ -17,6 +19,8 @@ DESCRIPTORS = 64  # of a worker, for what is no connection: the log, Redis, file
 # Descriptors for each connection, where all pipes are with registrations of other workers (three
 # eighths of the connections are mobile clients at the most, three quarters hidden servers).
 CROSSING = 1 + 3 / 8 + 3 / 4
+IN_USE_SECONDS = 3  # a worker that starts has loaded its modules by then, on a busy machine
+LOOK_SECONDS = 0.05
 FEWEST = 8  # connections of a worker: with less it serves nobody
 
 
@@ -37,15 +41,30 @@ def listener(options: Options, before: socket.socket | None = None) -> socket.so
         family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         if before and before.getsockname()[0] == where[0] and port in (before.getsockname()[1], 0):
             return before
-        return socket.create_server(
-            where[:2], family=family, backlog=BACKLOG, dualstack_ipv6=host == '::'
-        )
+        return _bound(where[:2], family, dual_stack=host == '::')
     except OSError as error:
         why = os.strerror(error.errno or 0) if (error.errno or 0) > 0 else error.strerror
         raise Mistake(
             f'cannot listen on {host}, port {port}: {why}; '
             'set rendezvous_port or listen_host in local.py, or end what listens there'
         ) from None
+
+
+def _bound(where: tuple, family: int, dual_stack: bool) -> socket.socket:
+    """A new listening socket. Raises OSError.
+
+    Where a parent was killed while it started a worker, that worker has the socket for a moment.
+    """
+    until = time.monotonic() + IN_USE_SECONDS
+    while True:
+        try:
+            return socket.create_server(
+                where, family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack
+            )
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise
+        time.sleep(LOOK_SECONDS)
 
 
 def workers(options: Options) -> int:

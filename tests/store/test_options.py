@@ -239,6 +239,14 @@ def test_port_in_use_is_one_sentence(folder):
     assert 'set rendezvous_port or listen_host in local.py, or end what listens there' in sentence
 
 
+def test_port_of_a_worker_that_is_about_to_end_is_waited_for():
+    other = socket.create_server(('127.0.0.1', 0))
+    port = other.getsockname()[1]
+    gevent.spawn_later(0.05, other.close)  # as a worker does whose parent was killed
+    with listener(DEFAULTS | {'rendezvous_port': port}) as found:
+        assert found.getsockname()[1] == port
+
+
 def mistake(tmp_path, text: str) -> str:
     """What options.load says of it: a sentence, on one line."""
     file = tmp_path / 'local.py'
