@@ -66,7 +66,8 @@ class Set:
         options = {'rendezvous_port': self.port, 'max_waiting': 5000, 'workers': 1, **options}
         options |= {'max_connections_per_address': 0, 'max_pipes_per_address': 0}
         (folder / 'local.py').write_text(f'options = {options}\n')
-        subprocess.run([sys.executable, 'make_cert.py'], cwd=folder, check=True)
+        make = [sys.executable, 'make_cert.py']
+        subprocess.run(make, cwd=folder, check=True, capture_output=True)
         self.server = self.start([sys.executable, 'server.py'])
         self.until(lambda: 'listening on' in (folder / 'server.log').read_text(), 'it serves')
         self.workers = workers(self.server.pid)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TICKS = os.sysconf('SC_CLK_TCK')
+LISTENS = '0A'  # a state, in /proc/net/tcp
 
 
 def command_line(pid: int) -> str:
@@ -50,7 +51,8 @@ def connections(pid: int) -> list[tuple[int, int]]:
                 own.add(os.readlink(fd).removeprefix('socket:[').removesuffix(']'))
     tables = [Path(f'/proc/net/{name}').read_text() for name in ('tcp', 'tcp6')]
     rows = [row.split() for table in tables for row in table.splitlines()[1:]]
-    ends = [[end.partition(':')[2] for end in row[1:3]] for row in rows if row[9] in own]
+    rows = [row for row in rows if row[9] in own and row[3] != LISTENS]
+    ends = [[end.partition(':')[2] for end in row[1:3]] for row in rows]
     return [(int(near, 16), int(far, 16)) for near, far in ends]
 
 
