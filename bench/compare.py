@@ -63,19 +63,21 @@ class Set:
                 copy = shutil.copytree if path.is_dir() else shutil.copy
                 copy(path, folder / path.name)
         self.port = free_port()
-        options = {'rendezvous_port': self.port, 'max_waiting': 5000, 'workers': 1, **options}
+        given = {'rendezvous_port': self.port, 'max_waiting': 5000, 'workers': 1}
+        options = given | {'key_file': 'registrar.key'} | options
         options |= {'max_connections_per_address': 0, 'max_pipes_per_address': 0}
         (folder / 'local.py').write_text(f'options = {options}\n')
-        make = [sys.executable, 'make_cert.py']
-        subprocess.run(make, cwd=folder, check=True, capture_output=True)
+        self.context = None  # plain HTTP
+        if options['key_file']:
+            make = [sys.executable, 'make_cert.py']
+            subprocess.run(make, cwd=folder, check=True, capture_output=True)
+            self.context = ssl.create_default_context(cafile=folder / 'registrar.crt')
         self.server = self.start([sys.executable, 'server.py'])
         self.until(lambda: 'listening on' in (folder / 'server.log').read_text(), 'it serves')
         self.workers = workers(self.server.pid)
         self.pids = [self.server.pid, *self.workers]  # whose cost is counted
         self.entry = self.add()
         self.parameters = json.loads(self.entry.read_text())['authParams']
-        self.context = ssl.create_default_context(cafile=folder / 'registrar.crt')
-        self.tls = bool(options.get('key_file', 'yes'))
 
     def add(self) -> Path:
         """A new entry's file."""
@@ -124,7 +126,7 @@ class Set:
     def connect(self, port: int = 0) -> socket.socket:
         sock = socket.create_connection(('127.0.0.1', port or self.port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not self.tls:
+        if not self.context:
             return sock
         return self.context.wrap_socket(sock, server_hostname='127.0.0.1')
 

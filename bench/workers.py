@@ -5,7 +5,8 @@
 PART is `cost`, `rate`, `spread` or `crossing`; without one it takes all: about ten minutes. The CPU
 is that of the parent and its workers, user and system, from before the first connection until the
 last one has ended. To have a connection with a certain worker, the others are stopped (SIGSTOP)
-while it is made. Rounds of what is compared take turns, for other programs use the machine, too.
+while it is made; what that costs, and what idle workers do, is taken off. Rounds of what is
+compared take turns, for other programs use the machine, too.
 """
 
 import os
@@ -28,6 +29,7 @@ from processes import connections, cpu_seconds, stopped
 
 ROUNDS, RENDEZVOUS = 6, 100
 GIBIBYTES, PIPE_ROUNDS = 1, 2
+IDLE_SECONDS, STOPS = 5, 200
 PIPES, RATE_SECONDS, RATE_ROUNDS, MESSAGE = 16, 5, 3, bytes(1000)
 SPREAD_TRIALS = 5
 VISITS = 200
@@ -115,19 +117,39 @@ def pipe(bench: Set, mobile_at: int, hidden_at: int) -> None:
 def cost() -> None:
     with served(workers=1) as one, served(workers=2) as two:
         benches = dict(zip(WAYS, (one, two, two), strict=True))
+        idle = {bench: idle_cpu(bench) for bench in (one, two)}
         for what, do, rounds, each in (
             ('ms a rendezvous', rendezvous, ROUNDS, RENDEZVOUS),
             ('s a GiB', pipe, PIPE_ROUNDS, 2),
         ):
-            took = {way: [] for way in WAYS}
+            took: dict[str, list[float]] = {way: [] for way in WAYS}
             for _ in range(rounds):
                 for way, bench in benches.items():
-                    before = cpu_seconds(bench.pids)
+                    began, before = time.monotonic(), cpu_seconds(bench.pids)
                     for pair in pairs(bench, way, each):
                         do(bench, *pair)
                     until_alone(bench)
-                    took[way].append((cpu_seconds(bench.pids) - before) / each)
+                    used = cpu_seconds(bench.pids) - before
+                    a_second, a_stop = idle[bench]
+                    used -= a_second * (time.monotonic() - began) + a_stop * each
+                    took[way].append(used / each)
             print_costs(what, took)
+
+
+def idle_cpu(bench: Set) -> tuple[float, float]:
+    """CPU seconds a second of a server that does nothing, and those of the stops for one pair."""
+    before = cpu_seconds(bench.pids)
+    time.sleep(IDLE_SECONDS)
+    a_second = (cpu_seconds(bench.pids) - before) / IDLE_SECONDS
+    began, before = time.monotonic(), cpu_seconds(bench.pids)
+    for worker in bench.workers * STOPS:
+        at(bench, worker, lambda: None)
+    used = cpu_seconds(bench.pids) - before - a_second * (time.monotonic() - began)
+    a_stop = 2 * used / STOPS / len(bench.workers)
+    count = len(bench.workers)
+    print(f'{count} workers, idle: {a_second * 1000:.1f} ms of CPU a second; not counted below')
+    print(f'{count} workers, to stop one twice: {a_stop * 1000:.2f} ms of CPU; not counted below')
+    return a_second, a_stop
 
 
 def print_costs(what: str, took: dict[str, list[float]]) -> None:
