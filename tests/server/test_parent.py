@@ -417,6 +417,21 @@ def test_run_sh_once_more_brings_the_new_version(server):
     assert len(server.until_logged('trying the new version')) == 1
 
 
+def test_run_sh_while_the_server_that_runs_ends_starts_one(serve, hide):
+    server = serve(workers=1)
+    uuid, local = hide(server)
+    with held(server, uuid) as pipe:
+        os.kill(server.pid, signal.SIGTERM)
+        until(lambda: not listens(server.port), 'it accepts nobody')
+        begun = server.folder.log().count('listening on port')
+        next_one = server.folder.start(*RUN_SH)
+        until(lambda: 'serves here' in next_one.said(), 'it has found the one that ends')
+        local.go_on.set()
+        assert pipe.rest() == HELLO[-2:]
+    until(lambda: server.folder.log().count('listening on port') > begun, 'the next one serves')
+    assert next_one.end() == 0
+
+
 def test_new_version_may_have_another_port_and_number_of_workers(server):
     before, port = server.port, free_port()
     os.kill(server.folder.stores()[0], signal.SIGKILL)  # the next one must not hold the socket
