@@ -12,7 +12,6 @@ compared take turns, for other programs use the machine, too.
 import os
 import random
 import re
-import select
 import socket
 import statistics
 import subprocess
@@ -30,7 +29,7 @@ from processes import connections, cpu_seconds, stopped
 ROUNDS, RENDEZVOUS = 6, 100
 GIBIBYTES, PIPE_ROUNDS = 1, 2
 IDLE_SECONDS, STOPS = 5, 200
-PIPES, RATE_SECONDS, RATE_ROUNDS, MESSAGE = 16, 5, 3, bytes(1000)
+PIPES, RATE_ROUNDS = 4, 2
 SPREAD_TRIALS = 5
 VISITS = 200
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok'
@@ -159,60 +158,36 @@ def print_costs(what: str, took: dict[str, list[float]]) -> None:
         print(f'{way}: {mean * scale:.2f} {what} of CPU, ratio {mean / base:.2f}', flush=True)
 
 
-# Rate: clients without TLS, in one process, which take as little of the two cores as they can
-
-
-class Exchanges:
-    """Pipes that stay, half of them with each worker, and what goes to and fro in them."""
-
-    def __init__(self, bench: Set):
-        self._bench, self._poll = bench, select.epoll()
-        self._mobiles: dict[int, socket.socket] = {}
-        self._hiddens: dict[int, socket.socket] = {}
-        for mobile_at, hidden_at in pairs(bench, WAYS[1], PIPES):
-            hidden = at(bench, hidden_at, bench.register)
-            mobile = at(bench, mobile_at, bench.connect)
-            mobile.sendall(request(bench.entry.stem))
-            hidden.recv(65536)
-            self._mobiles[mobile.fileno()], self._hiddens[hidden.fileno()] = mobile, hidden
-            for sock in (mobile, hidden):
-                self._poll.register(sock, select.EPOLLIN)
-
-    def run(self) -> tuple[float, float, float]:
-        """Exchanges a second, the server's CPU seconds of each, and how many cores it used."""
-        began, cpu, count = time.monotonic(), cpu_seconds(self._bench.pids), 0
-        for mobile in self._mobiles.values():
-            mobile.send(MESSAGE)
-        under_way = len(self._mobiles)
-        while under_way:
-            goes_on = time.monotonic() - began < RATE_SECONDS
-            for fd, _ in self._poll.poll():
-                sock = self._hiddens.get(fd) or self._mobiles[fd]
-                sock.recv(65536)
-                count += (back := fd in self._mobiles)
-                if back and not goes_on:
-                    under_way -= 1
-                else:
-                    sock.send(MESSAGE)
-        took, cpu = time.monotonic() - began, cpu_seconds(self._bench.pids) - cpu
-        return count / took, cpu / count, cpu / took
+# Rate: of bulk data, whose clients (a process for each end) take a third of the server's CPU
 
 
 def rate() -> None:
-    with served(workers=1, key_file=None) as one, served(workers=2, key_file=None) as two:
-        exchanges = {'one worker': Exchanges(one), 'two': Exchanges(two)}
-        took = {how: [] for how in exchanges}
-        for _ in range(RATE_ROUNDS):
-            for how, each in exchanges.items():
-                took[how].append(each.run())
-    base = means(took['one worker'])
-    for how, rounds in took.items():
-        a_second, cpu, cores = means(rounds)
+    with served(workers=1) as one, served(workers=2) as two:
+        took = {bench: [pipes_at_once(bench) for _ in range(RATE_ROUNDS)] for bench in (one, two)}
+    base = means(took[one])
+    for how, rounds in (('one worker', took[one]), ('two', took[two])):
+        rate, cpu, cores = means(rounds)
         print(
-            f'{how}: {a_second:.0f} exchanges a second ({a_second / base[0]:.2f} times), '
-            f'{cpu * 1e6:.0f} us of CPU each ({cpu / base[1]:.2f} times), {cores:.2f} cores used',
+            f'{how}: {rate:.2f} GiB a second ({rate / base[0]:.2f} times), {cpu:.2f} s CPU a GiB '
+            f'({cpu / base[1]:.2f} times), {cores:.2f} cores used by the server',
             flush=True,
         )
+
+
+def pipes_at_once(bench: Set) -> tuple[float, float, float]:
+    """GiB a second in all, the server's CPU seconds of each, and how many cores it used."""
+    began, before, processes = time.monotonic(), cpu_seconds(bench.pids), []
+    for mobile_at, hidden_at in pairs(bench, WAYS[1], PIPES):
+        with (
+            closing(at(bench, hidden_at, bench.register)) as hidden,
+            closing(at(bench, mobile_at, bench.connect)) as mobile,
+        ):
+            processes.append(in_child(send, hidden, GIBIBYTES))
+            processes.append(in_child(download, mobile, bench.entry.stem))
+    for process in processes:
+        os.waitpid(process, 0)
+    seconds, cpu = time.monotonic() - began, cpu_seconds(bench.pids) - before
+    return GIBIBYTES * PIPES / seconds, cpu / GIBIBYTES / PIPES, cpu / seconds
 
 
 def means(rounds: list[tuple[float, ...]]) -> list[float]:
