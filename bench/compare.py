@@ -72,7 +72,7 @@ class Set:
             make = [sys.executable, 'make_cert.py']
             subprocess.run(make, cwd=folder, check=True, capture_output=True)
             self.context = ssl.create_default_context(cafile=folder / 'registrar.crt')
-        self.server = self.start([sys.executable, 'server.py'])
+        self.server = self.start([sys.executable, 'server.py'], stderr=subprocess.DEVNULL)
         self.until(lambda: 'listening on' in (folder / 'server.log').read_text(), 'it serves')
         self.workers = workers(self.server.pid)
         self.pids = [self.server.pid, *self.workers]  # whose cost is counted

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -190,7 +191,7 @@ def pipes_at_once(bench: Set) -> tuple[float, float, float]:
     return GIBIBYTES * PIPES / seconds, cpu / GIBIBYTES / PIPES, cpu / seconds
 
 
-def means(rounds: list[tuple[float, ...]]) -> list[float]:
+def means(rounds: Sequence[tuple[float, ...]]) -> list[float]:
     return [statistics.mean(each) for each in zip(*rounds, strict=True)]
 
 
