@@ -53,6 +53,10 @@ class NotRegistered(Exception):
         self.ahead = ahead  # seconds that our clock is ahead of the server's, where known
 
 
+class WorkerCovered(NotRegistered):
+    """It has reached a worker that was to be left out."""
+
+
 class HungUp(ConnectionError):
     """The rendezvous server, or what is in front of it, closed before its answer was complete."""
 
@@ -196,12 +200,12 @@ class RendezvousServer:
         self._instance, self._began = secrets.token_hex(8), time.monotonic()
         self._warn_once = cache(log.warning)
 
-    def register(self, uuid: str, totp: pyotp.TOTP) -> Connection:
-        """Raises NotRegistered, OSError."""
+    def register(self, uuid: str, totp: pyotp.TOTP, covered: list[int]) -> Connection:
+        """`covered`: the workers that are not to take it. Raises NotRegistered, OSError."""
         try:
             if self._takes_long_codes:
-                return self._register(uuid, codes.long_code(totp, time.time()))
-            return self._register(uuid, totp.now())
+                return self._register(uuid, codes.long_code(totp, time.time()), covered)
+            return self._register(uuid, totp.now(), covered)
         except NotRegistered as refused:
             if refused.status != 400 or not self._takes_long_codes:
                 raise
@@ -209,9 +213,9 @@ class RendezvousServer:
         except OSError:
             self._takes_long_codes = True  # the server may come back in a newer version
             raise
-        return self._register(uuid, totp.now())
+        return self._register(uuid, totp.now(), covered)
 
-    def _register(self, uuid: str, code: str) -> Connection:
+    def _register(self, uuid: str, code: str, covered: list[int]) -> Connection:
         raw = self.addresses.connect()
         try:
             sockets.keep_alive(raw)
@@ -222,6 +226,8 @@ class RendezvousServer:
                 self._warn_of_end(sock.getpeercert())
                 head = f'CONNECT uuid:{uuid}?response={code} HTTP/1.1\r\nHost: {self.name}\r\n'
                 fields = f'Instance: {self._instance}\r\nWhich-Worker: 1\r\n'
+                if covered:
+                    fields += f'Has-Worker: {", ".join(map(str, covered))}\r\n'
                 sock.sendall(f'{head}{fields}\r\n'.encode())
                 answer, octets = read_answer(sock)
             self._warn_of_others(answer)
@@ -296,7 +302,7 @@ def read_answer(sock) -> tuple[bytes, bytes]:
 
 
 def worker(head: bytes) -> tuple[int, int] | None:
-    """The `Worker: N/M` of a 200, the only one in it; None where it makes no sense."""
+    """The `Worker: N/M` of an answer, the only one in it; None where it makes no sense."""
     found = re.findall(rb'\r\nworker:[ \t]*([^\r\n]*)', head, re.I)
     numbers = (
         re.fullmatch(rb'([0-9]{1,4})/([0-9]{1,4})[ \t]*', found[0]) if len(found) == 1 else None
@@ -313,7 +319,8 @@ def _refused(status: int, head: bytes, body: bytes) -> NotRegistered:
         diagnostic = 'without a reason'
     printable = re.sub('[^ -~]', '?', str(diagnostic))[:200]
     retry_after = re.search(rb'\r\nretry-after: *([0-9]{1,6})', head, re.I)
-    return NotRegistered(status, printable, int(retry_after[1]) if retry_after else 0, _ahead(head))
+    kind = WorkerCovered if status == 503 and worker(head) else NotRegistered
+    return kind(status, printable, int(retry_after[1]) if retry_after else 0, _ahead(head))
 
 
 def _ahead(head: bytes) -> float | None:

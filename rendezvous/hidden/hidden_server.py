@@ -79,7 +79,6 @@ class Slot:
         self.is_probed = is_probed
         self.registration: Registration | None = None  # the latest
         self.hang_ups = 0  # in a row
-        self.extra_dials = 0  # for the latest registration
 
 
 class HiddenServer:
@@ -139,19 +138,13 @@ class HiddenServer:
         """Makes a registration, and returns when it is time for the next one."""
         self._pause_after_hang_ups(slot)
         connection = self._dial()
-        # No yield until it is in `_waiting`: two slots that dial at a time see each other's.
         registration = Registration(connection.sock, connection.worker)
         if slot.registration:
             slot.registration.replaced = True
         slot.registration = registration
-        wants_another_worker = self._wants_another_worker(registration, slot)
-        if wants_another_worker:  # this one waits, too, until the next one does
-            registration.over.set()
         self._waiting.add(registration)
         serve = partial(self._serve, registration, connection.octets, slot.is_probed)
         registration.greenlet = self._connections.spawn(serve)
-        if wants_another_worker:
-            return
         gevent.wait([registration.over, registration.greenlet], count=1)
         slot.hang_ups = 0 if registration.settled else slot.hang_ups + 1
         if slot.hang_ups == HANG_UPS:
@@ -166,14 +159,26 @@ class HiddenServer:
             slot.hang_ups = 0
 
     def _dial(self) -> dial.Connection:
-        """Tries until the server gives a 200, however long that takes."""
+        """Tries until the server gives a 200, however long that takes.
+
+        Workers that have one of ours already refuse, as long as another one may be found. Something
+        in front of the server may lead us to the same worker each time: after a search in vain the
+        next one is half as long, until one succeeds.
+        """
+        extra_dials = 0
         while True:
             with self._one_at_a_time if self._offline.is_set() else nullcontext():
+                covered = self._covered() if extra_dials < self._most_extra_dials else []
                 try:
-                    connection = self._server.register(self._uuid, self._totp)
+                    connection = self._server.register(self._uuid, self._totp, covered)
+                except dial.WorkerCovered:
+                    extra_dials += 1
                 except (dial.NotRegistered, OSError) as error:
                     self._sleep(self._pause_after_failure(error))
                 else:
+                    if extra_dials:
+                        shorter = max(1, self._most_extra_dials // 2)
+                        self._most_extra_dials = EXTRA_DIALS if covered else shorter
                     self._offline.clear()
                     state = f'registered at {self._server.name} as {self._uuid}'
                     self._log_state(logging.INFO, state)
@@ -197,31 +202,12 @@ class HiddenServer:
         while self._suspect_before < began and (left := began + seconds - clock()) > 0:
             gevent.sleep(min(left, CHECK_SECONDS))
 
-    def _wants_another_worker(self, registration: Registration, slot: Slot) -> bool:
-        """Whether to dial once more, for a worker that has none of ours.
-
-        Something in front of the server may lead us to the same worker each time. So after a search
-        in vain the next one is half as long, until one succeeds.
-        """
-        if not self._is_misplaced(registration):
-            if slot.extra_dials:
-                self._most_extra_dials = EXTRA_DIALS
-        elif slot.extra_dials < self._most_extra_dials:
-            slot.extra_dials += 1
-            return True
-        else:
-            self._most_extra_dials = max(1, self._most_extra_dials // 2)
-        slot.extra_dials = 0
-        return False
-
-    def _is_misplaced(self, registration: Registration) -> bool:
-        """Whether its worker has another one of ours, and another worker has none."""
-        if not registration.worker:
-            return False
-        number, count = registration.worker
+    def _covered(self) -> list[int]:
+        """The workers that have one of ours, if another worker has none."""
         kept = [each.worker for each in self._waiting if each.worker and not self._is_due(each)]
-        covered = {its_number for its_number, its_count in kept if its_count == count}
-        return number in covered and len(covered) < count
+        count = max((count for _, count in kept), default=0)
+        covered = {number for number, of in kept if of == count}
+        return sorted(covered) if len(covered) < count else []
 
     # A connection's greenlet
 

@@ -1,6 +1,7 @@
 """One connection's life, top to bottom: handshake, head, who is it, wait or join, pipe, close."""
 
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -181,6 +182,9 @@ class Rendezvous:
         self, sock: Socket, peer: Peer, target: str, asked: '_Fields', octets: bytes
     ) -> Close:
         uuid, code = credentials.registration(target)
+        if self.which.partition('/')[0] in asked.covered:
+            worker = f'Worker: {self.which}'
+            raise Refusal(503, 'it has a registration with this worker', 'Retry-After: 0', worker)
         stamp = _stamp(self._authenticate(uuid, code, peer.host))
         if octets or dialogue.spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
@@ -221,7 +225,7 @@ class Rendezvous:
             registration.pipe = None  # which has us: nothing is left for the garbage collector
             return partial(close_gracefully, may_stop=True)
         why = 'it spoke out of turn' if octets else 'it hung up'
-        log.info('%s waits no more for %s: %s', peer, registration.uuid, why)
+        log.info('%s no longer waits for %s: %s', peer, registration.uuid, why)
         return close_gracefully
 
     def _authenticate(self, uuid: str, code: str, address: str) -> dict:
@@ -321,6 +325,8 @@ class _Fields:
     def __init__(self, head: Head):
         self.instance = (head.values('instance') or [''])[0][:32]
         self.which_worker = bool(head.values('which-worker'))
+        # The workers that have a registration of it already: it looks for another one.
+        self.covered = re.findall('[0-9]+', ','.join(head.values('has-worker')))
 
 
 def _answer_from_elsewhere(pipe: Pipe) -> None:

@@ -149,6 +149,9 @@ class Registrar:
 
     def _register(self, peer: Peer) -> None:
         self.heads.append(peer.until(HEAD_ENDS))
+        if refusal := self.refuses(peer, self.heads[-1]):
+            peer.send(refusal)
+            return
         peer.send(self._answer())
         self.made.append(peer)
         self.waiting.append(peer)
@@ -157,6 +160,10 @@ class Registrar:
         finally:
             self.waiting.remove(peer)
             self.counts.append(len(self.waiting))
+
+    def refuses(self, peer: Peer, head: bytes) -> bytes:
+        """What it says instead of a 200, or b''."""
+        return b''
 
     def until_made(self, count: int) -> None:
         until(lambda: len(self.made) >= count, f'{count} registrations are made')

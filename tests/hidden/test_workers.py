@@ -1,17 +1,18 @@
 """A server with several workers: hidden.py has a registration with each of them.
 
-It is told by the field `Worker: N/M` of the 200 which of them it has reached.
+It is told by the field `Worker: N/M` of the 200 which of them it has reached, and a worker that has
+one of its already refuses: so no registration is closed in which a request may be on its way.
 """
 
 import random
+import re
 from collections import Counter
 from itertools import chain, repeat
 
 import gevent
 import pytest
 from conftest import until
-from gevent.event import Event
-from hiding import HEAD_ENDS, HELLO, Registrar, hello, said
+from hiding import Registrar, hello, said
 
 REQUEST = b'GET / HTTP/1.1\r\n\r\n'
 MOMENT_SECONDS = 0.2  # in which nothing more is to happen
@@ -25,22 +26,33 @@ class Workers(Registrar):
     """A stranger that leads one connection after the other to these workers, of so many."""
 
     def __init__(self, stranger, numbers, count: int):
-        self.numbers = []
+        self.dials: list[int] = []
+        self._numbers, self._count, self._of = numbers, count, {}
+        super().__init__(stranger)
 
-        def answer() -> bytes:
-            self.numbers.append(next(numbers))
-            return told(b'Worker: %d/%d' % (self.numbers[-1], count))
+    def _register(self, peer) -> None:
+        number = next(self._numbers)
+        self.dials.append(number)
+        self._answer = lambda: told(b'Worker: %d/%d' % (number, self._count))
+        self._of[peer] = number
+        super()._register(peer)
 
-        super().__init__(stranger, answer)
+    def refuses(self, peer, head: bytes) -> bytes:
+        covered = re.search(rb'\r\nHas-Worker: ([0-9, ]+)\r\n', head)
+        number = self._of[peer]
+        if covered and number in map(int, covered[1].split(b',')):
+            worker = b'Worker: %d/%d' % (number, self._count)
+            return b'\r\n'.join([b'HTTP/1.1 503 x', worker, b'Content-Length: 0', b'', b''])
+        return b''
 
     def spread(self) -> dict[int, int]:
         """How many wait with each."""
-        return Counter(self.numbers[self.made.index(peer)] for peer in self.waiting)
+        return Counter(self._of[peer] for peer in self.waiting)
 
     def until_spread(self, expected: dict[int, int], dials: int) -> None:
         """... and stays so."""
         for _ in range(2):
-            until(lambda: (self.spread(), len(self.made)) == (expected, dials), f'{expected}')
+            until(lambda: (self.spread(), len(self.dials)) == (expected, dials), f'{expected}')
             gevent.sleep(MOMENT_SECONDS)
 
 
@@ -84,43 +96,17 @@ def test_four_registrations_need_few_dials_where_chance_decides(
     before, now = None, []
     while before != now or {waiting for _, waiting in now} != {4}:
         gevent.sleep(MOMENT_SECONDS)
-        before, now = now, [(len(server.made), len(server.waiting)) for server in servers]
+        before, now = now, [(len(server.dials), len(server.waiting)) for server in servers]
     assert sum(len(server.spread()) for server in servers) >= 0.9 * workers * len(servers)
-    assert sum(len(server.made) for server in servers) <= most_dials * len(servers)
+    assert sum(len(server.dials) for server in servers) <= most_dials * len(servers)
 
 
 def test_worker_whose_registration_was_taken_gets_the_next_one(stranger, hide, listen):
     server = Workers(stranger, iter([1, 1, 2, 1, 1, 2]), 2)
     hide(server, listen(hello), count=2)
     server.until_spread({1: 1, 2: 1}, 3)
-    server.made[2].send(REQUEST)
+    server.made[1].send(REQUEST)
     server.until_spread({1: 1, 2: 1}, 6)
-
-
-def test_request_that_comes_before_another_worker_is_found_is_answered(stranger, hide, listen):
-    """The registration that is one too many goes when the next one waits, as an old one does."""
-    asks, answers, answered = Event(), Event(), []
-
-    def register(peer):
-        peer.until(HEAD_ENDS)
-        number = len(server.tries)
-        if number == 3:
-            asks.set()
-            answers.wait()
-        peer.send(told(b'Worker: %d/2' % (1 if number < 3 else 2)))
-        if number == 2:
-            asks.wait()
-            peer.send(REQUEST)
-            answered.append(peer.until(HELLO))
-        else:
-            peer.rest()
-
-    server = stranger(register)
-    hide(server, listen(hello))
-    until(lambda: answered, 'it is answered')
-    answers.set()
-    gevent.sleep(MOMENT_SECONDS)
-    assert len(server.tries) == 3
 
 
 def test_search_in_vain_ends_and_later_ones_are_shorter(stranger, hide, listen):
@@ -129,7 +115,7 @@ def test_search_in_vain_ends_and_later_ones_are_shorter(stranger, hide, listen):
     hide(server, listen(hello), count=2)
     server.until_spread({1: 2}, 1 + 8)
     for dials in (4, 2, 2, 2):
-        before = len(server.made)
+        before = len(server.dials)
         server.waiting[-1].send(REQUEST)
         server.until_spread({1: 2}, before + dials)
 

@@ -298,6 +298,20 @@ def test_hidden_server_is_told_its_worker_where_it_asks(workers, connect, entrie
         assert re.search(rb'\r\nWorker: (\d/\d)\r\n', answer)[1] == f'{number}/2'.encode()
 
 
+def test_worker_that_has_a_registration_already_refuses_another_one(
+    workers, connect, entries, uuid
+):
+    """Where the hidden server says that it looks for another worker."""
+    head = connect_request(uuid, code(entries, uuid))
+    for worker, covered, status in zip(workers, (b'2, 3', b'2'), (200, 503), strict=True):
+        hidden = connect(worker)
+        hidden.send(head.replace(b'\r\n\r\n', b'\r\nHas-Worker: ' + covered + b'\r\n\r\n'))
+        answer = hidden.answer()
+        assert answer.status == status
+    assert (answer.fields['Worker'], answer.fields['Retry-After']) == ('2/2', '0')
+    assert [worker.rendezvous.registry.count(uuid) for worker in workers] == [1, 0]
+
+
 def test_registrations_go_to_the_new_worker_and_no_request_is_lost(
     workers, register, connect, entries, uuid
 ):

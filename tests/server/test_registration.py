@@ -334,7 +334,7 @@ def test_no_log_line_and_no_answer_holds_a_code(server, connect, entries, uuid, 
         peer.send(connect_request(uuid, tried))
         peer.until(b'\r\n\r\n')
         peer.close()
-    until(lambda: 'waits no more' in caplog.text, 'the log tells of the end')
+    until(lambda: 'no longer waits' in caplog.text, 'the log tells of the end')
     assert right not in caplog.text
     assert wrong not in caplog.text
     assert not {long, long[::-1]} & set(re.findall('[0-9a-f]{40}', caplog.text))
