@@ -21,8 +21,8 @@ import json
 import logging
 import select
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from gevent.event import AsyncResult, Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
-from rendezvous.server.registry import AskOthers, Held, Registry
+from rendezvous.server.registry import AskOthers, Held, Others, Registry
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.sockets import Ended, is_polled, receive
@@ -42,7 +42,6 @@ FOLDER = Path('workers')  # in the working directory: a path from the root may b
 YES, EXPECTED, NO = b'Y', b'E', b'N'
 ANSWER, RETRY = b'A', b'R'
 ANSWER_SECONDS = 0.3  # a worker that has not answered by then hangs, and expects nobody
-AGAIN_SECONDS = 1  # between two rounds of questions, while a mobile client waits
 RESERVED_SECONDS = 5  # until the first octets of a visit come: they are there already
 LINE_BYTES = 1000
 CLOSE_SECONDS = 2  # for visits whose pipes have ended, when this worker does
@@ -50,14 +49,18 @@ KEPT = 8  # idle connections to each other worker
 
 
 class OtherWorker(socket.socket):
-    """The visitor's end of a visit that another worker serves."""
+    """A connection to another worker: for questions, and then for a visit that it serves."""
 
-    def __init__(self, sock: socket.socket):
-        super().__init__(fileno=sock.detach())
+    def __init__(self) -> None:
+        super().__init__(socket.AF_UNIX)
         self._began, self.has_ended, self.got_nothing = False, False, False
 
+    def answer(self) -> bytes:
+        """To a question: YES, EXPECTED or NO."""
+        return super().recv(1)
+
     def recv(self, *how) -> bytes:
-        """As a socket's. Raises ConnectionError where the answer is cut off."""
+        """Of a visit, as a socket's. Raises ConnectionError where the answer is cut off."""
         octets = super().recv(*how)
         if octets and not self._began:
             self._began = True
@@ -73,10 +76,9 @@ class OtherWorker(socket.socket):
 class HeldElsewhere(Held):
     """A registration that another worker has reserved for a mobile client of ours."""
 
-    def __init__(self, uuid: str, sock: socket.socket):
-        self.link = OtherWorker(sock)
-        super().__init__(self.link)
-        self.uuid = uuid
+    def __init__(self, uuid: str, link: OtherWorker):
+        super().__init__(link)
+        self.uuid, self.link = uuid, link
 
     def got_nothing(self) -> bool:
         return self.link.got_nothing if self.link.has_ended else not self.octets
@@ -114,7 +116,7 @@ class Meeting:
         self._path, self._registry, self._visit = path, registry, visit
         self._connections = Pool(None)
         self._visits: set[gevent.Greenlet] = set()  # those of them that serve one
-        self._kept: dict[Path, list[socket.socket]] = {}
+        self._kept: dict[Path, list[OtherWorker]] = {}
         self._server: StreamServer | None = None
         self._stopping = False
 
@@ -141,19 +143,7 @@ class Meeting:
 
     def ask_for(self, seconds: float, peer: Peer) -> AskOthers:
         """What asks all others on behalf of a mobile client that waits for so long."""
-        return partial(self._asking, seconds, peer)
-
-    @contextmanager
-    def _asking(
-        self, seconds: float, peer: Peer, uuid: str, result: AsyncResult
-    ) -> Iterator[Callable[[], bool]]:
-        question = _Question(self, json.dumps([uuid, seconds, *peer]).encode() + b'\n', result)
-        asking = gevent.spawn(question.ask_again_and_again, uuid)
-        try:
-            yield question.is_expected
-        finally:
-            asking.kill(block=False)
-            question.end()
+        return partial(_Question, self, seconds, peer)
 
     def others(self) -> list[Path]:
         """The sockets of the other workers."""
@@ -165,7 +155,7 @@ class Meeting:
                 sock.close()
         return found
 
-    def connect(self, path: Path) -> socket.socket:
+    def connect(self, path: Path) -> OtherWorker:
         """A connection to another worker. Raises OSError."""
         kept = self._kept.setdefault(path, [])
         while kept:
@@ -173,7 +163,7 @@ class Meeting:
             if not is_polled(sock, select.POLLIN | select.POLLHUP):
                 return sock
             sock.close()
-        sock = socket.socket(socket.AF_UNIX)
+        sock = OtherWorker()
         try:
             sock.connect(str(path))
         except OSError as error:
@@ -184,7 +174,7 @@ class Meeting:
             raise
         return sock
 
-    def keep(self, path: Path, sock: socket.socket) -> None:
+    def keep(self, path: Path, sock: OtherWorker) -> None:
         kept = self._kept.setdefault(path, [])
         if len(kept) < KEPT:
             kept.append(sock)
@@ -227,44 +217,45 @@ class Meeting:
         return octets
 
 
-class _Question:
+class _Question(Others):
     """One mobile client's question to all other workers, for as long as it waits."""
 
-    def __init__(self, meeting: Meeting, line: bytes, result: AsyncResult):
-        self._meeting, self._line, self._result = meeting, line, result
+    def __init__(
+        self, meeting: Meeting, seconds: float, peer: Peer, uuid: str, result: AsyncResult
+    ):
+        self._meeting, self._uuid, self._result = meeting, uuid, result
+        self._line = json.dumps([uuid, seconds, *peer]).encode() + b'\n'
         self._asked: dict[Path, gevent.Greenlet] = {}  # those that have not said yes or no
         self._silent: set[Path] = set()  # those that have not said anything
         self._expected, self._known = False, Event()
 
-    def ask_again_and_again(self, uuid: str) -> None:
-        while True:
-            new = [path for path in self._meeting.others() if path not in self._asked]
-            self._silent.update(new)
-            for path in new:
-                self._asked[path] = gevent.spawn(self._ask, path, uuid)
-            if not self._silent:
-                self._known.set()
-            gevent.sleep(AGAIN_SECONDS)
+    def ask(self) -> None:
+        new = [path for path in self._meeting.others() if path not in self._asked]
+        self._silent.update(new)
+        for path in new:
+            self._asked[path] = gevent.spawn(self._ask, path)
+        if not self._silent:
+            self._known.set()
 
     def is_expected(self) -> bool:
-        """Whether another worker has the hidden server or expects it; waits for what they say."""
         self._known.wait(ANSWER_SECONDS)
         return self._expected
 
     def end(self) -> None:
-        gevent.killall(list(self._asked.values()), block=False)
+        if self._asked:
+            gevent.killall(list(self._asked.values()), block=False)
 
-    def _ask(self, path: Path, uuid: str) -> None:
+    def _ask(self, path: Path) -> None:
         sock, answer = None, b''
         try:
             sock = self._meeting.connect(path)
             sock.sendall(self._line)
-            answer = sock.recv(1)
+            answer = sock.answer()
             self._heard(path, answer)
             if answer == EXPECTED:
-                answer = sock.recv(1)
+                answer = sock.answer()
             if answer == YES and not self._result.ready():
-                self._result.set(HeldElsewhere(uuid, sock))
+                self._result.set(HeldElsewhere(self._uuid, sock))
                 sock = None  # it is the visit's
         except OSError as error:
             log.debug('%s: %s', path, error)

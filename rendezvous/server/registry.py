@@ -9,7 +9,6 @@ it waits: between two yields nothing here is half done.
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import gevent
 from gevent.event import AsyncResult
@@ -18,6 +17,7 @@ from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.pipe import End, Pipe
 from rendezvous.wire.sockets import Ended, Socket, hang_up_of, has_shut, has_spoken
 
+AGAIN_SECONDS = 1  # between two rounds of questions to others, while a mobile client waits
 RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to come back
 MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connections at once
 # After a 200: an old hidden server loses a request that comes in the same read.
@@ -53,9 +53,25 @@ class Registration(Held):
         return not self.over and super().is_good()
 
 
-# Asks others for a registration of a UUID as long as the context lasts; they put it into the
-# AsyncResult. Gives a function that tells whether one of them expects the hidden server.
-AskOthers = Callable[[str, AsyncResult], AbstractContextManager[Callable[[], bool]]]
+class Others:
+    """Asks other workers for a registration, on behalf of a mobile client: here there are none."""
+
+    def ask(self) -> None:
+        """Asks those that have no question of it yet; an answer is put into its AsyncResult."""
+
+    def is_expected(self) -> bool:
+        """Whether one of them has the hidden server or expects it."""
+        return False
+
+    def end(self) -> None:
+        """Takes the questions back."""
+
+
+AskOthers = Callable[[str, AsyncResult], Others]
+
+
+def _no_others(uuid: str, result: AsyncResult) -> Others:
+    return Others()
 
 
 class Registry:
@@ -126,7 +142,7 @@ class Registry:
             self._drop_empty(registration.uuid)
 
     def claim(
-        self, uuid: str, seconds: float, sock: Socket, ask_others: AskOthers | None = None
+        self, uuid: str, seconds: float, sock: Socket, ask_others: AskOthers = _no_others
     ) -> Held:
         """The newest registration: an old one is likelier to be a dead NAT mapping.
 
@@ -176,22 +192,20 @@ class Registry:
             del self._last_here[oldest]
 
     def _wait(
-        self, uuid: str, seconds: float, first: bool, sock: Socket, ask_others: AskOthers | None
+        self, uuid: str, seconds: float, first: bool, sock: Socket, ask_others: AskOthers
     ) -> Held:
         """One that is handed over. Raises Refusal."""
         waiting = len(self._mobile_clients.get(uuid, ()))
-        if waiting >= MAX_MOBILE_CLIENTS or not (ask_others or self.expects(uuid)):
+        if waiting >= MAX_MOBILE_CLIENTS:
             raise _absent()
         mobile_clients, result = self._mobile_clients.setdefault(uuid, deque()), AsyncResult()
         mobile_clients.insert(0 if first else waiting, result)
+        others = ask_others(uuid, result)
         try:
             with hang_up_of(sock, lambda: result.ready() or result.set_exception(_absent())):
-                if ask_others:
-                    with ask_others(uuid, result) as they_expect_it:
-                        if self.expects(uuid) or they_expect_it():
-                            result.wait(timeout=max(0, seconds))
-                else:
-                    result.wait(timeout=max(0, seconds))
+                others.ask()
+                if self.expects(uuid) or others.is_expected():
+                    self._wait_for(result, seconds, others)
             if not result.ready():
                 raise _absent()
             held = result.get(block=False)  # or it raises
@@ -203,9 +217,17 @@ class Registry:
                 self.unclaim(result.value)
             raise Refusal(503, 'the server is stopping or full', 'Retry-After: 5') from None
         finally:
+            others.end()
             if result in mobile_clients:
                 mobile_clients.remove(result)
                 self._drop_empty(uuid)
+
+    def _wait_for(self, result: AsyncResult, seconds: float, others: Others) -> None:
+        deadline = time.monotonic() + seconds
+        while not result.ready() and (left := deadline - time.monotonic()) > 0:
+            result.wait(timeout=min(left, AGAIN_SECONDS))
+            if not result.ready():
+                others.ask()
 
     def _hand_over(self, registration: Registration) -> None:
         self._handed.setdefault(registration.uuid, set()).add(registration)
