@@ -46,7 +46,8 @@ COLLECT_SECONDS = 60  # between two looks for garbage: 40 ms where thousands wai
 FINISH_SECONDS = 30  # what pipes may take to finish
 HAND_OVER_SECONDS = 60  # more for registrations that have not been ended yet
 CLOSE_SECONDS = 2
-BEHIND_SECONDS = 0.002  # for which a worker that is ahead of the others lets them accept
+# A worker that is ahead lets the others accept for so long, so often: they may hang.
+BEHIND_SECONDS, BEHIND_TURNS = 0.002, 3
 
 
 class Worker:
@@ -141,16 +142,17 @@ class Listener(StreamServer):
     ):
         super().__init__(sock, rendezvous.handle, spawn=connections)
         self._limits, self._shares = rendezvous.limits, among
-        self._warn, self._lets_others = ThrottledWarning(), False
+        self._warn, self._turns_left = ThrottledWarning(), BEHIND_TURNS
 
     def do_read(self):
-        """Lets others accept first, once, where this worker has more connections than they."""
-        self._lets_others = not self._lets_others and self._shares.is_ahead()
-        if self._lets_others:
+        """Lets others accept first where this worker has more connections than they."""
+        if self._turns_left and self._shares.is_ahead():
+            self._turns_left -= 1
             self.stop_accepting()
             self._timer = self.loop.timer(BEHIND_SECONDS)
             self._timer.start(self._start_accepting_if_started)
             return None
+        self._turns_left = BEHIND_TURNS
         try:
             return super().do_read()
         except OSError as error:
