@@ -84,7 +84,8 @@ class Parent:
             if info:
                 self._heed(info.si_signo, info.si_pid)
             self._look_at_the_clock()
-        log.info('stopped')
+        if not self._status:
+            log.info('stopped')
         return self._status
 
     # Children
