@@ -83,6 +83,9 @@ class Relay:
         except OSError:  # there is no server now, or the hidden server has left
             sock.close()
             return
+        except gevent.GreenletExit:  # it is stopped in this moment
+            sock.close()
+            raise
         self.links.append(link)
         self.history.append(link)
         link.live()
