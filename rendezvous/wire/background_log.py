@@ -31,7 +31,11 @@ class Background(logging.Handler):
     def _write_all(self) -> None:
         while self._lines:
             gevent.sleep(GATHER_SECONDS)
-            gevent.get_hub().threadpool.apply(self._handler.emit, (self._all_lines(),))
+            lines = self._all_lines()
+            try:
+                gevent.get_hub().threadpool.apply(self._handler.emit, (lines,))
+            except RuntimeError:  # the program ends: Python 3.12 starts no thread any more
+                self._handler.emit(lines)
         self._writing = None
 
     def _all_lines(self) -> logging.LogRecord:
