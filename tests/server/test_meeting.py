@@ -28,6 +28,12 @@ def workers(start, place):
     ]
 
 
+@pytest.fixture
+def new_workers(start, place):
+    """Two that began only now: each hidden server may have been there a moment ago."""
+    return [start(meeting_place=place / name, rendezvous_wait=30, is_new=True) for name in '12']
+
+
 def ask(worker_socket, uuid: str, seconds: float = 0) -> bytes:
     """Sends a question as a worker does; the first octet of the answer."""
     worker_socket.sendall(json.dumps([uuid, seconds, '192.0.2.7', 5000]).encode() + b'\n')
@@ -74,11 +80,9 @@ def test_own_registration_is_taken_first(workers, register, connect, uuid):
 
 
 def test_mobile_client_that_waits_gets_the_next_registration_of_another_worker(
-    start, place, register, connect, uuid
+    new_workers, register, connect, uuid
 ):
-    first, second = (
-        start(meeting_place=place / name, rendezvous_wait=30, is_new=True) for name in '12'
-    )
+    first, second = new_workers
     mobile = connect(second)
     mobile.send(get(uuid))
     until(lambda: first.rendezvous.registry.wanted(), 'the first one knows that it waits')
@@ -103,11 +107,9 @@ def test_worker_that_starts_later_is_asked_too(start, place, register, connect, 
 
 
 def test_mobile_client_that_leaves_while_it_waits_gets_no_registration(
-    start, place, register, connect, uuid
+    new_workers, register, connect, uuid
 ):
-    first, second = (
-        start(meeting_place=place / name, rendezvous_wait=30, is_new=True) for name in '12'
-    )
+    first, second = new_workers
     mobile = connect(second)
     mobile.send(get(uuid))
     until(lambda: first.rendezvous.registry.wanted(), 'the first one knows that it waits')
@@ -123,10 +125,9 @@ def test_hidden_server_that_is_nowhere_is_absent_at_once(workers, connect, uuid)
     assert mobile.answer().status == 503
 
 
-def test_registration_is_given_to_one_of_many(start, place, register, connect, uuid):
+def test_registration_is_given_to_one_of_many(new_workers, register, connect, uuid):
     """Each of 40 heads reaches a hidden server, and none gets two."""
     heads = []
-    workers = [start(meeting_place=place / name, rendezvous_wait=30, is_new=True) for name in '12']
 
     def live(worker) -> None:
         hidden = register(worker, uuid)
@@ -135,12 +136,12 @@ def test_registration_is_given_to_one_of_many(start, place, register, connect, u
         hidden.close()
 
     def visit(number: int) -> bytes:
-        mobile = connect(workers[number % 2])
+        mobile = connect(new_workers[number % 2])
         mobile.send(get(uuid, f'/{number}'))
         return mobile.answer().body
 
     visits = [gevent.spawn(visit, number) for number in range(40)]
-    lives = [gevent.spawn(live, workers[number // 20]) for number in range(40)]
+    lives = [gevent.spawn(live, new_workers[number // 20]) for number in range(40)]
     gevent.joinall(visits + lives, timeout=60, raise_error=True)
     assert {visit.value for visit in visits} == {b'hello'}
     assert sorted(int(head.split()[1][1:]) for head in heads) == list(range(40))
@@ -197,12 +198,10 @@ def test_answer_is_delivered_to_a_client_that_has_shut_its_sending_side(
 
 
 def test_dead_registration_of_another_worker_costs_the_mobile_client_nothing(
-    start, place, register, connect, uuid
+    new_workers, register, connect, uuid
 ):
     """It has left without a word; the next one is with the worker of the mobile client."""
-    first, second = (
-        start(meeting_place=place / name, rendezvous_wait=30, is_new=True) for name in '12'
-    )
+    first, second = new_workers
     dead = register(first, uuid)
     try:
         dead.sock.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: close() sends nothing
