@@ -14,6 +14,7 @@ from rendezvous.wire.programs import Mistake
 
 log = logging.getLogger('listening')
 
+MOST_WORKERS = 4  # where the option does not say it
 BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bound is 4096
 DESCRIPTORS = 64  # of a worker, for what is no connection: the log, Redis, files
 # Descriptors for each connection, where all pipes are with registrations of other workers (three
@@ -70,9 +71,6 @@ def _bound(where: tuple, family: int, dual_stack: bool) -> socket.socket:
 def workers(options: Options) -> int:
     """How many workers there are: the option, or the cores that this process may use, at most 4."""
     return options.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
-
-
-MOST_WORKERS = 4  # where the option does not say it
 
 
 def connections(options: Options) -> int:

@@ -62,9 +62,11 @@ class Parent:
         self._status, self._terminal = 0, has_terminal()
 
     def begin(self, options: Options) -> None:
-        """Starts a generation of workers, and the store where it is ours. Raises Mistake."""
+        """Starts a generation of workers, and the store where it is ours. Raises Mistake.
+
+        `options`: those of `starting.check`.
+        """
         before = self._now
-        options |= {'max_connections': listening.connections(options)}
         listener = listening.listener(options, before.listener if before else None)
         self._now, self._before = (
             Generation(before.number + 1 if before else 1, options, listener),
@@ -216,7 +218,7 @@ class Parent:
                 self._stop()
         elif self._now:
             try:
-                tls.context(self._now.options)
+                tls.check(self._now.options)
             except Mistake as mistake:
                 log.error('the old key and certificate stay: %s', mistake)
             else:

@@ -22,12 +22,14 @@ Wrap = Callable[[logging.Handler], logging.Handler]
 
 
 def check() -> Options:
-    """The options, where the server can start with them. Raises Mistake."""
+    """The options, where the server can start with them; max_connections is that of each worker.
+
+    Raises Mistake.
+    """
     options = local.load()
-    listening.connections(options)
-    tls.context(options)
+    tls.check(options)
     logs.file(LOG).close()
-    return options
+    return options | {'max_connections': listening.connections(options)}
 
 
 def log_to_file(wrap: Wrap) -> None:

@@ -19,7 +19,7 @@ CIPHERS = 'ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL'
 def context(options: Options) -> ssl.SSLContext | None:
     """The context for key_file and crt_file; None where key_file is None, for plain HTTP.
 
-    The log says what clients will refuse it for. Raises Mistake.
+    Raises Mistake.
     """
     if options.key_file is None:
         return None
@@ -37,13 +37,25 @@ def context(options: Options) -> ssl.SSLContext | None:
     made.num_tickets = 0
     try:
         made.load_cert_chain(crt_file, key_file, password='')  # nobody is here to type one in
-        pem = crt_file.read_text('ascii', 'ignore')  # what stands between the PEM may be any text
     except (OSError, ValueError) as error:
         reason = getattr(error, 'reason', None) or 'it has a password, or is no PEM file'
         sentence = f'{key_file} and {crt_file} do not go together ({reason})'
         raise Mistake(f'{sentence}: {local.MAKE_CERT} --force makes a new pair') from None
     if key_file.stat().st_mode & 0o007:
         raise Mistake(f'every user of this machine may read {key_file}: chmod 400 {key_file}')
+    return made
+
+
+def check(options: Options) -> None:
+    """Tries key and certificate in a handshake; the log says what clients will refuse them for.
+
+    Raises Mistake.
+    """
+    made = context(options)
+    if made is None:
+        return
+    key_file, crt_file = map(local.path_of, (str(options.key_file), options.crt_file))
+    pem = crt_file.read_text('ascii', 'ignore')  # what stands between the PEM may be any text
     try:
         complaint = _what_clients_say(made, pem, options.rendezvous_host)
     except ssl.SSLError as error:
@@ -52,7 +64,6 @@ def context(options: Options) -> ssl.SSLContext | None:
     if complaint:
         log.error('EVERY CLIENT WILL REFUSE %s: %s', crt_file, complaint)
         log.error('%s --force makes one for rendezvous_host', local.MAKE_CERT)
-    return made
 
 
 def _what_clients_say(context: ssl.SSLContext, pem: str, host: str) -> str | None:

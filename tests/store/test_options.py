@@ -390,6 +390,7 @@ def test_certificate_that_clients_will_refuse_is_said_loudly_and_served(
     assert re.search(
         rf' ERROR EVERY CLIENT WILL REFUSE .*/registrar\.crt: .*{complaint}', folder.log()
     )
+    assert folder.log().count('EVERY CLIENT WILL REFUSE') == 1  # of all processes, one says it
     assert '.venv/bin/python make_cert.py --force' in folder.log()
     assert listens(port)
 
