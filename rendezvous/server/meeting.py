@@ -19,6 +19,7 @@ closed; where it is cut off, be it by a kill -9, both sides are closed at once (
 
 import json
 import logging
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -44,6 +45,9 @@ ANSWER, RETRY = b'A', b'R'
 ANSWER_SECONDS = 0.3  # a worker that has not answered by then hangs, and expects nobody
 RESERVED_SECONDS = 5  # until the first octets of a visit come: they are there already
 LINE_BYTES = 1000
+# Wait in the kernel for a slow worker, at most, with what it adds: by the usual 208 KB one worker
+# waits for the other after every other chunk. Where net.core.wmem_max is less, that is the bound.
+UNREAD_BYTES = 512 * 1024
 CLOSE_SECONDS = 2  # for visits whose pipes have ended, when this worker does
 KEPT = 8  # idle connections to each other worker
 
@@ -53,6 +57,7 @@ class OtherWorker(socket.socket):
 
     def __init__(self) -> None:
         super().__init__(socket.AF_UNIX)
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         self._began, self.has_ended, self.got_nothing = False, False, False
 
     def answer(self) -> bytes:
@@ -88,7 +93,8 @@ class Visitor(socket.socket):
     """The holder's end of such a visit: says that an answer begins, or that there is none."""
 
     def __init__(self, sock: socket.socket):
-        super().__init__(fileno=sock.detach())
+        super().__init__(sock.family, sock.type, sock.proto, sock.detach())
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         self._began = False
 
     def send(self, octets, *how) -> int:
@@ -116,7 +122,7 @@ class Meeting:
         self._path, self._registry, self._visit = path, registry, visit
         self._connections = Pool(None)
         self._visits: set[gevent.Greenlet] = set()  # those of them that serve one
-        self._kept: dict[Path, list[OtherWorker]] = {}
+        self._kept: dict[str, list[OtherWorker]] = {}
         self._server: StreamServer | None = None
         self._stopping = False
 
@@ -145,37 +151,37 @@ class Meeting:
         """What asks all others on behalf of a mobile client that waits for so long."""
         return partial(_Question, self, seconds, peer)
 
-    def others(self) -> list[Path]:
-        """The sockets of the other workers."""
-        found: list[Path] = []
+    def others(self) -> set[str]:
+        """The names of the other workers' sockets."""
+        found: set[str] = set()
         with suppress(OSError):  # somebody has deleted the folder
-            found = [path for path in self._path.parent.iterdir() if path != self._path]
-        for path in self._kept.keys() - set(found):  # it has ended
-            for sock in self._kept.pop(path):
+            found = set(os.listdir(self._path.parent)) - {self._path.name}
+        for name in self._kept.keys() - found:  # it has ended
+            for sock in self._kept.pop(name):
                 sock.close()
         return found
 
-    def connect(self, path: Path) -> OtherWorker:
+    def connect(self, name: str) -> OtherWorker:
         """A connection to another worker. Raises OSError."""
-        kept = self._kept.setdefault(path, [])
+        kept = self._kept.setdefault(name, [])
         while kept:
             sock = kept.pop()
             if not is_polled(sock, select.POLLIN | select.POLLHUP):
                 return sock
             sock.close()
-        sock = OtherWorker()
+        sock, path = OtherWorker(), self._path.with_name(name)
         try:
             sock.connect(str(path))
         except OSError as error:
             sock.close()
             if isinstance(error, ConnectionRefusedError):  # it was killed
                 path.unlink(missing_ok=True)
-                self._kept.pop(path, None)
+                self._kept.pop(name, None)
             raise
         return sock
 
-    def keep(self, path: Path, sock: OtherWorker) -> None:
-        kept = self._kept.setdefault(path, [])
+    def keep(self, name: str, sock: OtherWorker) -> None:
+        kept = self._kept.setdefault(name, [])
         if len(kept) < KEPT:
             kept.append(sock)
         else:
@@ -225,15 +231,15 @@ class _Question(Others):
     ):
         self._meeting, self._uuid, self._result = meeting, uuid, result
         self._line = json.dumps([uuid, seconds, *peer]).encode() + b'\n'
-        self._asked: dict[Path, gevent.Greenlet] = {}  # those that have not said yes or no
-        self._silent: set[Path] = set()  # those that have not said anything
+        self._asked: dict[str, gevent.Greenlet] = {}  # those that have not said yes or no
+        self._silent: set[str] = set()  # those that have not said anything
         self._expected, self._known = False, Event()
 
     def ask(self) -> None:
-        new = [path for path in self._meeting.others() if path not in self._asked]
+        new = [name for name in self._meeting.others() if name not in self._asked]
         self._silent.update(new)
-        for path in new:
-            self._asked[path] = gevent.spawn(self._ask, path)
+        for name in new:
+            self._asked[name] = gevent.spawn(self._ask, name)
         if not self._silent:
             self._known.set()
 
@@ -245,31 +251,31 @@ class _Question(Others):
         if self._asked:
             gevent.killall(list(self._asked.values()), block=False)
 
-    def _ask(self, path: Path) -> None:
+    def _ask(self, name: str) -> None:
         sock, answer = None, b''
         try:
-            sock = self._meeting.connect(path)
+            sock = self._meeting.connect(name)
             sock.sendall(self._line)
             answer = sock.answer()
-            self._heard(path, answer)
+            self._heard(name, answer)
             if answer == EXPECTED:
                 answer = sock.answer()
             if answer == YES and not self._result.ready():
                 self._result.set(HeldElsewhere(self._uuid, sock))
                 sock = None  # it is the visit's
         except OSError as error:
-            log.debug('%s: %s', path, error)
+            log.debug('%s: %s', name, error)
         finally:
-            del self._asked[path]
-            self._heard(path, answer)
+            del self._asked[name]
+            self._heard(name, answer)
             if sock and answer == NO:
-                self._meeting.keep(path, sock)
+                self._meeting.keep(name, sock)
             elif sock:
                 sock.close()
 
-    def _heard(self, path: Path, answer: bytes) -> None:
+    def _heard(self, name: str, answer: bytes) -> None:
         self._expected |= answer in (YES, EXPECTED)
-        self._silent.discard(path)
+        self._silent.discard(name)
         if self._expected or not self._silent:
             self._known.set()
 

@@ -352,9 +352,12 @@ def hang_up_of(sock: Socket, call: Callable[[], object]) -> Iterator[None]:
         watcher.close()
 
 
+_poll = get_original('select', 'poll')
+
+
 def is_polled(sock: Socket, events: int) -> bool:
     """Whether one of these events, an error or a hang-up is there; no other greenlet runs."""
-    poll = get_original('select', 'poll')()
+    poll = _poll()
     poll.register(sock, events)
     return bool(poll.poll(0))
 
