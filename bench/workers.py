@@ -159,18 +159,26 @@ def print_costs(what: str, took: dict[str, list[float]]) -> None:
         print(f'{way}: {mean * scale:.2f} {what} of CPU, ratio {mean / base:.2f}', flush=True)
 
 
-# Rate: of bulk data, whose clients (a process for each end) take a third of the server's CPU
+# Rate: of bulk data, on one core and on two. The clients (a process for each end) share these with
+# the server and take a third of its CPU.
 
 
 def rate() -> None:
-    with served(workers=1) as one, served(workers=2) as two:
-        took = {bench: [pipes_at_once(bench) for _ in range(RATE_ROUNDS)] for bench in (one, two)}
-    base = means(took[one])
-    for how, rounds in (('one worker', took[one]), ('two', took[two])):
+    all_cores = sorted(os.sched_getaffinity(0))
+    found: dict[int, list[tuple[float, float, float]]] = {1: [], 2: []}
+    for _ in range(RATE_ROUNDS):
+        for count, rounds in found.items():
+            os.sched_setaffinity(0, all_cores[:count])  # of this process and those that it starts
+            with served(workers=count) as bench:
+                rounds.append(pipes_at_once(bench))
+    os.sched_setaffinity(0, all_cores)
+    base = means(found[1])
+    for count, rounds in found.items():
         rate, cpu, cores = means(rounds)
         print(
-            f'{how}: {rate:.2f} GiB a second ({rate / base[0]:.2f} times), {cpu:.2f} s CPU a GiB '
-            f'({cpu / base[1]:.2f} times), {cores:.2f} cores used by the server',
+            f'{count} workers on {count} cores: {rate:.2f} GiB a second ({rate / base[0]:.2f} '
+            f'times), {cpu:.2f} s CPU a GiB ({cpu / base[1]:.2f} times), {cores:.2f} cores used by '
+            'the server',
             flush=True,
         )
 

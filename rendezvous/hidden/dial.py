@@ -228,7 +228,7 @@ class RendezvousServer:
                 fields = f'Instance: {self._instance}\r\nWhich-Worker: 1\r\n'
                 if covered:
                     fields += f'Has-Worker: {", ".join(map(str, covered))}\r\n'
-                sock.sendall(f'{head}{fields}\r\n'.encode())
+                sockets.send(sock, f'{head}{fields}\r\n'.encode())
                 answer, octets = read_answer(sock)
             self._warn_of_others(answer)
             return Connection(sock, octets, worker(answer))

@@ -221,7 +221,7 @@ class HiddenServer:
             octets = self._wait(registration, octets)
             if octets and self._is_full():
                 # The slot waits until this one is closed: so there are never many of them.
-                sock.sendall(Refusal(503, 'too many at a time', 'Retry-After: 5').octets())
+                sockets.send(sock, Refusal(503, 'too many at a time', 'Retry-After: 5').octets())
             elif octets:
                 registration.over.set()
                 sockets.keep_alive(sock)  # no probe_often any more

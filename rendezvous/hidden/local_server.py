@@ -36,7 +36,7 @@ class LocalServer:
             connected = self._addresses.connect()
         except OSError as error:
             log.warning('the local server %s: %s', self._name, dial.why(error))
-            sock.sendall(Refusal(502, 'the server behind the rendezvous is down').octets())
+            sockets.send(sock, Refusal(502, 'the server behind the rendezvous is down').octets())
             return
         finally:
             self.connecting -= 1

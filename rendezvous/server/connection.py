@@ -23,7 +23,7 @@ from rendezvous.store.presence import Presence
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Head, Refusal
 from rendezvous.wire.pipe import End, How, Pipe
-from rendezvous.wire.sockets import Ended, Socket, close_gracefully, keep_alive, receive
+from rendezvous.wire.sockets import Ended, Socket, close_gracefully, keep_alive, receive, send
 
 log = logging.getLogger('rendezvous')
 
@@ -80,7 +80,7 @@ class Rendezvous:
         except Refusal as refusal:
             log.info('%s refused: %s %s', peer, refusal.status, refusal.why)
             with suppress(OSError):  # where it is gone, there is nobody to tell
-                sock.sendall(refusal.octets())
+                send(sock, refusal.octets())
         except OSError as error:
             log.info('%s lost: %s', peer, _why(error))
         except Evicted:

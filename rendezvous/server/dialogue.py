@@ -11,7 +11,7 @@ import gevent
 
 from rendezvous.server import credentials
 from rendezvous.wire.http_head import Head, HeadReader, Refusal, error_body, response
-from rendezvous.wire.sockets import TLSSocket, receive, set_tcp, take_turn
+from rendezvous.wire.sockets import TLSSocket, receive, send, set_tcp, take_turn
 
 HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
 HEAD_SECONDS = 15  # from the first octet to the last, however they drip
@@ -84,7 +84,7 @@ def ask_who(sock, head: Head, octets: bytes) -> bytes | None:
     else:
         kind, body = 'application/json', error_body(WHO, permanent=False)
     answer = response(401, *fields, f'Content-Type: {kind}', body=body)
-    sock.sendall(answer.removesuffix(body) if head.method == 'HEAD' else answer)
+    send(sock, answer.removesuffix(body) if head.method == 'HEAD' else answer)
     return None if close else octets[length or 0 :]
 
 

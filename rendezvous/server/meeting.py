@@ -1,8 +1,8 @@
 """Workers meet: a mobile client gets a hidden server that waits with another worker.
 
 Each worker listens on a Unix socket in `workers/`, a folder that only its own user can enter. A
-worker that has no registration of a UUID asks all others: a line of JSON with the UUID, the seconds
-that the mobile client waits, and its address. The answers are one octet each:
+worker that has no registration of a UUID asks all others: a line with the UUID, the seconds that
+the mobile client waits, its address and its port. The answers are one octet each:
 
     Y   a registration is reserved; this connection is that visit's from now on
     E   none waits, but the hidden server is expected: Y or N follows
@@ -17,7 +17,6 @@ be tried. An answer that is whole ends by a shutdown, and its sender waits until
 closed; where it is cut off, be it by a kill -9, both sides are closed at once (POLLHUP).
 """
 
-import json
 import logging
 import os
 import select
@@ -35,7 +34,7 @@ from gevent.server import StreamServer
 from rendezvous.server.registry import AskOthers, Held, Others, Registry
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.sockets import Ended, is_polled, receive
+from rendezvous.wire.sockets import Ended, Wrapped, is_polled, receive, send
 
 log = logging.getLogger('meeting')
 
@@ -89,25 +88,28 @@ class HeldElsewhere(Held):
         return self.link.got_nothing if self.link.has_ended else not self.octets
 
 
-class Visitor(socket.socket):
+class Visitor(Wrapped):
     """The holder's end of such a visit: says that an answer begins, or that there is none."""
 
-    def __init__(self, sock: socket.socket):
-        super().__init__(sock.family, sock.type, sock.proto, sock.detach())
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
+    def __init__(self, raw: socket.socket):
+        super().__init__(raw)
         self._began = False
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
 
-    def send(self, octets, *how) -> int:
+    def recv(self, most: int) -> bytes:
+        return self.raw.recv(most)
+
+    def send(self, octets: bytes | memoryview) -> int:
         if self._began:
-            return super().send(octets, *how)
+            return self.raw.send(octets)
         self._began = True
-        self.sendall(ANSWER + octets)
+        send(self.raw, ANSWER + octets)
         return len(octets)
 
     def retry(self) -> None:
         """The hidden server is gone and got nothing. Raises OSError."""
         self._began = True
-        self.send(RETRY)
+        self.raw.send(RETRY)
 
 
 # Serves the visit of a mobile client on such an end, whose first octets are given.
@@ -119,7 +121,8 @@ class Meeting:
 
     def __init__(self, path: Path, registry: Registry, visit: Visit):
         """`path`: of this worker's socket; those of the others are beside it."""
-        self._path, self._registry, self._visit = path, registry, visit
+        self._path, self._folder = path, str(path.parent)
+        self._registry, self._visit = registry, visit
         self._connections = Pool(None)
         self._visits: set[gevent.Greenlet] = set()  # those of them that serve one
         self._kept: dict[str, list[OtherWorker]] = {}
@@ -155,7 +158,7 @@ class Meeting:
         """The names of the other workers' sockets."""
         found: set[str] = set()
         with suppress(OSError):  # somebody has deleted the folder
-            found = set(os.listdir(self._path.parent)) - {self._path.name}
+            found = set(os.listdir(self._folder)) - {self._path.name}
         for name in self._kept.keys() - found:  # it has ended
             for sock in self._kept.pop(name):
                 sock.close()
@@ -169,13 +172,13 @@ class Meeting:
             if not is_polled(sock, select.POLLIN | select.POLLHUP):
                 return sock
             sock.close()
-        sock, path = OtherWorker(), self._path.with_name(name)
+        sock, path = OtherWorker(), f'{self._folder}/{name}'
         try:
-            sock.connect(str(path))
+            sock.connect(path)
         except OSError as error:
             sock.close()
             if isinstance(error, ConnectionRefusedError):  # it was killed
-                path.unlink(missing_ok=True)
+                Path(path).unlink(missing_ok=True)
                 self._kept.pop(name, None)
             raise
         return sock
@@ -191,20 +194,20 @@ class Meeting:
         """Answers one question after the other, until one becomes a visit."""
         try:
             while not self._stopping and (line := _line(sock)):
-                uuid, seconds, host, port = json.loads(line)
+                uuid, seconds, host, port = line.decode().split()
                 if not self._registry.count(uuid) and self._registry.expects(uuid):
-                    sock.sendall(EXPECTED)
+                    send(sock, EXPECTED)
                 try:
-                    held = self._registry.claim(uuid, seconds, sock)
+                    held = self._registry.claim(uuid, float(seconds), sock)
                 except Refusal:
-                    sock.sendall(NO)
+                    send(sock, NO)
                     continue
                 octets = self._first_octets(sock, held)
                 if octets:
                     self._visits.add(gevent.getcurrent())
-                    self._visit(Visitor(sock), Peer(host, port), uuid, held, octets)
+                    self._visit(Visitor(sock), Peer(host, int(port)), uuid, held, octets)
                 return
-        except (OSError, ValueError, TypeError, Ended) as error:
+        except (OSError, ValueError, Ended) as error:
             log.debug('a question ended: %s', error)
         finally:
             self._visits.discard(gevent.getcurrent())
@@ -214,7 +217,7 @@ class Meeting:
         """What the mobile client says; b'' where it has left: the registration waits on."""
         octets = b''
         try:
-            sock.sendall(YES)
+            send(sock, YES)
             with gevent.Timeout(RESERVED_SECONDS, False):
                 octets = receive(sock)
         finally:
@@ -230,7 +233,7 @@ class _Question(Others):
         self, meeting: Meeting, seconds: float, peer: Peer, uuid: str, result: AsyncResult
     ):
         self._meeting, self._uuid, self._result = meeting, uuid, result
-        self._line = json.dumps([uuid, seconds, *peer]).encode() + b'\n'
+        self._line = f'{uuid} {seconds} {peer.host} {peer.port}\n'.encode()
         self._asked: dict[str, gevent.Greenlet] = {}  # those that have not said yes or no
         self._silent: set[str] = set()  # those that have not said anything
         self._expected, self._known = False, Event()
@@ -255,7 +258,7 @@ class _Question(Others):
         sock, answer = None, b''
         try:
             sock = self._meeting.connect(name)
-            sock.sendall(self._line)
+            send(sock, self._line)
             answer = sock.answer()
             self._heard(name, answer)
             if answer == EXPECTED:

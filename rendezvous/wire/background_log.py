@@ -6,7 +6,7 @@ from collections import deque
 import gevent
 
 BACKLOG_LINES = 10_000  # kept while nothing can be written, some 2 MB
-GATHER_SECONDS = 0.02  # before they are written: a thread for each line costs more than the line
+GATHER_SECONDS = 0.1  # before they are written: a thread for each line costs more than the line
 CLOSE_SECONDS = 1  # for the lines that are being written at the end
 
 

@@ -46,7 +46,6 @@ class Socket(Protocol):
 
     def recv(self, most: int, /) -> bytes: ...
     def send(self, octets: bytes | memoryview, /) -> int: ...
-    def sendall(self, octets: bytes, /) -> object: ...
     def close(self) -> None: ...
     def fileno(self) -> int: ...
     def settimeout(self, seconds: float | None, /) -> None: ...
@@ -99,7 +98,29 @@ def send(sock: Socket, octets: bytes) -> None:
         sent += sock.send(memoryview(octets)[sent:])
 
 
-class TLSSocket:
+class Wrapped:
+    """A socket around another one: what is the same for both."""
+
+    def __init__(self, raw: socket.socket):
+        self.raw = raw
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.raw.settimeout(seconds)
+
+    def setsockopt(self, *option: Any) -> None:
+        self.raw.setsockopt(*option)
+
+    def getsockopt(self, *option: Any) -> Any:
+        return self.raw.getsockopt(*option)
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+class TLSSocket(Wrapped):
     """TLS over a connection, with the methods of a socket that a pipe needs.
 
     OpenSSL does not see the connection, only octets in memory. So it can be given few records at a
@@ -111,7 +132,7 @@ class TLSSocket:
         self, context: SSLContext, sock: socket.socket, server_hostname: str | None = None
     ) -> None:
         """A server's side, or a client's, which verifies that name. `do_handshake` comes next."""
-        self.raw = sock
+        super().__init__(sock)
         self._in, self._out = MemoryBIO(), MemoryBIO()
         server_side = server_hostname is None
         self.tls = context.wrap_bio(self._in, self._out, server_side, server_hostname)
@@ -156,8 +177,6 @@ class TLSSocket:
             self.tls.write(octets)
             self._flush_out()
         return len(octets)
-
-    sendall = send
 
     def close_notify(self) -> None:
         """Says that this was all (RFC 8446 section 6.1), unless a record was sent in part."""
@@ -214,23 +233,8 @@ class TLSSocket:
             send(self.raw, octets)
             self.is_whole = True
 
-    def fileno(self) -> int:
-        return self.raw.fileno()
-
-    def settimeout(self, seconds: float | None) -> None:
-        self.raw.settimeout(seconds)
-
-    def setsockopt(self, *option: Any) -> None:
-        self.raw.setsockopt(*option)
-
-    def getsockopt(self, *option: Any) -> Any:
-        return self.raw.getsockopt(*option)
-
     def getpeercert(self, binary_form: bool = False) -> Any:
         return self.tls.getpeercert(binary_form)
-
-    def close(self) -> None:
-        self.raw.close()
 
 
 def keep_alive(sock: Socket) -> None:

@@ -1,6 +1,5 @@
 """Two workers of one machine: a hidden server with the one, its mobile client with the other."""
 
-import json
 import logging
 import re
 import socket
@@ -36,7 +35,7 @@ def new_workers(start, place):
 
 def ask(worker_socket, uuid: str, seconds: float = 0) -> bytes:
     """Sends a question as a worker does; the first octet of the answer."""
-    worker_socket.sendall(json.dumps([uuid, seconds, '192.0.2.7', 5000]).encode() + b'\n')
+    worker_socket.sendall(f'{uuid} {seconds} 192.0.2.7 5000\n'.encode())
     return worker_socket.recv(1)
 
 
