@@ -137,6 +137,7 @@ class Meeting:
         sock.bind(str(self._path))
         sock.listen(1024)
         self._server = StreamServer(sock, self._answer, spawn=self._connections)
+        self._server.max_accept = 1  # in a turn: questions come one by one
         self._server.start()
 
     def stop(self) -> None:

@@ -21,6 +21,8 @@ def to(*handlers: logging.Handler) -> None:
     """Has all of these handlers get each line, with its time."""
     logging.raiseExceptions = False  # a full disk must not end a program
     logging.logThreads = False  # it would make a thread object for each greenlet that logs
+    logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # nor is it looked up which line of the program logs
     line_format = '%(asctime)s %(levelname)s %(message)s'
     logging.basicConfig(level=logging.INFO, format=line_format, handlers=handlers)
 
