@@ -323,7 +323,7 @@ def main() -> int:
         status = file.have_it_renewed()
         if status is not None:
             return status
-    starting.log_to_file(_as_it_is)
+    starting.log_to_file()
     parent = Parent(file, state)
     try:
         parent.begin(starting.check())
@@ -332,9 +332,5 @@ def main() -> int:
             log.critical('%s', mistake)
             raise
         parent.give_up(str(mistake))
-    starting.log_to_stderr(_as_it_is)
+    starting.log_to_stderr()
     return parent.run()
-
-
-def _as_it_is(handler: logging.Handler) -> logging.Handler:
-    return handler

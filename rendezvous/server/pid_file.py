@@ -13,7 +13,7 @@ from rendezvous.wire.programs import Mistake
 
 PATH = 'server.pid'  # in the working directory
 LOOK_SECONDS = 0.1
-START_SECONDS = 5  # for a parent that has begun this very moment
+START_SECONDS = 60  # for a parent that has begun this very moment, on a machine that is busy
 
 
 class PidFile:
@@ -52,7 +52,7 @@ class PidFile:
             return None
         words = self._words()
         if not words:
-            raise Mistake('another server.py starts here at this moment')
+            raise Mistake('another server.py has been starting here for a minute: see server.log')
         pid, tries, _ = words
         print(f'{sys.argv[0]}: process {pid} serves here, and takes this version', flush=True)
         with suppress(ProcessLookupError):  # it ends

@@ -21,6 +21,10 @@ ORDERS = 'RENDEZVOUS_ORDERS'  # from the parent to a worker, in the environment
 Wrap = Callable[[logging.Handler], logging.Handler]
 
 
+def _as_it_is(handler: logging.Handler) -> logging.Handler:
+    return handler
+
+
 def check() -> Options:
     """The options, where the server can start with them; max_connections is that of each worker.
 
@@ -32,12 +36,12 @@ def check() -> Options:
     return options | {'max_connections': listening.connections(options)}
 
 
-def log_to_file(wrap: Wrap) -> None:
+def log_to_file(wrap: Wrap = _as_it_is) -> None:
     """Each line goes to server.log. `wrap` is given the handler. Raises Mistake."""
     logs.to(wrap(logs.file(LOG)))
 
 
-def log_to_stderr(wrap: Wrap) -> None:
+def log_to_stderr(wrap: Wrap = _as_it_is) -> None:
     """Each line goes to standard error, too, if that is a terminal or a pipe, as systemd's is.
 
     Where it is a file, that would be a second log, which nobody rotates, or the first one.
