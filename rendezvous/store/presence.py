@@ -25,6 +25,7 @@ from rendezvous.store.entry_json import Json, number, printable
 log = logging.getLogger('presence')
 
 WRITE_SECONDS = 1  # between two batches
+DOWN_SECONDS = 5  # the same, after a failure: each write to a full disk ends the embedded store
 HEARTBEAT_SECONDS = 10  # a server without changes writes as often; each time costs a disk write
 AGE_SECONDS = 30  # the counts of a server without a heartbeat expire
 HISTORY = 100  # rendezvous of an entry that are kept
@@ -157,16 +158,16 @@ class Presence:
 
     def run(self, counts: Callable[[], Counts]) -> None:
         """Without end: writes what has changed."""
-        down = False
+        pause = WRITE_SECONDS
         while True:
-            gevent.sleep(WRITE_SECONDS)
+            gevent.sleep(pause)
             try:
                 self.write(counts())
-                down = False
+                pause = WRITE_SECONDS
             except StoreDown as error:
-                if not down:
+                if pause == WRITE_SECONDS:
                     log.error('%s; the page does not show what happens now', error)
-                down = True
+                pause = DOWN_SECONDS
 
     def write(self, counts: Counts) -> None:
         """Writes what has changed since the last time. Raises StoreDown, and nothing is lost."""
