@@ -31,7 +31,7 @@ log = logging.getLogger('rendezvous')
 # for seconds, and everybody waiting. What has not come back yet can be claimed here.
 PACE_SECONDS = 0.005
 FOLLOW_AGAIN_SECONDS = 1  # after Redis was lost
-RETRY_SECONDS = 10  # then the next registration is not tried: all may have died in silence
+RETRY_SECONDS = 10  # then no other registration is tried: all may have died in silence
 
 Close = Callable[[Socket], object]
 
@@ -95,20 +95,20 @@ class Rendezvous:
             close(sock)
             self.limits.release(greenlet)
 
-    def visit(
-        self, visitor: Visitor, peer: Peer, uuid: str, held: Held | None, octets: bytes
-    ) -> None:
+    def visit(self, visitor: Visitor, peer: Peer, uuid: str, held: Held, octets: bytes) -> None:
         """Serves a mobile client that another worker has accepted, with a registration of ours."""
-        how, mobile = How.ENDED, End(visitor)
+        how, mobile, began = How.ENDED, End(visitor), time.monotonic()
         try:
-            while held:
+            while octets:
                 if held.is_good():  # it may have ended while the first octets were on their way
                     log.info('%s rendezvous with %s, from another worker', peer, uuid)
                     how, octets = self._pipe(Pipe(mobile, held, drain=0), octets)
                 else:
                     self.registry.unclaim(held)
-                held = self.registry.claim(uuid, 0, visitor) if octets else None
-        except Refusal:  # none is left that could be tried
+                if octets:
+                    _check_retry(began)
+                    held = self.registry.claim(uuid, 0, visitor)
+        except Refusal:  # none is left that is to be tried
             visitor.retry()
         except Ended:
             pass
@@ -255,8 +255,7 @@ class Rendezvous:
                     self._record(peer, uuid, pipe, began)
             if not left:
                 return partial(close_gracefully, is_whole=how.is_whole)
-            if time.monotonic() - began > RETRY_SECONDS:
-                raise Refusal(503, 'the hidden server does not answer', 'Retry-After: 5')
+            _check_retry(began)
             octets = left
 
     def _claim(self, mobile: End, uuid: str, peer: Peer) -> Held:
@@ -327,6 +326,12 @@ class _Fields:
         self.which_worker = bool(head.values('which-worker'))
         # The workers that have a registration of it already: it looks for another one.
         self.covered = re.findall('[0-9]+', ','.join(head.values('has-worker')))
+
+
+def _check_retry(began: float) -> None:
+    """Raises Refusal where a visit that began then is not to be tried with another registration."""
+    if time.monotonic() - began > RETRY_SECONDS:
+        raise Refusal(503, 'the hidden server does not answer', 'Retry-After: 5')
 
 
 def _answer_from_elsewhere(pipe: Pipe) -> None:

@@ -201,12 +201,7 @@ def test_dead_registration_of_another_worker_costs_the_mobile_client_nothing(
 ):
     """It has left without a word; the next one is with the worker of the mobile client."""
     first, second = new_workers
-    dead = register(first, uuid)
-    try:
-        dead.sock.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: close() sends nothing
-    except PermissionError:
-        pytest.skip('only root may vanish')
-    dead.sock.close()
+    register(first, uuid).vanish()
     mobile = connect(second)
     mobile.send(get(uuid, '/again'))
     until(lambda: second.rendezvous.registry.wanted(), 'it waits for the next one')
@@ -214,6 +209,19 @@ def test_dead_registration_of_another_worker_costs_the_mobile_client_nothing(
     assert hidden.until(b'\r\n\r\n').startswith(b'GET /again ')
     hidden.send(HELLO)
     assert mobile.answer().body == b'hello'
+
+
+def test_registrations_of_another_worker_that_died_in_silence_are_not_all_tried(
+    workers, register, connect, uuid, monkeypatch
+):
+    """Each would take a minute: the first one that did is the last."""
+    monkeypatch.setattr('rendezvous.server.connection.RETRY_SECONDS', 0)
+    for _ in range(2):
+        register(workers[0], uuid).vanish()
+    mobile = connect(workers[1])
+    mobile.send(get(uuid))
+    assert mobile.answer().status == 503
+    assert workers[0].rendezvous.registry.count(uuid) == 1
 
 
 def test_reservation_that_is_not_used_goes_back(workers, register, colleague, connect, uuid):

@@ -338,22 +338,13 @@ def test_mobile_client_that_shut_its_sending_side_is_not_kept_waiting(
     assert not server.rendezvous.registry.wanted()
 
 
-def vanish(peer: Peer) -> None:
-    """Is gone without a word, as a machine or a NAT that lost power: an RST answers."""
-    try:
-        peer.sock.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: close() sends nothing
-    except PermissionError:
-        pytest.skip('only root may vanish')
-    peer.sock.close()
-
-
 @pytest.mark.parametrize('records', [[b''], [b'and more'], [b'', b'x' * 9999, b'and more']])
 def test_dead_registration_costs_the_mobile_client_nothing(
     server, register, connect, uuid, records
 ):
     living = register(server, uuid)
     for _ in range(3):
-        vanish(register(server, uuid))
+        register(server, uuid).vanish()
     mobile, (first, *others) = connect(server), records
     mobile.send(get(uuid, '/', 'POST') + first)
     for octets in others:  # before the server gets to read any
@@ -409,7 +400,7 @@ def test_registrations_that_died_in_silence_are_not_tried_one_after_the_other(
     """Each would take a minute: the first one that did is the last."""
     monkeypatch.setattr('rendezvous.server.connection.RETRY_SECONDS', 0)
     for _ in range(2):
-        vanish(register(server, uuid))
+        register(server, uuid).vanish()
     mobile = connect(server)
     mobile.send(get(uuid))
     assert mobile.answer().status == 503
@@ -419,7 +410,7 @@ def test_registrations_that_died_in_silence_are_not_tried_one_after_the_other(
 def test_dead_registration_costs_nothing_where_nothing_drains(start, register, connect, uuid):
     server = start(drain=0)
     living = register(server, uuid)
-    vanish(register(server, uuid))
+    register(server, uuid).vanish()
     mobile = connect(server)
     mobile.send(get(uuid))
     assert living.until(b'\r\n\r\n') == REQUEST
