@@ -47,6 +47,7 @@ LINE_BYTES = 1000
 # Wait in the kernel for a slow worker, at most, with what it adds: by the usual 208 KB one worker
 # waits for the other after every other chunk. Where net.core.wmem_max is less, that is the bound.
 UNREAD_BYTES = 512 * 1024
+PLACE_SECONDS = 1  # between two looks whether the socket is still there
 CLOSE_SECONDS = 2  # for visits whose pipes have ended, when this worker does
 KEPT = 8  # idle connections to each other worker
 
@@ -128,6 +129,14 @@ class Meeting:
         self._kept: dict[str, list[OtherWorker]] = {}
         self._server: StreamServer | None = None
         self._stopping = False
+
+    def keep_place(self) -> None:
+        """Looks, after a pause, whether somebody has deleted its socket, and makes it again."""
+        gevent.sleep(PLACE_SECONDS)
+        if self._server and not (self._stopping or self._path.exists()):
+            log.warning('%s was deleted: it is made again', self._path)
+            self._server.close()
+            self.start()
 
     def start(self) -> None:
         """Raises OSError."""

@@ -80,7 +80,7 @@ class Worker:
     def start(self) -> None:
         """Meets the other workers, and serves. Raises OSError."""
         runs = [keep_watch, self.rendezvous.follow, self.rendezvous.write_presence]
-        runs += [give_memory_back, collect_garbage]
+        runs += [self.rendezvous.meeting.keep_place, give_memory_back, collect_garbage]
         for run in runs:
             self._greenlets.spawn(keep_running, run, AGAIN_SECONDS)
         self.rendezvous.meeting.start()

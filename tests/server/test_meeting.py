@@ -1,7 +1,9 @@
 """Two workers of one machine: a hidden server with the one, its mobile client with the other."""
 
 import logging
+import os
 import re
+import shutil
 import socket
 from contextlib import suppress
 
@@ -293,6 +295,14 @@ def test_worker_that_hangs_or_has_died_holds_up_nobody(start, place, connect, uu
 
 def test_folder_is_closed_to_other_users(workers, place):
     assert not place.stat().st_mode & 0o077
+
+
+def test_folder_that_was_deleted_is_made_again(workers, place, register, connect, uuid):
+    shutil.rmtree(place)
+    until(lambda: len(os.listdir(place)) == 2 if place.exists() else False, 'both are back')
+    hidden, mobile = register(workers[0], uuid), connect(workers[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
 
 
 def test_hidden_server_is_told_its_worker_where_it_asks(workers, connect, entries, uuid):
