@@ -32,11 +32,11 @@ class Ran(NamedTuple):
     stdout: str
     stderr: str
 
-    def sentence(self) -> str:
+    def sentence(self, status: int = os.EX_CONFIG) -> str:
         """What it said when it ended because of a mistake: one line, nothing else."""
         assert 'Traceback' not in self.stderr, self.stderr
         lines = self.stderr.splitlines()
-        assert (self.status, self.stdout, len(lines)) == (os.EX_CONFIG, '', 1), self
+        assert (self.status, self.stdout, len(lines)) == (status, '', 1), self
         program, _, sentence = lines[0].partition(': ')
         assert program.endswith('.py')
         return sentence

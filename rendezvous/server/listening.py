@@ -10,7 +10,7 @@ import time
 
 from rendezvous.store.options import Options
 from rendezvous.wire.addresses import is_loopback
-from rendezvous.wire.programs import Mistake
+from rendezvous.wire.programs import Mistake, PassingMistake
 
 log = logging.getLogger('listening')
 
@@ -44,8 +44,10 @@ def listener(options: Options, before: socket.socket | None = None) -> socket.so
             return before
         return _bound(where[:2], family, dual_stack=host == '::')
     except OSError as error:
+        # An address or a name server that is not there yet, while the machine starts.
+        is_early = error.errno in (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)
         why = os.strerror(error.errno or 0) if (error.errno or 0) > 0 else error.strerror
-        raise Mistake(
+        raise (PassingMistake if is_early else Mistake)(
             f'cannot listen on {host}, port {port}: {why}; '
             'set rendezvous_port or listen_host in local.py, or end what listens there'
         ) from None
@@ -84,10 +86,9 @@ def connections(options: Options) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     wanted = math.ceil(options.max_connections / count)
     there = int((most - DESCRIPTORS) / (CROSSING if count > 1 else 1))
-    how = 'ulimit -n, or LimitNOFILE= in the unit, is how many descriptors there may be'
+    how = 'raise ulimit -n (LimitNOFILE= in the unit)'
     if there < FEWEST:
         raise Mistake(f'{most} descriptors are too few to serve anybody: {how}')
     if there < wanted:
-        log.warning('max_connections is %d, for %d descriptors', there * count, most)
-        log.warning(how)
+        log.warning('max_connections is %d, for %d descriptors: %s', there * count, most, how)
     return min(wanted, there)

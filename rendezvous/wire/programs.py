@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-EX_CONFIG, EX_IOERR = 78, 74  # of sysexits.h; Windows has no names for them
+EX_CONFIG, EX_TEMPFAIL, EX_IOERR = 78, 75, 74  # of sysexits.h; Windows has no names for them
 HERE = Path(__file__).resolve().parents[2]  # the project's folder
 PACKAGES = 'gevent', 'pyotp'  # hidden.py needs these; a Python that has them has the others', too
 
 
 class Mistake(Exception):
     """What an administrator can correct: one sentence that says what to do instead."""
+
+    status = EX_CONFIG  # of the program
+
+
+class PassingMistake(Mistake):
+    """One that time may correct: another start may succeed."""
+
+    status = EX_TEMPFAIL
 
 
 def use_venv() -> None:
@@ -40,7 +48,7 @@ def use_venv() -> None:
 
 
 def main(run: Callable[[], int | None]) -> NoReturn:
-    """Runs a program. A Mistake is printed, and the exit status is 78 (EX_CONFIG).
+    """Runs a program. A Mistake is printed, and the exit status is 78 (EX_CONFIG), or 75.
 
     If a full disk cannot take what it prints, that is printed, and the status is 74 (EX_IOERR).
     """
@@ -48,7 +56,9 @@ def main(run: Callable[[], int | None]) -> NoReturn:
         sys.exit(run())
     except Mistake as mistake:
         _complain(mistake)
-        sys.exit(EX_CONFIG)
+        sys.exit(mistake.status)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells have it
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
