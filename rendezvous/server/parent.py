@@ -25,13 +25,14 @@ from rendezvous.server.starting import LOG, READY
 from rendezvous.store import embedded
 from rendezvous.store.options import Options
 from rendezvous.wire import logs
-from rendezvous.wire.programs import EX_CONFIG, HERE, Mistake
+from rendezvous.wire.programs import EX_CONFIG, HERE, Mistake, PassingMistake
 
 log = logging.getLogger('parent')
 
 STATE = 'RENDEZVOUS_STATE'  # from the version before, in the environment
 START_SECONDS = 60  # for new workers, on a machine that is busy
 STOP_SECONDS = 40  # for workers: longer than they give their pipes
+OLD_SECONDS = 120  # for those of the version before: longer than they give pipes and registrations
 # A child that lived so long is started again at once. The store ends at each write to a full disk:
 # meanwhile it is still good for reading.
 WORKER_LIVED_SECONDS, STORE_LIVED_SECONDS = 60, 0.2
@@ -55,7 +56,8 @@ class Parent:
         self._children = {int(pid): Child(**child) for pid, child in children}
         self._due: dict[int, float] = {}  # by number, time.monotonic(): what is to be started
         self._pauses: dict[int, float] = {}
-        self._start_by = self._stop_by = 0.0  # time.monotonic(), while it starts a generation, ends
+        # time.monotonic(), while it starts a generation, while an old one ends, while all ends
+        self._start_by = self._old_by = self._stop_by = 0.0
         self._trial = self._trial_output = 0  # the process that tries a new version
         self._again = False  # another version came meanwhile
         self._reloaded_at, self._rotate_at = 0.0, time.monotonic()
@@ -73,7 +75,7 @@ class Parent:
             before,
         )
         if options.key_file is None:
-            log.warning('plain HTTP: all seem to have one address, so none has a ration of codes')
+            log.warning('key_file is None: wrong codes are not counted by address')
         self._start_by = time.monotonic() + START_SECONDS
         self._start_missing(self._now)
 
@@ -120,7 +122,8 @@ class Parent:
                     pid = spawn_worker(self._now, number) if number else embedded.spawn()
                 except (OSError, Mistake) as error:
                     if self._start_by and not self._children:  # nothing has been started yet
-                        raise Mistake(f'cannot start {child}: {error}') from None
+                        kind = Mistake if isinstance(error, Mistake) else PassingMistake
+                        raise kind(f'cannot start {child}: {error}') from None
                     self._start_again(child, f'cannot be started: {error}')
                 else:
                     self._children[pid] = child
@@ -193,6 +196,7 @@ class Parent:
             self._before.listener.close()
         self._kill(self._workers(self._before) if self._before else [], signal.SIGUSR2)
         self._start_by, self._before = 0.0, None
+        self._old_by = time.monotonic() + OLD_SECONDS
         if not now.has_store:
             self._kill(self._numbered(STORE), signal.SIGTERM)
         port = now.listener.getsockname()[1]
@@ -212,11 +216,8 @@ class Parent:
 
     def _hang_up(self) -> None:
         """SIGHUP is for key and certificate, unless it says that the terminal is closed."""
-        if self._terminal and not has_terminal():
-            self._terminal = False
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it goes on
-                self._stop()
-        elif self._now:
+        self._look_at_the_terminal()
+        if self._now and self._now.options.key_file and not self._stop_by:
             try:
                 tls.check(self._now.options)
             except Mistake as mistake:
@@ -226,6 +227,13 @@ class Parent:
                 serving = [pid for pid in self._workers() if self._children[pid].serves]
                 self._kill(serving, signal.SIGHUP)
 
+    def _look_at_the_terminal(self) -> None:
+        """When it is closed, the server ends, unless it was started under nohup."""
+        if self._terminal and not has_terminal():
+            self._terminal = False
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                self._stop()
+
     # A new version
 
     def _try_new_version(self) -> None:
@@ -233,6 +241,8 @@ class Parent:
         self._again = bool(self._trial or self._start_by)
         if self._again or self._stop_by:
             return self._end_trial()
+        if not (HERE.exists() and HERE.samefile('.')):
+            return self._say('moved')  # no log can be written where it was
         log.info('trying the new version')
         try:
             self._trial_output = os.memfd_create('output')
@@ -273,7 +283,7 @@ class Parent:
 
     def give_up(self, why: str) -> None:
         """The new version does not start: the workers of the old one go on."""
-        log.error('the new version cannot start: %s; the old one goes on', why)
+        log.error('the new version cannot start: %s; the old one continues', why)
         if self._before:
             self._kill(self._workers(self._now), signal.SIGKILL)
             self._now, self._before, self._start_by = self._before, None, 0.0
@@ -289,21 +299,26 @@ class Parent:
     # Time
 
     def _seconds_to_wait(self) -> float:
-        times = [*self._due.values(), self._start_by, self._stop_by, self._rotate_at]
+        times = [*self._due.values(), self._start_by, self._old_by, self._stop_by, self._rotate_at]
         return max(0.0, min(filter(None, times)) - time.monotonic())
 
     def _look_at_the_clock(self) -> None:
         now = time.monotonic()
         if now >= self._rotate_at:
+            self._look_at_the_terminal()  # a shell that ends need not send a SIGHUP
             logs.rotate(LOG)
             self._rotate_at = now + ROTATE_SECONDS
         if self._stop_by and now >= self._stop_by:
             self._kill(self._workers() or self._numbered(STORE), signal.SIGKILL)
             self._stop_by = now + STOP_SECONDS
+        if self._old_by and now >= self._old_by:
+            old = set(self._workers()) - set(self._workers(self._now, self._before))
+            self._kill(list(old), signal.SIGKILL)
+            self._old_by = 0.0
         if self._start_by and now >= self._start_by:
             self._start_by = now + START_SECONDS
-            if self._before:
-                self.give_up(f'its workers do not serve after {START_SECONDS} s')
+            why = f'its workers do not serve after {START_SECONDS} s'
+            self.give_up(why) if self._before else log.error('the server is not ready: %s', why)
         if self._again and not (self._trial or self._start_by):
             self._try_new_version()
 
@@ -315,7 +330,6 @@ def main() -> int:
     arguments.parse_args()  # --check has ended up elsewhere: any other one is a mistake
     os.umask(0o077)
     os.chdir(HERE)
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     state = json.loads(os.environ.pop(STATE, '{}'))
     file = PidFile(state.pop('file', None))
     if not state and not file.lock():
@@ -323,6 +337,7 @@ def main() -> int:
         status = file.have_it_renewed()
         if status is not None:
             return status
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     starting.log_to_file()
     parent = Parent(file, state)
     try:
@@ -333,4 +348,6 @@ def main() -> int:
             raise
         parent.give_up(str(mistake))
     starting.log_to_stderr()
-    return parent.run()
+    status = parent.run()
+    file.clear()
+    return status

@@ -14,6 +14,11 @@ from rendezvous.wire.programs import Mistake
 PATH = 'server.pid'  # in the working directory
 LOOK_SECONDS = 0.1
 START_SECONDS = 60  # for a parent that has begun this very moment, on a machine that is busy
+OUTCOMES = {
+    'good': 'it runs this version now',
+    'failed': 'it continues with the old version; see server.log',
+    'moved': 'it cannot, since this folder was moved: end that process, then start again',
+}
 
 
 class PidFile:
@@ -23,11 +28,11 @@ class PidFile:
         """`descriptor`: of the version before. Raises Mistake."""
         try:
             flags = os.O_RDWR | os.O_CREAT
-            self.descriptor = os.open(PATH, flags) if descriptor is None else descriptor
+            self.descriptor = os.open(PATH, flags, 0o600) if descriptor is None else descriptor
             os.set_inheritable(self.descriptor, False)  # no child may hold the lock
         except OSError as error:
             raise Mistake(f'cannot write {PATH}: {error.strerror}') from None
-        self.tries = 0 if descriptor is None else int(self._words()[1])
+        self.tries = 0 if descriptor is None else int(self._words()[1].partition('-')[2])
 
     def lock(self) -> bool:
         """False where another parent runs here."""
@@ -35,13 +40,17 @@ class PidFile:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        os.ftruncate(self.descriptor, 0)
+        self.clear()
         return True
 
+    def clear(self) -> None:
+        """This parent starts, or it has ended."""
+        os.ftruncate(self.descriptor, 0)
+
     def write(self, outcome: str) -> None:
-        """This parent serves, or a new version does or does not."""
-        self.tries += 1
-        os.pwrite(self.descriptor, f'{os.getpid()} {self.tries} {outcome}    \n'.encode(), 0)
+        """This parent serves, or it has tried a new version: a key of OUTCOMES."""
+        self.tries += 1  # no word of its own: some write `kill $(cat server.pid)`
+        os.pwrite(self.descriptor, f'{os.getpid()} {outcome}-{self.tries}    \n'.encode(), 0)
 
     def have_it_renewed(self) -> int | None:
         """Tells the parent that runs to take the new version; the exit status: 0 if it did.
@@ -53,15 +62,15 @@ class PidFile:
         words = self._words()
         if not words:
             raise Mistake('another server.py has been starting here for a minute: see server.log')
-        pid, tries, _ = words
-        print(f'{sys.argv[0]}: process {pid} serves here, and takes this version', flush=True)
+        pid, before = words
+        print(f'{sys.argv[0]}: process {pid} serves here: it is to take this version', flush=True)
         with suppress(ProcessLookupError):  # it ends
             os.kill(int(pid), signal.SIGUSR2)
-        if not self._wait_while(lambda words: words[1:2] in ([tries], [])):
+        if not self._wait_while(lambda words: words[1:] in ([before], [])):
             return None
-        good = self._words()[2] == 'good'
-        print(f'{sys.argv[0]}: {"it did" if good else "it could not"}; see server.log')
-        return 0 if good else 1
+        outcome = self._words()[1].partition('-')[0]
+        print(f'{sys.argv[0]}: {OUTCOMES[outcome]}')
+        return 0 if outcome == 'good' else 1
 
     def _wait_while(
         self, condition: Callable[[list[str]], bool], seconds: float = math.inf
@@ -75,7 +84,7 @@ class PidFile:
         return True
 
     def _words(self) -> list[str]:
-        """The parent's process, how many versions it has tried, and how the last try ended."""
+        """The parent's process; how the last try of a version ended, and which that was."""
         return os.pread(self.descriptor, 100, 0).decode().split()
 
 

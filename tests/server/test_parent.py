@@ -26,7 +26,7 @@ from rendezvous.hidden.hidden_server import HiddenServer
 
 RUN_SH = '-c', 'import os; os.execv("/bin/sh", ["sh", "bin/run.sh"])'
 PER_ADDRESS = 80  # connections
-GOES_ON = 'the new version cannot start: .*{}.*; the old one goes on'
+GOES_ON = 'the new version cannot start: .*{}.*; the old one continues'
 
 
 class Server:
@@ -54,7 +54,7 @@ class Server:
 
     def tries(self) -> int:
         """How many times it or a new version of it has said whether that serves."""
-        return int((self.folder.path / 'server.pid').read_text().split()[1])
+        return int((self.folder.path / 'server.pid').read_text().partition('-')[2])
 
     def renew(self, signals: int = 1) -> str:
         """Has it take a new version; whether that is 'good', or it has 'failed'."""
@@ -62,7 +62,7 @@ class Server:
         for _ in range(signals):
             os.kill(self.pid, signal.SIGUSR2)
         until(lambda: self.tries() > before, 'it has tried the new version')
-        return (self.folder.path / 'server.pid').read_text().split()[2]
+        return (self.folder.path / 'server.pid').read_text().split()[1].partition('-')[0]
 
     def until_workers_are(self, count: int) -> list[int]:
         until(lambda: len(self.folder.workers()) == count, f'there are {count} workers')
@@ -351,7 +351,7 @@ def test_version_whose_workers_die_leaves_the_old_ones_and_the_next_good_one_ser
     with server.edited('rendezvous/server/worker.py', line, change):
         ran = server.folder.run(*RUN_SH)
         assert ran.status == 1
-        assert 'it could not; see server.log' in ran.stdout
+        assert 'it continues with the old version; see server.log' in ran.stdout
         server.until_logged(GOES_ON.format('worker . ended with [13]'))
     if dies == 'at once':
         server.until_logged('(?s)CRITICAL the worker dies\n.*ZeroDivisionError')
@@ -409,12 +409,57 @@ def test_trial_that_hangs_delays_neither_the_next_one_nor_the_end(serve):
 def test_run_sh_once_more_brings_the_new_version(server):
     ran = server.folder.run(*RUN_SH)
     assert (ran.status, ran.stderr) == (0, '')
-    assert f'process {server.pid} serves here, and takes this version' in ran.stdout
+    assert f'process {server.pid} serves here: it is to take this version' in ran.stdout
+    assert 'it runs this version now' in ran.stdout
     assert not set(server.until_workers_are(2)) & set(server.workers)
     with server.edited('local.py', 'options = {"drain": -1}'):
         ran = server.folder.run(*RUN_SH)
         assert 'drain must be from 0' in ran.sentence()
     assert len(server.until_logged('trying the new version')) == 1
+
+
+def test_pid_file_is_closed_to_others_and_kill_of_its_words_reaches_nobody_else(serve):
+    server = serve()
+    file = server.folder.path / 'server.pid'
+    assert file.stat().st_mode & 0o077 == 0
+    pid, *words = file.read_text().split()
+    assert int(pid) == server.pid
+    assert not [word for word in words if word.isdigit()]
+    assert server.program.end() == 0
+    assert file.read_text() == ''
+
+
+def test_run_sh_that_waits_for_a_server_that_hangs_can_be_ended(serve):
+    server = serve()
+    os.kill(server.pid, signal.SIGSTOP)
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)):
+        again = server.folder.start(*RUN_SH)
+        again.until_it_says('serves here')
+        assert again.end(number) == status
+        assert 'Traceback' not in again.said()
+    os.kill(server.pid, signal.SIGCONT)
+    assert server.program.end() == 0
+
+
+def test_folder_that_was_moved_while_the_server_runs_is_told_what_to_do(serve):
+    server = serve()
+    path = server.folder.path
+    server.folder.path = path.rename(path.with_name('moved'))
+    ran = server.folder.run(*RUN_SH)
+    assert ran.status == 1
+    assert 'this folder was moved: end that process, then start again' in ran.stdout
+    assert server.status() == 401
+    assert server.program.end() == 0
+
+
+def test_worker_of_the_version_before_that_hangs_is_ended(server):
+    change = 'OLD_SECONDS = 120', 'OLD_SECONDS = 0.5'
+    with server.edited('rendezvous/server/parent.py', *change):
+        os.kill(server.workers[0], signal.SIGSTOP)
+        assert server.renew() == 'good'
+    assert not set(server.until_workers_are(2)) & set(server.workers)
+    assert server.renew() == 'good'  # it has the right number again
+    server.until_workers_are(2)
 
 
 def test_run_sh_while_the_server_that_runs_ends_starts_one(serve, hide):
@@ -597,7 +642,9 @@ def test_too_few_descriptors_are_one_sentence(tmp_path):
     with Folder(tmp_path, workers=2) as folder:
         folder.pair()
         ran = folder.run('server.py', under=('sh', '-c', 'ulimit -n 64; exec "$@"', 'sh'))
-        assert ran.sentence().startswith('64 descriptors are too few to serve anybody: ulimit -n')
+        assert ran.sentence().startswith(
+            '64 descriptors are too few to serve anybody: raise ulimit'
+        )
 
 
 def test_idle_connections_are_spread_over_the_workers(server):

@@ -217,6 +217,18 @@ def test_it_ends_with_its_terminal(folder, terminal, command):
     assert 'stopping' in folder.log()
 
 
+def test_it_ends_after_a_shell_that_ended_without_a_word(folder, terminal):
+    parent = folder.path / 'rendezvous' / 'server' / 'parent.py'
+    parent.write_text(parent.read_text().replace('ROTATE_SECONDS = 60', 'ROTATE_SECONDS = 1'))
+    terminal.type('sh bin/run.sh & disown\n')
+    terminal.until_it_shows('INFO listening on port')
+    terminal.type('exit\n')
+    until(lambda: terminal.shell.pid not in folder.pids(), 'the shell ends')
+    terminal.close()
+    folder.until_nothing_runs()
+    assert 'stopping' in folder.log()
+
+
 def test_under_nohup_it_outlives_its_terminal_and_then_sighup_is_for_the_certificate(
     folder, terminal
 ):
@@ -225,8 +237,9 @@ def test_under_nohup_it_outlives_its_terminal_and_then_sighup_is_for_the_certifi
     (pid,) = set(folder.pids()) - {terminal.shell.pid, *folder.workers(), *folder.stores()}
     terminal.close()
     until(lambda: terminal.shell.pid not in folder.pids(), 'the shell ends')
+    before = folder.log().count('read key and certificate again')
     os.kill(pid, signal.SIGHUP)
-    until(lambda: 'read key and certificate again' in folder.log(), 'they are read')
+    until(lambda: folder.log().count('read key and certificate again') > before, 'they are read')
     os.kill(pid, signal.SIGTERM)
     folder.until_nothing_runs()
 
