@@ -257,6 +257,19 @@ def test_process_that_cannot_be_started_now_is_started_later(server):
     until(server.folder.stores, 'the store is back')
 
 
+def test_worker_that_never_serves_is_complained_of(tmp_path):
+    with Folder(tmp_path, workers=1, key_file=None) as folder:
+        for name, *change in (
+            ('parent.py', 'START_SECONDS = 60', 'START_SECONDS = 1'),
+            ('worker.py', '    worker.start()\n', '    gevent.sleep(3600)\n'),
+        ):
+            path = folder.path / 'rendezvous' / 'server' / name
+            path.write_text(path.read_text().replace(*change))
+        folder.start('server.py')
+        complaint = 'the server is not ready: its workers do not serve after 1 s'
+        until(lambda: complaint in folder.log(), complaint)
+
+
 def test_one_worker_alone_loses_nobody_who_comes_while_it_is_started_again(serve):
     server = serve()
     (worker,) = server.workers
@@ -642,9 +655,7 @@ def test_too_few_descriptors_are_one_sentence(tmp_path):
     with Folder(tmp_path, workers=2) as folder:
         folder.pair()
         ran = folder.run('server.py', under=('sh', '-c', 'ulimit -n 64; exec "$@"', 'sh'))
-        assert ran.sentence().startswith(
-            '64 descriptors are too few to serve anybody: raise ulimit'
-        )
+        assert ran.sentence().startswith('64 descriptors are too few to serve anybody: ')
 
 
 def test_idle_connections_are_spread_over_the_workers(server):
