@@ -77,9 +77,9 @@ class Stage(Folder):
     def _served(self) -> int:
         """How many versions the parent that runs has tried, the last one with success; else 0."""
         with suppress(OSError):
-            words = (self.path / 'server.pid').read_text().split()
-            if words[2:] == ['good'] and int(words[0]) in self.pids():
-                return int(words[1])
+            found = re.fullmatch(r'(\d+) good-(\d+) *\n', (self.path / 'server.pid').read_text())
+            if found and int(found[1]) in self.pids():
+                return int(found[2])
         return 0
 
     @property
