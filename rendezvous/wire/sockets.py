@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from ssl import MemoryBIO, SSLContext, SSLError, SSLWantReadError
 from typing import Any, NamedTuple, Protocol
 
@@ -356,14 +357,17 @@ def hang_up_of(sock: Socket, call: Callable[[], object]) -> Iterator[None]:
         watcher.close()
 
 
-_poll = get_original('select', 'poll')
-
-
 def is_polled(sock: Socket, events: int) -> bool:
     """Whether one of these events, an error or a hang-up is there; no other greenlet runs."""
-    poll = _poll()
+    poll = _poll_type()()
     poll.register(sock, events)
     return bool(poll.poll(0))
+
+
+@cache
+def _poll_type() -> Any:
+    """The one that does not yield. Windows has none, and does not need it."""
+    return get_original('select', 'poll')
 
 
 _watched: weakref.WeakSet[Socket] = weakref.WeakSet()

@@ -373,7 +373,7 @@ def test_fewer_descriptors_than_connections_are_said_at_start(folder):
     folder.start('-c', limit + f'os.execv({sys.executable!r}, [{sys.executable!r}, "server.py"])')
     until(lambda: 'listening' in folder.log(), 'it serves')
     assert folder.log().count('max_connections is 36, for 100 descriptors') == 1
-    assert folder.log().count('so none has a ration of codes') == 1  # plain HTTP
+    assert folder.log().count('key_file is None: wrong codes are not counted by address') == 1
 
 
 def test_seldom_counts_what_it_does_not_say(caplog, monkeypatch):
