@@ -30,7 +30,10 @@ def main() -> None:
     parser.add_argument('entry', type=Path, help='entries/ID.json, as users_app.py made it')
     parser.add_argument('local_server', help='HOST:PORT, like 127.0.0.1:8000')
     parser.add_argument(
-        '--registrations', type=int, default=4, help='how many wait side by side (default: 4)'
+        '--registrations',
+        type=int,
+        default=4,
+        help='how many connections wait for mobile clients (default: 4)',
     )
     arguments = parser.parse_args()
     if arguments.registrations < 1:

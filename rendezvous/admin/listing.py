@@ -20,6 +20,7 @@ from rendezvous.store.presence import Now, RendezvousRow
 
 LABEL_COLUMNS = 100  # if the output is not a terminal
 _INDENT = '    '
+_NO_FILES = 'not here: download them from the page; rekey makes new ones with a new secret'
 _HEADER = 'UUID', 'STATE', 'WAITING', 'PIPES', 'LAST SEEN', 'ADDRESS', 'LABEL'
 _RENDEZVOUS_HEADER = 'BEGAN', 'LASTED', 'UP', 'DOWN', 'ADDRESS', 'END'
 _UNITS = ('GB', 10**9), ('MB', 10**6), ('kB', 10**3)
@@ -76,7 +77,7 @@ def about(entry: dict[str, Any], now: Now, options: Options, secret: bool) -> li
         'last seen': f'{_minute(now.seen)} from {printable(now.address)}' if now.seen else '-',
         'created': _minute(shown['created']) if shown['created'] else '-',
         'codes': f'{entry_json.digits(entry)} digits' if is_sound else 'none: rekey makes a secret',
-        'files': f'{path}.json and .js' if has_files else 'not here: rekey makes new ones',
+        'files': f'{path}.json and .js' if has_files else _NO_FILES,
     }
     if secret:
         parameters = entry.get('authParams')

@@ -3,7 +3,7 @@
 Without a command it serves a page, on which a browser does the same as the commands.
 
 Exit status: 0 if it is done, 1 if it cannot be done, 2 if the command line is wrong, 78 if local.py
-is.
+or Redis needs a correction.
 """
 
 import functools

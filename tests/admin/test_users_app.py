@@ -398,7 +398,7 @@ def test_show_tells_all_but_the_secret(folder, shell, uuid):
     assert shell.stored(uuid)['authURL'] in said
     for file in (folder.path / 'entries').glob(f'{uuid}.*'):
         file.unlink()
-    assert 'files:     not here: rekey makes new ones\n' in shell.says('show', uuid)
+    assert 'files:     not here: download them from the page; ' in shell.says('show', uuid)
 
 
 @pytest.mark.skipif(not shutil.which('curl'), reason='curl is not installed')
