@@ -78,7 +78,8 @@ class Rendezvous:
                 sock = dialogue.shake_hands(sock, self.context)
             close = self._serve(sock, peer)
         except Refusal as refusal:
-            log.info('%s refused: %s %s', peer, refusal.status, refusal.why)
+            level = logging.DEBUG if refusal.is_routine else logging.INFO
+            log.log(level, '%s refused: %s %s', peer, refusal.status, refusal.why)
             with suppress(OSError):  # where it is gone, there is nobody to tell
                 send(sock, refusal.octets())
         except OSError as error:
@@ -183,8 +184,7 @@ class Rendezvous:
     ) -> Close:
         uuid, code = credentials.registration(target)
         if self.which.partition('/')[0] in asked.covered:
-            worker = f'Worker: {self.which}'
-            raise Refusal(503, 'it has a registration with this worker', 'Retry-After: 0', worker)
+            raise self._covered()
         stamp = _stamp(self._authenticate(uuid, code, peer.host))
         if octets or dialogue.spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
@@ -205,6 +205,13 @@ class Rendezvous:
         log.info('%s registered %s, %d wait', peer, uuid, self.registry.count(uuid))
         self.presence.note_online(uuid, peer.host)
         return self._wait_for_visit(registration, peer)
+
+    def _covered(self) -> Refusal:
+        """For a hidden server that looks for a worker that has no registration of it yet."""
+        sentence, worker = 'this worker has a registration of it already', f'Worker: {self.which}'
+        refusal = Refusal(503, sentence, 'Retry-After: 0', worker)
+        refusal.is_routine = True  # hidden.py gets some for each visit
+        return refusal
 
     def _wait_for_visit(self, registration: Registration, peer: Peer) -> Close:
         octets: bytes | None = None

@@ -41,6 +41,7 @@ class Refusal(Exception):
         super().__init__(status, diagnostic)
         self.status, self.diagnostic, self.fields = status, diagnostic, fields
         self.why = diagnostic  # for the log alone
+        self.is_routine = False  # the log has it at debug level only
         self.without_body = False  # true for an answer to HEAD (RFC 9110 section 9.3.2)
 
     def octets(self) -> bytes:

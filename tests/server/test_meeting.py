@@ -315,9 +315,10 @@ def test_hidden_server_is_told_its_worker_where_it_asks(workers, connect, entrie
 
 
 def test_worker_that_has_a_registration_already_refuses_another_one(
-    workers, connect, entries, uuid
+    workers, connect, entries, uuid, caplog
 ):
     """Where the hidden server says that it looks for another worker."""
+    caplog.set_level('DEBUG')
     head = connect_request(uuid, code(entries, uuid))
     for worker, covered, status in zip(workers, (b'2, 3', b'2'), (200, 503), strict=True):
         hidden = connect(worker)
@@ -326,6 +327,9 @@ def test_worker_that_has_a_registration_already_refuses_another_one(
         assert answer.status == status
     assert (answer.fields['Worker'], answer.fields['Retry-After']) == ('2/2', '0')
     assert [worker.rendezvous.registry.count(uuid) for worker in workers] == [1, 0]
+    (record,) = [record for record in caplog.records if 'refused' in record.getMessage()]
+    assert record.getMessage().endswith('refused: 503 this worker has a registration of it already')
+    assert record.levelname == 'DEBUG', 'hidden.py gets some for each visit'
 
 
 def test_registrations_go_to_the_new_worker_and_no_request_is_lost(
