@@ -152,7 +152,8 @@ class Rendezvous:
         entry = self.entries.get(uuid)
         for registration in self.registry.all(uuid):
             if registration.stamp != _stamp(entry):
-                log.info('the entry %s is changed: a registration is ended', uuid)
+                what = 'pipe' if registration.pipe else 'registration'
+                log.info('the entry %s was changed: a %s is ended', uuid, what)
                 if registration.pipe:
                     registration.pipe.cut(How.CHANGED)
                 else:
@@ -189,7 +190,7 @@ class Rendezvous:
         if octets or dialogue.spoke(sock):
             raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
         if self.hands_over:
-            raise Refusal(503, 'new workers serve: connect again', 'Retry-After: 0')
+            raise Refusal(503, 'this worker is being replaced: connect again', 'Retry-After: 0')
         self.limits.identify(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, stamp, sock)
         registration.instance, registration.host = asked.instance, peer.host
@@ -231,7 +232,7 @@ class Rendezvous:
                 registration.pipe.from_hidden(octets)
             registration.pipe = None  # which has us: nothing is left for the garbage collector
             return partial(close_gracefully, may_stop=True)
-        why = 'it spoke out of turn' if octets else 'it hung up'
+        why = 'it sent octets before a mobile client came' if octets else 'it hung up'
         log.info('%s no longer waits for %s: %s', peer, registration.uuid, why)
         return close_gracefully
 

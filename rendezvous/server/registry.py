@@ -31,7 +31,7 @@ class Held(End):
     is_new = True  # of a hidden server that loses nothing that comes close behind its 200
 
     def is_good(self) -> bool:
-        """Whether it still waits: nobody has read its end, or what it said out of turn, yet."""
+        """Whether it still waits: it has neither ended nor sent octets that nobody has read."""
         return not has_spoken(self.sock)
 
 

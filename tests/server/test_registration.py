@@ -273,11 +273,13 @@ def test_octets_while_redis_is_asked_get_409(server, connect, entries, uuid, mon
     refused(peer.answer(), 409, permanent=False)
 
 
-def test_octets_before_the_rendezvous_end_the_registration(server, register, uuid):
+def test_octets_before_the_rendezvous_end_the_registration(server, register, uuid, caplog):
+    caplog.set_level('INFO')
     peer = register(server, uuid)
     peer.send(b'x')
     assert peer.rest() == b''
     assert server.rendezvous.registry.count(uuid) == 0
+    assert f'no longer waits for {uuid}: it sent octets before a mobile client came' in caplog.text
 
 
 def test_newest_registration_is_taken_first(server, register, connect, uuid):

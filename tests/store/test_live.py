@@ -101,8 +101,9 @@ def piped(connect, register, server, uuid) -> tuple[Peer, Peer]:
 
 @pytest.mark.parametrize('how', ['disabled', 'new secret', 'deleted'])
 def test_change_ends_what_waits_and_the_pipes_on_every_server(
-    following, connect, register, entries, uuid, how
+    following, connect, register, entries, uuid, how, caplog
 ):
+    caplog.set_level('INFO')
     servers = following(), following()
     waiting = [register(server, uuid) for server in servers]
     pipes = [peer for server in servers for peer in piped(connect, register, server, uuid)]
@@ -116,6 +117,8 @@ def test_change_ends_what_waits_and_the_pipes_on_every_server(
     for peer in waiting + pipes:
         peer_ends(peer)
     assert time.monotonic() - began < 2
+    for what in ('registration', 'pipe'):
+        assert caplog.messages.count(f'the entry {uuid} was changed: a {what} is ended') == 2
 
 
 def test_answer_that_a_change_cuts_off_does_not_look_whole(
