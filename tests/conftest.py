@@ -27,7 +27,7 @@ from rendezvous.server.registry import RECENT_SECONDS
 from rendezvous.server.shares import Shares
 from rendezvous.server.worker import Worker
 from rendezvous.store import options as local
-from rendezvous.store import rations as guesses
+from rendezvous.store import rations
 from rendezvous.store.entries import Entries
 from rendezvous.wire import codes
 
@@ -95,7 +95,7 @@ def pair(tmp_path_factory):
 def entries(redis_options):
     entries = Entries(local.DEFAULTS | redis_options)
     # Most tests come from one address: what other tests have guessed is forgotten.
-    entries.ask(lambda redis: redis.delete(guesses.ADDRESSES, guesses.LATEST))
+    entries.ask(lambda redis: redis.delete(rations.ADDRESSES, rations.LATEST))
     yield entries
     entries.close()
 

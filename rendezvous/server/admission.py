@@ -7,7 +7,7 @@ from collections import Counter
 import gevent
 
 from rendezvous.server.reasons import WRONG, Reasons
-from rendezvous.store import rations as guesses
+from rendezvous.store import rations
 from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
 from rendezvous.store.options import Options
 from rendezvous.store.presence import Presence
@@ -34,7 +34,7 @@ class Admission:
         self._per_day = options.wrong_codes_per_day
         # Behind something that terminates TLS everybody has the same address.
         self._by_address = bool(options.key_file and self._per_address)
-        self._tries, self._reasons = guesses.Tries(), Reasons()
+        self._tries, self._reasons = rations.Tries(), Reasons()
         self._known: dict[str, None] = {}
         self._unwritten: Counter[str] = Counter()  # wrong codes that Redis did not write down
         self._down = Trouble('the store answers again')
@@ -118,10 +118,10 @@ class Admission:
         if verdict.seconds or (right and verdict.ration):
             day, address = f'{self._per_day} wrong codes within a day', f'of {place}'
             return {
-                1: f'ration 1: {guesses.MOST} wrong codes {address} within 15 minutes',
-                2: f'ration 2: {self._per_address} wrong codes {address} within 15 minutes',
-                3: f'ration 3: {day}; the code is right',
-                4: f'ration 4: {day} {address}; the code is right',
+                1: f'limit 1: {rations.MOST} wrong codes {address} within 15 minutes',
+                2: f'limit 2: {self._per_address} wrong codes {address} within 15 minutes',
+                3: f'limit 3: {day}; the code is right',
+                4: f'limit 4: {day} {address}; the code is right',
             }[verdict.ration]
         if right:
             return 'disabled'

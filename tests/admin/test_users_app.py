@@ -29,7 +29,7 @@ from rendezvous.admin import entry_files as hidden_files
 from rendezvous.admin import shell as users_app
 from rendezvous.store import embedded as store
 from rendezvous.store import options as local
-from rendezvous.store import rations as guesses
+from rendezvous.store import rations
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire.programs import Mistake
 
@@ -538,10 +538,10 @@ def test_wrong_codes_are_cleared(folder, shell, uuid, command):
     other = str(uuids.uuid4())
     shell.says('add', '--uuid', uuid)
     for each in (uuid, other):
-        folder.redis('HSET', guesses.record(each), 'used_up', 1)
+        folder.redis('HSET', rations.record(each), 'used_up', 1)
     shell.says(command, *(['--yes'] if command != 'enable' else []), uuid)
-    assert folder.redis('HKEYS', guesses.record(uuid)) == ['since']
-    assert folder.redis('HKEYS', guesses.record(other)) == ['used_up']
+    assert folder.redis('HKEYS', rations.record(uuid)) == ['since']
+    assert folder.redis('HKEYS', rations.record(other)) == ['used_up']
 
 
 @pytest.mark.parametrize('module', ['gevent', 'click', 'redis', 'flask'])

@@ -479,8 +479,8 @@ def test_reason_of_each_refusal_is_for_the_log_and_the_page_alone(
         found = presence.refusals(entries, uuid)
         return [(each['address'], each['why']) for each in reversed(found)]
 
-    second = 'ration 2: 3 wrong codes of 127.0.0.1 within 15 minutes'
-    third = 'ration 3: 3 wrong codes within a day; the code is right'
+    second = 'limit 2: 3 wrong codes of 127.0.0.1 within 15 minutes'
+    third = 'limit 3: 3 wrong codes within a day; the code is right'
     expected = [('127.0.0.1', 'wrong code')] * 3 + [('127.0.0.1', second)]
     expected += [('127.0.0.2', 'wrong code'), ('127.0.0.3', third), ('127.0.0.3', 'disabled')]
     until(lambda: refusals() == expected, 'they are written')
@@ -498,7 +498,7 @@ def test_ration_of_an_address_is_a_reason_where_there_is_an_entry(server, guess,
         guess(server, str(uuids.uuid4()), '0' * 8)
     assert guess(server, uuid, long_code(entries, uuid)).status == 429
     (refusal,) = until(lambda: presence.refusals(entries, uuid), 'it is told')
-    assert refusal['why'].startswith('ration 1: 100 wrong codes of 127.0.0.1')
+    assert refusal['why'].startswith('limit 1: 100 wrong codes of 127.0.0.1')
 
 
 @pytest.mark.parametrize('kind', ['short', 'long'])
