@@ -61,6 +61,13 @@ class Options:
 DEFAULTS = Options()
 NAMES = [field.name for field in fields(Options)]
 _TYPES = get_type_hints(Options)
+_KINDS = {  # in sentences
+    (str,): 'a string',
+    (str, NoneType): 'a string or None',
+    (int,): 'a whole number',
+    (int, NoneType): 'a whole number or None',
+    (int, float): 'a number',
+}
 _LIMITS = {  # the least and the most that it may be
     'rendezvous_port': (0, 65535),
     'redis_port': (1, 65535),
@@ -133,17 +140,17 @@ def _check(name: str, value: object) -> None:
     types, default = get_args(_TYPES[name]) or (_TYPES[name],), getattr(DEFAULTS, name)
     example = default if default is not None else 2 if int in types else '192.0.2.1'
     if isinstance(value, bool) or not isinstance(value, types):
-        wanted = ' or '.join('None' if kind is NoneType else kind.__name__ for kind in types)
-        raise Mistake(f'local.py: {name} must be {wanted}, like {example!r}')
+        raise Mistake(f'local.py: {name} must be {_KINDS[types]}, for example {example!r}')
     least, most = _LIMITS.get(name, (0, 0))
     if name in _LIMITS and isinstance(value, int | float) and not least <= value <= most:
         raise Mistake(f'local.py: {name} must be from {least} to {most}')
     if not isinstance(value, str):
         return
     if name.endswith('host') and not _is_host(value):
-        raise Mistake(f'local.py: {name} must be an IP address or a DNS name, like {example!r}')
+        sentence = f'local.py: {name} must be an IP address or a DNS name'
+        raise Mistake(f'{sentence}, for example {example!r}')
     if name.endswith('file') and value == '':
-        raise Mistake(f'local.py: {name} must not be empty, but like {example!r}')
+        raise Mistake(f'local.py: {name} must not be empty; for example {example!r}')
     if not value.isprintable():
         raise Mistake(f'local.py: {name} must be without line breaks and control characters')
 

@@ -117,12 +117,12 @@ CASES = {
         r"no option 'port'; there are rendezvous_host, rendezvous_port, ", {'port': 1}
     ),
     'a URL as host': Case(
-        r"rendezvous_host must be an IP address or a DNS name, like '127\.0\.0\.1'$",
+        r"rendezvous_host must be an IP address or a DNS name, for example '127\.0\.0\.1'$",
         {'rendezvous_host': 'https://rendezvous.example/'},
     ),
     'a port too high': Case(r'rendezvous_port must be from 0 to 65535', {'rendezvous_port': 65536}),
     'an empty file name': Case(
-        r"key_file must not be empty, but like 'registrar\.key'", {'key_file': ''}
+        r"key_file must not be empty; for example 'registrar\.key'", {'key_file': ''}
     ),
     'no key': Case(
         r'cannot read .*/registrar\.key: \.venv/bin/python make_cert\.py makes it',
@@ -177,20 +177,21 @@ CASES = {
     ),
 } | {
     f'{name} is a {type(value).__name__}': Case(
-        rf'local\.py: {name} must be (str|int)( or \w+)?, like ', {name: value}
+        rf'local\.py: {name} must be {kind}, for example \S+$', {name: value}
     )
-    for name, value in {
-        'rendezvous_host': 127,
-        'rendezvous_port': '8899',
-        'listen_host': b'::',
-        'key_file': False,
-        'crt_file': None,
-        'redis_host': 127,
-        'redis_port': True,
-        'redis_auth': 1234,
-        'max_waiting': 32.0,
-        'rendezvous_wait': '10',
-        'drain': True,
+    for name, (value, kind) in {
+        'rendezvous_host': (127, 'a string'),
+        'rendezvous_port': ('8899', 'a whole number'),
+        'listen_host': (b'::', 'a string or None'),
+        'key_file': (False, 'a string or None'),
+        'crt_file': (None, 'a string'),
+        'redis_host': (127, 'a string or None'),
+        'redis_port': (True, 'a whole number'),
+        'redis_auth': (1234, 'a string'),
+        'workers': (2.0, 'a whole number or None'),
+        'max_waiting': (32.0, 'a whole number'),
+        'rendezvous_wait': ('10', 'a number'),
+        'drain': (True, 'a number'),
     }.items()
 }
 
@@ -310,7 +311,8 @@ def test_each_option_has_its_row_here():
 )
 def test_ill_typed_value_is_named_with_an_example(tmp_path, name, value):
     sentence = mistake(tmp_path, f'options = {{{name!r}: {value!r}}}')
-    assert re.match(rf"local\.py: {name} must be (str|int)( or \w+)?, like ('|\d)", sentence)
+    kind = '(string|whole number)( or None)?|number'
+    assert re.match(rf"local\.py: {name} must be a ({kind}), for example ('|\d)", sentence)
 
 
 @pytest.mark.parametrize(
