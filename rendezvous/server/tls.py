@@ -4,6 +4,7 @@ import logging
 import os
 import ssl
 from contextlib import suppress
+from pathlib import Path
 
 from rendezvous.store import options as local
 from rendezvous.store.options import Options
@@ -38,12 +39,22 @@ def context(options: Options) -> ssl.SSLContext | None:
     try:
         made.load_cert_chain(crt_file, key_file, password='')  # nobody is here to type one in
     except (OSError, ValueError) as error:
-        reason = getattr(error, 'reason', None) or 'it has a password, or is no PEM file'
-        sentence = f'{key_file} and {crt_file} do not go together ({reason})'
+        sentence = _what_is_wrong(error, key_file, crt_file)
         raise Mistake(f'{sentence}: {local.MAKE_CERT} --force makes a new pair') from None
     if key_file.stat().st_mode & 0o007:
         raise Mistake(f'every user of this machine may read {key_file}: chmod 400 {key_file}')
     return made
+
+
+def _what_is_wrong(error: Exception, key_file: Path, crt_file: Path) -> str:
+    """OpenSSL gives a reason for a pair that it can read, and none for what it cannot."""
+    if reason := getattr(error, 'reason', None):
+        return f'{key_file} and {crt_file} do not go together ({reason})'
+    try:
+        ssl.create_default_context(cafile=crt_file)
+    except OSError:
+        return f'{crt_file} is not a certificate in a PEM file'
+    return f'the key in {key_file} cannot be read (it has a password, or is not in a PEM file)'
 
 
 def check(options: Options) -> None:

@@ -146,7 +146,8 @@ CASES = {
     ),
     'a folder for a key': Case(r'cannot read /tmp: .* set it in local\.py$', {'key_file': '/tmp'}),
     'key and certificate the other way round': Case(
-        r'do not go together', {'key_file': 'registrar.crt', 'crt_file': 'registrar.key'}
+        r'registrar\.key is not a certificate in a PEM file: ',
+        {'key_file': 'registrar.crt', 'crt_file': 'registrar.key'},
     ),
     'a certificate that may not be read': Case(
         r'cannot read .*/registrar\.crt: ', prepare=hide('registrar.crt')
@@ -156,15 +157,16 @@ CASES = {
         prepare=swap_key,
     ),
     'a key with a password': Case(
-        r'registrar\.key and .* do not go together .*: \.venv/bin/python make_cert\.py --force',
+        r'the key in .*/registrar\.key cannot be read \(it has a password, or is not in a PEM '
+        r'file\): \.venv/bin/python make_cert\.py --force',
         prepare=lock_key,
     ),
     'a key that is garbage': Case(
-        r'registrar\.key and .* do not go together .*: \.venv/bin/python make_cert\.py --force',
+        r'the key in .*/registrar\.key cannot be read .*: \.venv/bin/python make_cert\.py --force',
         prepare=fill('registrar.key', os.urandom(500)),
     ),
     'a certificate that is garbage': Case(
-        r'registrar\.crt do not go together .*: \.venv/bin/python make_cert\.py --force',
+        r'registrar\.crt is not a certificate .*: \.venv/bin/python make_cert\.py --force',
         prepare=fill(
             'registrar.crt',
             b'-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n',
