@@ -199,7 +199,7 @@ def main() -> int:
         raise
     starting.log_to_stderr(Background)
     if trouble:
-        log.error('%s; until it does, nobody can register', trouble)
+        log.error('%s; nobody can register until the store answers', trouble)
     if speaks:
         log.info('%s', worker.entries.where())
     serve(worker, orders)

@@ -113,7 +113,7 @@ class Entries:
             self._count_try, keys, [uuid, place, code, *more]
         )
         if 'READONLY' in refused:
-            self._connect_anew()
+            self._reconnect()
         return rations.Verdict(ration, seconds, bool(used_up), _error_text(refused))
 
     def used_up(self, uuid: str) -> float | None:
@@ -251,7 +251,7 @@ class Entries:
         try:
             return self._try(command, *args, **kwargs)
         except redis.AuthenticationError as error:
-            sentence = 'set redis_auth in local.py to its password, or redis_port to another one'
+            sentence = 'set redis_auth in local.py to its password, or redis_port to another Redis'
             raise WrongPassword(f'Redis refuses us ({_error_text(error)}): {sentence}') from None
         except redis.ResponseError as error:
             sentence = 'mend that there, or set redis_host and redis_port in local.py'
@@ -265,8 +265,8 @@ class Entries:
 
     def _down(self, why: str) -> str:
         if self._is_embedded:
-            sentence = f'see {embedded.DATA / embedded.LOG}, or another program uses that folder'
-            return f'the embedded store does not answer ({why}): {sentence}'
+            sentence = f'see {embedded.DATA / embedded.LOG}, or whether another program uses'
+            return f'the embedded store does not answer ({why}): {sentence} that folder'
         sentence = 'start it, or set redis_host and redis_port in local.py'
         return f'Redis does not answer ({why}): {sentence} (redis_host: None is the embedded store)'
 
@@ -280,7 +280,7 @@ class Entries:
         except redis.RedisError as error:
             if not _may_answer_later(error):
                 raise
-            self._connect_anew()
+            self._reconnect()
             if self._is_embedded and isinstance(error, redis.ConnectionError):
                 self._await_store()
         return command(*args, **kwargs)
@@ -310,7 +310,7 @@ class Entries:
             self._down_since = now
         return now - self._down_since < embedded.START_SECONDS
 
-    def _connect_anew(self) -> None:
+    def _reconnect(self) -> None:
         """The next questions get new connections; those under way keep theirs."""
         self._pool.disconnect(inuse_connections=False)
         self._pool.reset()

@@ -166,7 +166,7 @@ class Presence:
                 pause = WRITE_SECONDS
             except StoreDown as error:
                 if pause == WRITE_SECONDS:
-                    log.error('%s; the page does not show what happens now', error)
+                    log.error('%s; until the store answers, the page shows nothing new', error)
                 pause = DOWN_SECONDS
 
     def write(self, counts: Counts) -> None:
