@@ -216,7 +216,7 @@ def serve(options: Options, host: str, port: int, login: bool) -> None:
     server, entries = page_server.listen(host, port), Entries(options)
     entries.open()
     if not (is_loopback := addresses.is_loopback(host)):
-        log.warning('the page listens on %s, beyond this machine, and nothing is encrypted', host)
+        log.warning('other machines can reach the page on %s, and nothing is encrypted', host)
     name = host if is_loopback else options.page_host or '127.0.0.1'
     url = f'http://{addresses.authority(name, server.server_port)}'
 

@@ -148,7 +148,8 @@ class HiddenServer:
         gevent.wait([registration.over, registration.greenlet], count=1)
         slot.hang_ups = 0 if registration.settled else slot.hang_ups + 1
         if slot.hang_ups == HANG_UPS:
-            self._warn_once('the server keeps hanging up: do more register than its max_waiting?')
+            sentence = 'the server keeps hanging up: if more than its max_waiting register, '
+            self._warn_once(f'{sentence}set --registrations to less')
 
     def _pause_after_hang_ups(self, slot: Slot) -> None:
         """Ends early where another slot finds the server offline: then it will be back."""

@@ -35,7 +35,7 @@ class LocalServer:
         try:
             connected = self._addresses.connect()
         except OSError as error:
-            log.warning('the local server %s: %s', self._name, dial.why(error))
+            log.warning('cannot connect to the local server %s: %s', self._name, dial.why(error))
             sockets.send(sock, Refusal(502, 'the server behind the rendezvous is down').octets())
             return
         finally:
@@ -52,7 +52,8 @@ class LocalServer:
 
     def _warn_if_it_wants_tls(self, octets: bytes) -> None:
         if WANTS_TLS.match(octets):
-            self._warn_once(f'the local server {self._name} wants TLS, and gets plain HTTP')
+            sentence = f'the local server {self._name} wants TLS, and gets plain HTTP'
+            self._warn_once(f'{sentence}: give hidden.py a port for plain HTTP')
 
 
 class _Connection(socket.socket):

@@ -83,7 +83,7 @@ class Admission:
         try:
             return codes.code_is_right(entry['authParams'], code, now)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.error('the entry %s cannot be used: %s', uuid, error)
+            log.error('the entry %s cannot be used (%s): users_app.py rekey %s', uuid, error, uuid)
             return False
 
     def _count(
@@ -139,7 +139,7 @@ class Admission:
             except (ValueError, TypeError, KeyError, AttributeError):
                 found = UNUSABLE
             if entry and found != WRONG:
-                log.info('%s was refused to %s: %s', uuid, address, found)
+                log.info('the code for %s from %s was wrong: %s', uuid, address, found)
                 why = found
         if uuid in self._known:
             self._presence.note_refusal(uuid, address, why)

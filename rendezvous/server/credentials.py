@@ -42,7 +42,7 @@ def registration(target: str) -> tuple[str, str]:
         field = 'Proxy-Authenticate: TOTP realm="rendezvous"'
         raise Refusal(407, 'the code is missing: uuid:ID?response=TKN', field)
     if not UUID.fullmatch(uuid) or len(codes) > 1 or not _CODE.fullmatch(codes[0]):
-        raise Refusal(400, 'ID must be a UUID, and TKN a code of 6 to 8 digits')
+        raise Refusal(400, 'ID must be a UUID, and TKN a code of 6 to 8 digits or a long code')
     return uuid.lower(), codes[0]
 
 

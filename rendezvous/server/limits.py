@@ -56,7 +56,7 @@ class ConnectionLimits:
                 self._warn('%s has max_connections_per_address and gets no more', address)
                 raise Evicted
         elif len(self._addresses) >= self._places:
-            self._warn('there are max_connections: a new one takes the place of an old one')
+            self._warn('max_connections is reached: a new one takes the place of an old one')
             if not self.evict():
                 raise Evicted
         self._addresses[greenlet] = address

@@ -291,7 +291,7 @@ def test_it_listens_beyond_loopback_only_with_host_and_warns(folder):
     url, _ = link(program)
     assert listens(urlsplit(url).port, '127.8.9.1')
     assert program.end(signal.SIGTERM) == 0
-    sentence = 'the page listens on 0.0.0.0, beyond this machine, and nothing is encrypted'
+    sentence = 'other machines can reach the page on 0.0.0.0, and nothing is encrypted'
     assert sentence in program.said()
 
 

@@ -517,7 +517,7 @@ def test_clock_that_is_off_is_told(server, guess, entries, uuid, caplog, kind, s
         return sum(any(each in text for each in why) for text in caplog.messages)
 
     until(lambda: told() == 2, 'it is told twice')
-    assert f'{uuid} was refused to 127.0.0.1: ' in caplog.text
+    assert f'the code for {uuid} from 127.0.0.1 was wrong: ' in caplog.text
     assert tried not in caplog.text
 
 
@@ -559,7 +559,7 @@ def test_secret_from_before_the_rekey_registers_nobody_and_is_told(
     entries.rekey(uuid)
     for tried in (codes.totp(old).now(), codes.long_code(old, time.time())):
         assert guess(server, uuid, tried).status == 401
-    told = f'{uuid} was refused to 127.0.0.1: the secret from before the last rekey'
+    told = f'the code for {uuid} from 127.0.0.1 was wrong: the secret from before the last rekey'
     until(lambda: caplog.messages.count(told) == 2, 'it is told')
     assert guess(server, uuid, long_code(entries, uuid)).status == 200
     entries.rekey(uuid)
