@@ -244,4 +244,4 @@ class Registry:
 
 
 def _absent() -> Refusal:
-    return Refusal(503, 'the hidden server is not here', 'Retry-After: 5')
+    return Refusal(503, 'the hidden server is not connected', 'Retry-After: 5')
