@@ -136,7 +136,10 @@ class Meeting:
         if self._server and not (self._stopping or self._path.exists()):
             log.warning('%s was deleted: it is made again', self._path)
             self._server.close()
-            self.start()
+            try:
+                self.start()
+            except OSError as error:
+                log.error('%s cannot be made: %s', self._path, error.strerror)
 
     def start(self) -> None:
         """Raises OSError."""

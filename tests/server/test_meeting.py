@@ -297,12 +297,16 @@ def test_folder_is_closed_to_other_users(workers, place):
     assert not place.stat().st_mode & 0o077
 
 
-def test_folder_that_was_deleted_is_made_again(workers, place, register, connect, uuid):
+def test_folder_that_was_deleted_is_made_again(workers, place, register, connect, uuid, caplog):
     shutil.rmtree(place)
-    until(lambda: len(os.listdir(place)) == 2 if place.exists() else False, 'both are back')
+    place.write_text('')  # nothing can be made there for a while
+    until(lambda: 'cannot be made: File exists' in caplog.text, 'it is complained of')
+    place.unlink()
+    until(lambda: place.exists() and len(os.listdir(place)) == 2, 'both are back')
     hidden, mobile = register(workers[0], uuid), connect(workers[1])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
+    assert 'Traceback' not in caplog.text
 
 
 def test_hidden_server_is_told_its_worker_where_it_asks(workers, connect, entries, uuid):
