@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 
-import gevent
+import gevent.threadpool  # now: its first use may come when no descriptor is left to read it
 
 BACKLOG_LINES = 10_000  # kept while nothing can be written, some 2 MB
 GATHER_SECONDS = 0.1  # before they are written: a thread for each line costs more than the line

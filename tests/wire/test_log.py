@@ -165,3 +165,39 @@ def test_log_that_nobody_can_write_stops_nobody():
     _, said = ran.communicate(timeout=ENDS_SECONDS)
     lost = int(re.search(rb'(\d+) more lines could not be written in time', said)[1])
     assert said.count(b' INFO line ') + lost == 10_000
+
+
+WITHOUT_DESCRIPTORS = """
+from gevent import monkey
+
+monkey.patch_all()
+
+import logging, os, resource, signal
+from contextlib import suppress
+from pathlib import Path
+import gevent
+from rendezvous.wire import logs
+from rendezvous.wire.background_log import Background
+
+logs.to(Background(logs.file(Path('some.log'))))
+gevent.signal_handler(signal.SIGTERM, exit)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+taken = []
+with suppress(OSError):
+    while True:
+        taken.append(os.open('.', os.O_RDONLY))
+for line in 'without', 'with':
+    logging.info(line)
+    gevent.sleep(0.5)
+    for descriptor in taken:
+        os.close(descriptor)
+    taken.clear()
+"""
+
+
+def test_lines_are_written_where_no_descriptor_is_left_for_a_thread(folder):
+    """... and later ones, too."""
+    ran = folder.run('-c', WITHOUT_DESCRIPTORS)
+    assert (ran.status, ran.stderr) == (0, '')
+    lines = (folder.path / 'some.log').read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == ['without', 'with']
