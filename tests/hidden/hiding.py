@@ -181,7 +181,7 @@ def waiting(server, uuid: str) -> int:
     return server.rendezvous.registry.count(uuid)
 
 
-def until_waiting(server, uuid: str, count: int, seconds: float = 12) -> None:
+def until_waiting(server, uuid: str, count: int, seconds: float = 5) -> None:
     until(lambda: waiting(server, uuid) == count, f'{count} registrations wait', seconds)
 
 

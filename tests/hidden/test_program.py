@@ -105,7 +105,7 @@ def test_server_forgets_it_as_soon_as_it_ends(server, uuid, run_hidden):
     program = run_hidden(server)
     until_waiting(server, uuid, 4)
     assert program.end() == 0
-    until_waiting(server, uuid, 0)
+    until_waiting(server, uuid, 0, seconds=1)
 
 
 def test_log_holds_neither_code_nor_secret(

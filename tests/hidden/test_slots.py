@@ -108,7 +108,7 @@ def test_registers_again_the_moment_one_is_taken(server, uuid, hide, listen, con
     counts = server.rendezvous.registry.counts
     for open_pipes in range(1, 9):
         asked(connect, server, uuid)
-        until(lambda n=open_pipes: counts()[uuid] == (3, n), 'a pipe, and three wait', seconds=5)
+        until(lambda n=open_pipes: counts()[uuid] == (3, n), 'a pipe, and three wait', seconds=1)
 
 
 def test_old_registration_is_replaced_the_new_one_first(registrar, hide, monkeypatch):
