@@ -70,10 +70,8 @@ class Parent:
         """
         before = self._now
         listener = listening.listener(options, before.listener if before else None)
-        self._now, self._before = (
-            Generation(before.number + 1 if before else 1, options, listener),
-            before,
-        )
+        self._now = Generation(before.number + 1 if before else 1, options, listener)
+        self._before = before  # only now: where the port is not to be had, nothing has changed
         if options.key_file is None:
             log.warning('key_file is None: wrong codes are not counted by address')
         self._start_by = time.monotonic() + START_SECONDS
@@ -194,7 +192,7 @@ class Parent:
         """Those of the generation before have done their work."""
         if self._before and self._before.listener is not now.listener:
             self._before.listener.close()
-        self._kill(self._workers(self._before) if self._before else [], signal.SIGUSR2)
+        self._kill(self._workers(self._before), signal.SIGUSR2)
         self._start_by, self._before = 0.0, None
         self._old_by = time.monotonic() + OLD_SECONDS
         if not now.has_store:

@@ -2,8 +2,8 @@
 
 For one UUID either registrations wait or mobile clients do, never both, but for registrations that
 have ended and have not noticed it yet. A registration that was claimed is handed over: it waits no
-more and is in no pipe yet. No method but `claim` yields, and that one only while
-it waits: between two yields nothing here is half done.
+more and is in no pipe yet. No method but `claim` yields, and that one only while it waits: between
+two yields nothing here is half done.
 """
 
 import time
