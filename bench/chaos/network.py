@@ -35,7 +35,8 @@ LARGE_BYTES = 50_000_000
 LIFETIME_SECONDS = 5
 SHORT_LIVED = (
     'import hidden; from rendezvous.hidden import hidden_server; '
-    f'hidden_server.LIFETIME_SECONDS = {LIFETIME_SECONDS}; hidden.programs.main(hidden.main)'
+    f'hidden_server.LIFETIME_SECONDS = {LIFETIME_SECONDS}; '
+    'hidden.programs.main(hidden.command.main)'
 )
 
 

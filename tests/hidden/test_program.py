@@ -88,7 +88,9 @@ def test_second_ctrl_c_ends_it_at_once(server, uuid, run_hidden, listen, connect
     mobile.close()
 
 
-IN_A_HURRY = 'import hidden; hidden.FINISH_SECONDS = 0.5; hidden.programs.main(hidden.main)'
+IN_A_HURRY = (
+    'import hidden; hidden.command.FINISH_SECONDS = 0.5; hidden.programs.main(hidden.command.main)'
+)
 
 
 def test_pipe_that_does_not_finish_is_ended(server, uuid, run_hidden, listen, connect):
@@ -199,7 +201,7 @@ def ran(monkeypatch, capsys, *arguments) -> tuple[int, str]:
     """hidden.py's exit status and its last words."""
     monkeypatch.setattr('sys.argv', ['hidden.py', *map(str, arguments)])
     with gevent.Timeout(5, AssertionError('it runs')), pytest.raises(SystemExit) as ended:
-        programs.main(hidden.main)
+        programs.main(hidden.command.main)
     stdout, stderr = capsys.readouterr()
     assert stdout == ''
     assert 'Traceback' not in stderr

@@ -106,7 +106,7 @@ FEW_DESCRIPTORS = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 100))
 import hidden
-hidden.programs.main(hidden.main)
+hidden.programs.main(hidden.command.main)
 """
 
 

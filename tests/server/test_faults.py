@@ -321,7 +321,7 @@ def test_hidden_server_whose_clock_was_an_hour_wrong_comes_back(
     monkeypatch.setenv('FAKETIME_DONT_FAKE_MONOTONIC', '1')
     impatient = (
         'import hidden; from rendezvous.hidden import hidden_server; '
-        'hidden_server.REFUSED_PAUSES_SECONDS = 0.2, 0.2; hidden.programs.main(hidden.main)'
+        'hidden_server.REFUSED_PAUSES_SECONDS = 0.2, 0.2; hidden.programs.main(hidden.command.main)'
     )
     with Folder(tmp_path) as folder:
         address = '{}:{}'.format(*origin('kitchen'))
