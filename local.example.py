@@ -8,6 +8,11 @@ options = {
     'rendezvous_host': '127.0.0.1',
     # The port, for hidden servers and mobile clients alike.
     'rendezvous_port': 8899,
+    # Where each hidden server has a host name of its own: NAME.rendezvous.example.com for
+    # 'rendezvous.example.com'. NAME is its UUID, or its label if you have switched that on. The DNS
+    # must lead *.rendezvous.example.com here, too. None: there are no such names. To try it on one
+    # machine: 'rendezvous.localhost'.
+    'names_domain': None,
     # The address to listen on. None: loopback if rendezvous_host is loopback, else all addresses,
     # those of IPv6 included.
     'listen_host': None,

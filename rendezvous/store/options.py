@@ -36,6 +36,7 @@ class Options:
 
     rendezvous_host: str = '127.0.0.1'
     rendezvous_port: int = 8899
+    names_domain: str | None = None
     listen_host: str | None = None
     key_file: str | None = 'registrar.key'
     crt_file: str = 'registrar.crt'
@@ -149,6 +150,9 @@ def _check(name: str, value: object) -> None:
     if name.endswith('host') and not _is_host(value):
         sentence = f'local.py: {name} must be an IP address or a DNS name'
         raise Mistake(f'{sentence}, for example {example!r}')
+    if name == 'names_domain' and not _is_domain(value):
+        sentence = f'local.py: {name} must be a DNS name with a dot in it'
+        raise Mistake(f"{sentence}, for example 'rendezvous.example.com'")
     if name.endswith('file') and value == '':
         raise Mistake(f'local.py: {name} must not be empty; for example {example!r}')
     if not value.isprintable():
@@ -160,6 +164,11 @@ def _is_host(text: str) -> bool:
     # RFC 3696 section 2: a name that ends in digits alone is a mistyped address
     is_name = all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
     return is_number(text) or is_name
+
+
+def _is_domain(text: str) -> bool:
+    # No client takes a certificate for *.localhost or *.com.
+    return '.' in text and _is_host(text) and not is_number(text)
 
 
 def path_of(name: str) -> Path:

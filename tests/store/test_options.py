@@ -281,7 +281,7 @@ def test_local_py_that_can_not_be_read_is_told_why(tmp_path, text, why):
 
 
 TEXTS = 'rendezvous_host', 'listen_host', 'key_file', 'crt_file', 'redis_host', 'redis_auth'
-TEXTS += ('page_host',)
+TEXTS += 'page_host', 'names_domain'
 WHOLE = {
     'rendezvous_port': (0, 65535),
     'redis_port': (1, 65535),
@@ -335,7 +335,9 @@ def test_both_ends_of_the_range_are_in_it(tmp_path, name):
         assert getattr(local.load(tmp_path / 'local.py'), name) == value
 
 
-@pytest.mark.parametrize('name', ['rendezvous_host', 'listen_host', 'redis_host', 'page_host'])
+@pytest.mark.parametrize(
+    'name', ['rendezvous_host', 'listen_host', 'names_domain', 'redis_host', 'page_host']
+)
 @pytest.mark.parametrize(
     'host',
     [
@@ -365,6 +367,13 @@ def test_host_that_is_none_is_refused(tmp_path, name, host):
 def test_addresses_and_names_are_hosts(tmp_path, host):
     (tmp_path / 'local.py').write_text(f'options = {{"redis_host": {host!r}}}')
     assert local.load(tmp_path / 'local.py').redis_host == host
+
+
+@pytest.mark.parametrize('domain', ['localhost', '192.0.2.1', '::1', 'com', '*.example.com'])
+def test_domain_for_which_no_client_takes_a_wildcard_is_refused(tmp_path, domain):
+    sentence = mistake(tmp_path, f'options = {{"names_domain": {domain!r}}}')
+    example = "for example 'rendezvous.example.com'"
+    assert sentence == f'local.py: names_domain must be a DNS name with a dot in it, {example}'
 
 
 @pytest.mark.parametrize('name', ['key_file', 'crt_file', 'redis_auth'])
