@@ -35,6 +35,7 @@ class Peer(NamedTuple):
 
     host: str
     port: int
+    reached: 'Peer | None' = None  # the address to which it connected, if both are really known
 
     def __str__(self) -> str:
-        return authority(*self)
+        return authority(self.host, self.port)
