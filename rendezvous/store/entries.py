@@ -33,10 +33,34 @@ ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond
 PAUSES_SECONDS = 0.01, 0.2  # between two tries while the embedded store starts: first, longest
 FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: questions do not wait
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
+NAMES = 'names'  # the hash that names.py describes
 SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
 SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
 EVICTS = 'Redis may delete entries when its memory is full: set maxmemory-policy %s to noeviction'
+
+# Gives the entry KEYS[2] the name ARGV[1], and takes the one away that it had; '' is none. Answers
+# with the UUID of another entry that has that name, and changes nothing then. A name that points to
+# a deleted entry is free. The key may be another program's: an entry can be deleted all the same.
+SWITCH_NAME = """
+local names, uuid, name = KEYS[1], KEYS[2], ARGV[1]
+local holder = name ~= '' and redis.call('HGET', names, name)
+if holder and holder ~= uuid and redis.call('EXISTS', holder) == 1 then
+  return holder
+end
+local old = redis.pcall('HGET', names, uuid)
+if type(old) == 'string' then
+  redis.call('HDEL', names, uuid)
+  if redis.call('HGET', names, old) == uuid then
+    redis.call('HDEL', names, old)
+  end
+end
+if name ~= '' and redis.call('EXISTS', uuid) == 1 then
+  redis.call('HSET', names, name, uuid, uuid, name)
+end
+redis.call('PUBLISH', 'entries', uuid)
+return ''
+"""
 
 
 class StoreDown(Mistake):
@@ -200,7 +224,7 @@ class Entries:
             with client.pipeline() as transaction:
                 transaction.delete(uuid)
                 transaction.delete(*keys)
-                transaction.publish(CHANGES, uuid)
+                transaction.eval(SWITCH_NAME, 2, NAMES, uuid, '')  # which tells the servers, too
                 return bool(transaction.execute()[0])
 
         return self.ask(forget)
@@ -354,6 +378,14 @@ def scan(client: redis.Redis, pattern: str, at_once: int = 500) -> set[str]:
     """
     found = client.scan_iter(pattern, count=at_once)
     return {key for some in slices(found) for key in some}
+
+
+def fields_of(client: redis.Redis, key: str) -> dict[str, str]:
+    """What a hash holds; {} where the key is something else."""
+    if client.type(key) != 'hash':
+        return {}
+    found = client.hscan_iter(key, count=SLICE)
+    return {name: value for some in slices(found) for name, value in some}
 
 
 def _shown(uuid: str, value: str) -> Json:

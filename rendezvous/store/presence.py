@@ -19,7 +19,7 @@ import gevent
 from redis import Redis
 
 from rendezvous.store import entry_json
-from rendezvous.store.entries import ANY_UUID, SLICE, Entries, StoreDown, scan, slices
+from rendezvous.store.entries import ANY_UUID, Entries, StoreDown, fields_of, scan, slices
 from rendezvous.store.entry_json import Json, number, printable
 
 log = logging.getLogger('presence')
@@ -236,7 +236,7 @@ def now(entries: Entries) -> dict[str, Now]:
         pairs = zip(keys, values, strict=True)
         found |= {key.removeprefix('seen:'): _last_seen(value) for key, value in pairs}
     for key in entries.ask(lambda redis: scan(redis, *SERVERS)):
-        for some in slices(entries.ask(partial(_fields, key)).items()):
+        for some in slices(entries.ask(partial(fields_of, key=key)).items()):
             found |= {uuid: _with(found.get(uuid, Now()), counts) for uuid, counts in some}
     return found
 
@@ -261,14 +261,6 @@ def now_of(entries: Entries, uuid: str) -> Now:
 
 def _values(keys: list[str], redis: Redis) -> list:
     return redis.mget(keys)
-
-
-def _fields(key: str, redis: Redis) -> dict[str, str]:
-    """What a hash holds; {} where the key is something else."""
-    if redis.type(key) != 'hash':
-        return {}
-    found = redis.hscan_iter(key, count=SLICE)
-    return {uuid: counts for some in slices(found) for uuid, counts in some}
 
 
 def _with(known: Now, counts: object) -> Now:
