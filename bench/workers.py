@@ -37,6 +37,8 @@ ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok'
 # Hidden servers in one process, and the local server of all of them.
 HIDDEN = f"""
 import hidden, json, sys
+from rendezvous.hidden.hidden_server import HiddenServer
+from rendezvous.hidden.target import Target
 from pathlib import Path
 from gevent.server import StreamServer
 def answer(sock, _):
@@ -45,8 +47,8 @@ def answer(sock, _):
     sock.close()
 port, count, *entries = sys.argv[1:]
 for entry in entries:
-    address = '127.0.0.1', int(port)
-    hidden.HiddenServer(json.loads(Path(entry).read_text()), address, int(count)).start()
+    target = Target('127.0.0.1', int(port))
+    HiddenServer(json.loads(Path(entry).read_text()), target, int(count)).start()
 StreamServer(('127.0.0.1', int(port)), answer).serve_forever()
 """
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import gevent
 from gevent.event import Event
 
-from rendezvous.hidden.hidden_server import HiddenServer, address
+from rendezvous.hidden.hidden_server import HiddenServer
+from rendezvous.hidden.target import EXAMPLES, target
 from rendezvous.wire import logs
 from rendezvous.wire.background_log import Background
 from rendezvous.wire.programs import Mistake
@@ -23,7 +24,12 @@ def main() -> None:
     """Raises Mistake."""
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     parser.add_argument('entry', type=Path, help='entries/ID.json, as users_app.py made it')
-    parser.add_argument('local_server', help='HOST:PORT, like 127.0.0.1:8000')
+    parser.add_argument('local_server', help=f'where it listens: {EXAMPLES}')
+    parser.add_argument(
+        '--insecure',
+        action='store_true',
+        help='take any certificate of an https:// local server, like a self-signed one',
+    )
     parser.add_argument(
         '--registrations',
         type=int,
@@ -33,10 +39,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.registrations < 1:
         raise Mistake('--registrations must be 1 or more')
-    local_address = address(arguments.local_server)
+    local_server = target(arguments.local_server)._replace(is_insecure=arguments.insecure)
+    if arguments.insecure and not local_server.is_tls:
+        raise Mistake('--insecure is for a local server with https://')
     try:
         entry = json.loads(arguments.entry.read_text())
-        hidden_server = HiddenServer(entry, local_address, arguments.registrations)
+        hidden_server = HiddenServer(entry, local_server, arguments.registrations)
     except Exception as error:  # the file may hold anything
         why = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None

@@ -9,7 +9,6 @@ one waits. The connection of a registration has a greenlet of its own, which own
 import logging
 import math
 import random
-import re
 import ssl
 import time
 from collections.abc import Callable
@@ -24,10 +23,10 @@ from gevent.pool import Pool
 from rendezvous.hidden import dial
 from rendezvous.hidden.local_server import LocalServer
 from rendezvous.hidden.surroundings import Surroundings, clock
+from rendezvous.hidden.target import Target, address
 from rendezvous.wire import codes, sockets
 from rendezvous.wire.greenlets import keep_running
 from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.programs import Mistake
 
 try:
     import resource
@@ -84,7 +83,7 @@ class Slot:
 class HiddenServer:
     """Keeps `count` registrations of an entry waiting."""
 
-    def __init__(self, entry: dict, local_address: tuple[str, int], count: int):
+    def __init__(self, entry: dict, target: Target, count: int):
         """`entry`: what an ID.json holds. Raises any exception where it makes no sense."""
         self._uuid, server = entry['uuid'][0], entry['server']
         host, port = address(server['hostname'] + f':{server["port"]}')
@@ -99,7 +98,7 @@ class HiddenServer:
         # A greenlet for each registration, and one more for each pipe: as many as descriptors.
         self._connections = Pool(None)
         self._max_connections = descriptors() - OWN_DESCRIPTORS - count
-        self._local_server = LocalServer(*local_address, self._connections)
+        self._local_server = LocalServer(target, self._connections)
         self._waiting: set[Registration] = set()  # not in a pipe yet
         self._suspect_before = -math.inf  # clock(): registrations that are older may be dead
         self._offline = Event()  # set while no registration succeeds: then one slot tries for all
@@ -329,12 +328,3 @@ def descriptors() -> int:
     if soft != resource.RLIM_INFINITY and soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
     return count
-
-
-def address(text: str) -> tuple[str, int]:
-    """The host and the port in `127.0.0.1:8000`, `[::1]:8000`. Raises Mistake."""
-    label = r'[\w:%-]{1,63}'
-    match = re.fullmatch(rf'\[?((?:{label}\.)*{label}\.?)\]?:([0-9]{{1,5}})', text, re.A)
-    if not match or not 0 < int(match[2]) < 65536:
-        raise Mistake(f'{text!r} is not HOST:PORT, like 127.0.0.1:8000')
-    return match[1], int(match[2])

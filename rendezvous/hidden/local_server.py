@@ -3,17 +3,23 @@
 import logging
 import re
 import socket
+import ssl
 from collections.abc import Callable
 from functools import cache
 
+import gevent
 from gevent.pool import Pool
 
 from rendezvous.hidden import dial
-from rendezvous.wire import addresses, pipe, sockets
+from rendezvous.hidden.target import Target
+from rendezvous.wire import pipe, sockets
 from rendezvous.wire.http_head import Refusal
 
 log = logging.getLogger('hidden')
 
+CONNECT_SECONDS = 15  # for a Unix socket; dial.Addresses takes as long
+FULL_SECONDS = 0.05  # between two tries to connect to a Unix socket that has a full queue
+HANDSHAKE_SECONDS = 10  # as the rendezvous server gives its clients
 # What nginx, Apache and Go answer to plain HTTP on a port for TLS; others send a TLS alert.
 WANTS_TLS = re.compile(rb'\x15\x03|HTTP/1\.[01] 400 .*(HTTPS port|SSL-enabled|HTTPS server)', re.S)
 
@@ -21,11 +27,11 @@ WANTS_TLS = re.compile(rb'\x15\x03|HTTP/1\.[01] 400 .*(HTTPS port|SSL-enabled|HT
 class LocalServer:
     """An HTTP server on this machine, or on another one that this machine can reach."""
 
-    def __init__(self, host: str, port: int, connections: Pool):
+    def __init__(self, target: Target, connections: Pool):
         """`connections` gets a greenlet for each connection to it."""
-        self._name = addresses.authority(host, port)
-        self._addresses = dial.Addresses(host, port)
-        self._connections = connections
+        self._target, self._connections = target, connections
+        self._addresses = dial.Addresses(target.host, target.port)
+        self._context = _context(target) if target.is_tls else None
         self.connecting = 0  # visits whose connection is being made
         self._warn_once = cache(log.warning)
 
@@ -33,16 +39,13 @@ class LocalServer:
         """Sends it the first octets of a visit and pipes to the end. Raises OSError, Ended."""
         self.connecting += 1
         try:
-            connected = self._addresses.connect()
+            near = self._connect()
         except OSError as error:
-            log.warning('cannot connect to the local server %s: %s', self._name, dial.why(error))
+            log.warning('cannot connect to the local server %s: %s', self._target, _why(error))
             sockets.send(sock, Refusal(502, 'the server behind the rendezvous is down').octets())
             return
         finally:
             self.connecting -= 1
-        near = _Connection(fileno=connected.detach())
-        near.on_first_octets = self._warn_if_it_wants_tls
-        sockets.keep_alive(near)
         try:
             how = pipe.join(pipe.End(sock), near, octets, drain=0, spawn=self._connections.spawn)
         except sockets.Ended:
@@ -50,10 +53,34 @@ class LocalServer:
         if not how.is_whole:
             sockets.reset(sock)  # an answer that was cut off must not look whole
 
+    def _connect(self) -> sockets.Socket:
+        """Raises OSError."""
+        path = self._target.path
+        raw = _unix_connection(path) if path else self._addresses.connect()
+        try:
+            if not path:
+                sockets.keep_alive(raw)
+            return self._with_tls(raw, self._context) if self._context else self._plain(raw)
+        except BaseException:
+            raw.close()
+            raise
+
+    def _with_tls(self, raw: socket.socket, context: ssl.SSLContext) -> sockets.Socket:
+        near = _TLSConnection(context, raw, self._target.host)
+        silent = TimeoutError('no answer to the TLS handshake: does it speak TLS?')
+        with gevent.Timeout(HANDSHAKE_SECONDS, silent):
+            near.do_handshake()
+        return near
+
+    def _plain(self, raw: socket.socket) -> sockets.Socket:
+        near = _Connection(fileno=raw.detach())
+        near.on_first_octets = self._warn_if_it_wants_tls
+        return near
+
     def _warn_if_it_wants_tls(self, octets: bytes) -> None:
         if WANTS_TLS.match(octets):
-            sentence = f'the local server {self._name} wants TLS, and gets plain HTTP'
-            self._warn_once(f'{sentence}: give hidden.py a port for plain HTTP')
+            sentence = f'the local server {self._target} wants TLS, and gets plain HTTP'
+            self._warn_once(f'{sentence}: write https:// before it')
 
 
 class _Connection(socket.socket):
@@ -67,3 +94,57 @@ class _Connection(socket.socket):
             self.on_first_octets(octets)
             self.on_first_octets = None
         return octets
+
+
+class _TLSConnection(sockets.TLSSocket):
+    """A connection by TLS: an end without a close_notify cuts an answer off (RFC 8446 6.1)."""
+
+    def recv(self, most: int) -> bytes:
+        """Raises ConnectionError where the answer is cut off."""
+        octets = super().recv(most)
+        if not octets and not self.has_said_goodbye:
+            raise ConnectionError('cut off')
+        return octets
+
+
+def _context(target: Target) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(['http/1.1'])
+    if target.is_insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _unix_connection(path: str) -> socket.socket:
+    """Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(0)
+        with gevent.Timeout(CONNECT_SECONDS, TimeoutError('it accepts no connections')):
+            while not _is_connected(sock, path):
+                gevent.sleep(FULL_SECONDS)
+        sock.settimeout(None)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _is_connected(sock: socket.socket, path: str) -> bool:
+    """Connects, unless the queue is full: the system does not say when there is place again."""
+    try:
+        sock.connect(path)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _why(error: OSError) -> str:
+    """The error in words that help an administrator."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f'{dial.why(error)}; --insecure takes any certificate'
+    if isinstance(error, ssl.SSLError):
+        if error.reason == 'WRONG_VERSION_NUMBER':
+            return 'it speaks no TLS: write http:// before it'
+        return f'TLS failed ({error.reason})'
+    return dial.why(error)

@@ -141,6 +141,7 @@ class TLSSocket(Wrapped):
         self._lacking = 0  # so many octets of the last record that OpenSSL was given have not come
         self._plain = b''  # decrypted octets that `recv` has not returned yet
         self._has_ended = False
+        self.has_said_goodbye = False  # the peer, by a close_notify: what came is all
         self._sending = Semaphore()  # one greenlet at a time, or records would be mixed up
         self.is_whole = True  # no record has been sent in part
 
@@ -196,7 +197,7 @@ class TLSSocket(Wrapped):
             while self._in.pending:
                 parts.append(self.tls.read(RECORD_BYTES))
                 if not parts[-1]:  # a close_notify
-                    self._has_ended = True
+                    self._has_ended = self.has_said_goodbye = True
                     break
         if self._out.pending and not self._sending.locked():
             self._flush()

@@ -19,6 +19,7 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from rendezvous.hidden import hidden_server
+from rendezvous.hidden.target import Target
 from rendezvous.wire import codes
 
 HEAD_ENDS = b'\r\n\r\n'
@@ -93,10 +94,11 @@ def hide(start, entry, monkeypatch):
     monkeypatch.setattr(hidden_server, 'CHECK_SECONDS', 0.05)
     hidden_servers = []
 
-    def hide(server, near: Listener | None = None, count: int = 2) -> None:
+    def hide(server, near: Listener | Target | None = None, count: int = 2) -> None:
         entry['server']['port'] = server.port
-        address = '127.0.0.1', near.port if near else free_port()
-        hidden_servers.append(hidden_server.HiddenServer(entry, address, count))
+        if not isinstance(near, Target):
+            near = Target('127.0.0.1', near.port if near else free_port())
+        hidden_servers.append(hidden_server.HiddenServer(entry, near, count))
         hidden_servers[-1].start()
 
     yield hide

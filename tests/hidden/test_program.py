@@ -262,12 +262,14 @@ def test_entry_with_a_wrong_field_is_a_mistake(monkeypatch, capsys, tmp_path, en
     assert f'{file} is no ID.json of users_app.py: ' in said
 
 
-@pytest.mark.parametrize(
-    'text', ['localhost', ':8000', '127.0.0.1:', '127.0.0.1:0', 'x:65536', 'http://x:80', 'x:http']
-)
-def test_local_server_that_is_not_host_port_is_a_mistake(monkeypatch, capsys, text):
-    said = sentence(monkeypatch, capsys, 'ID.json', text)
-    assert said == f'hidden.py: {text!r} is not HOST:PORT, like 127.0.0.1:8000\n'
+def test_local_server_that_is_none_is_a_mistake(monkeypatch, capsys):
+    said = sentence(monkeypatch, capsys, 'ID.json', 'localhost')
+    assert said.startswith("hidden.py: 'localhost' is no local server: write it as 127.0.0.1:8000")
+
+
+def test_insecure_is_for_a_local_server_behind_tls_alone(monkeypatch, capsys):
+    said = sentence(monkeypatch, capsys, 'ID.json', 'x:1', '--insecure')
+    assert said == 'hidden.py: --insecure is for a local server with https://\n'
 
 
 @pytest.mark.parametrize('count', ['0', '-1'])

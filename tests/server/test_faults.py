@@ -24,6 +24,7 @@ from gevent.server import StreamServer
 from programs import Folder
 
 from rendezvous.hidden import hidden_server as hidden
+from rendezvous.hidden.target import Target
 from rendezvous.wire import sockets
 
 FAKETIME = next(Path('/usr/lib').glob('*/faketime/libfaketime.so.1'), None)
@@ -81,7 +82,7 @@ def hide(relay, entry):
 
     def hide(port: int, local_address: tuple[str, int], count: int = 2) -> None:
         entry['server']['port'] = port
-        hidden_servers.append(hidden.HiddenServer(entry, local_address, count))
+        hidden_servers.append(hidden.HiddenServer(entry, Target(*local_address), count))
         hidden_servers[-1].start()
 
     yield hide

@@ -23,6 +23,7 @@ from hiding import HEAD_ENDS, HELLO, Listener
 from programs import Folder, Outside, listens
 
 from rendezvous.hidden.hidden_server import HiddenServer
+from rendezvous.hidden.target import Target
 
 RUN_SH = '-c', 'import os; os.execv("/bin/sh", ["sh", "bin/run.sh"])'
 PER_ADDRESS = 80  # connections
@@ -164,7 +165,7 @@ def hide():
     def hide(server: Server) -> tuple[str, Held]:
         local, entry = Held(), server.folder.add('kitchen')
         entry['server']['port'] = server.port
-        hidden = HiddenServer(entry, local.address, 4)
+        hidden = HiddenServer(entry, Target(*local.address), 4)
         hidden.start()
         to_stop.append((hidden, local))
         (uuid,) = entry['uuid']
