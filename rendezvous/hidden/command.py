@@ -36,10 +36,17 @@ def main() -> None:
         default=4,
         help='how many connections wait for mobile clients (default: 4)',
     )
+    parser.add_argument(
+        '--proxy-protocol',
+        action='store_true',
+        help='tell the local server who asks, by the PROXY protocol version 1; it must expect that',
+    )
     arguments = parser.parse_args()
     if arguments.registrations < 1:
         raise Mistake('--registrations must be 1 or more')
-    local_server = target(arguments.local_server)._replace(is_insecure=arguments.insecure)
+    local_server = target(arguments.local_server)._replace(
+        is_insecure=arguments.insecure, wants_proxy_line=arguments.proxy_protocol
+    )
     if arguments.insecure and not local_server.is_tls:
         raise Mistake('--insecure is for a local server with https://')
     try:

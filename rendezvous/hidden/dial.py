@@ -225,7 +225,7 @@ class RendezvousServer:
                     sock.do_handshake()
                 self._warn_of_end(sock.getpeercert())
                 head = f'CONNECT uuid:{uuid}?response={code} HTTP/1.1\r\nHost: {self.name}\r\n'
-                fields = f'Instance: {self._instance}\r\nWhich-Worker: 1\r\n'
+                fields = f'Instance: {self._instance}\r\nWhich-Worker: 1\r\nProxy-Protocol: 1\r\n'
                 if covered:
                     fields += f'Has-Worker: {", ".join(map(str, covered))}\r\n'
                 sockets.send(sock, f'{head}{fields}\r\n'.encode())

@@ -24,7 +24,8 @@ from rendezvous.hidden import dial
 from rendezvous.hidden.local_server import LocalServer
 from rendezvous.hidden.surroundings import Surroundings, clock
 from rendezvous.hidden.target import Target, address
-from rendezvous.wire import codes, sockets
+from rendezvous.wire import codes, proxy_line, sockets
+from rendezvous.wire.addresses import Peer
 from rendezvous.wire.greenlets import keep_running
 from rendezvous.wire.http_head import Refusal
 
@@ -54,6 +55,7 @@ HANG_UPS = 4  # after so many in a row there is a warning
 # Each worker of the server is to have one of our registrations: else visits cross from worker to
 # worker. So many more dials are made for one registration.
 EXTRA_DIALS = 7
+LINE_SECONDS = 15  # for all of a PROXY line; nearly always all of it comes at once
 BUG_SECONDS = 1  # pause after a bug of ours
 DESCRIPTORS = 10_240  # a pipe needs two; macOS gives no more, and so many pipes need some 400 MB
 OWN_DESCRIPTORS = 64  # for everything else than registrations and pipes
@@ -225,7 +227,8 @@ class HiddenServer:
             elif octets:
                 registration.over.set()
                 sockets.keep_alive(sock)  # no probe_often any more
-                self._local_server.pipe(sock, octets)
+                visitor, octets = _visitor(sock, octets)
+                self._local_server.pipe(sock, octets, visitor)
             elif registration.replaced:
                 close = _close_at_once
         except (sockets.Ended, OSError):
@@ -289,6 +292,20 @@ class HiddenServer:
         if state != self._logged_state:
             self._logged_state = state
             log.log(level, state)
+
+
+def _visitor(sock: sockets.TLSSocket, octets: bytes) -> tuple[Peer | None, bytes]:
+    """Who asks, where the server says so in front of the first octets; and those.
+
+    Raises OSError.
+    """
+    with gevent.Timeout(LINE_SECONDS, TimeoutError('half a PROXY line')):
+        while not (found := proxy_line.split(octets)):
+            more = sockets.receive(sock)
+            if not more:
+                raise ConnectionError('ended in a PROXY line')
+            octets += more
+    return found
 
 
 def _close_at_once(sock: sockets.TLSSocket) -> None:

@@ -12,7 +12,8 @@ from gevent.pool import Pool
 
 from rendezvous.hidden import dial
 from rendezvous.hidden.target import Target
-from rendezvous.wire import pipe, sockets
+from rendezvous.wire import pipe, proxy_line, sockets
+from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Refusal
 
 log = logging.getLogger('hidden')
@@ -20,6 +21,8 @@ log = logging.getLogger('hidden')
 CONNECT_SECONDS = 15  # for a Unix socket; dial.Addresses takes as long
 FULL_SECONDS = 0.05  # between two tries to connect to a Unix socket that has a full queue
 HANDSHAKE_SECONDS = 10  # as the rendezvous server gives its clients
+# `PROXY UNKNOWN` would be right, but Apache hangs up at it, and gunicorn answers 400.
+NOBODY_KNOWN = b'PROXY TCP4 127.0.0.1 127.0.0.1 0 0\r\n'
 # What nginx, Apache and Go answer to plain HTTP on a port for TLS; others send a TLS alert.
 WANTS_TLS = re.compile(rb'\x15\x03|HTTP/1\.[01] 400 .*(HTTPS port|SSL-enabled|HTTPS server)', re.S)
 
@@ -35,11 +38,14 @@ class LocalServer:
         self.connecting = 0  # visits whose connection is being made
         self._warn_once = cache(log.warning)
 
-    def pipe(self, sock: sockets.TLSSocket, octets: bytes) -> None:
-        """Sends it the first octets of a visit and pipes to the end. Raises OSError, Ended."""
+    def pipe(self, sock: sockets.TLSSocket, octets: bytes, visitor: Peer | None) -> None:
+        """Sends it the first octets of a visit and pipes to the end. Raises OSError, Ended.
+
+        `visitor`: who asks, where the rendezvous server has said so.
+        """
         self.connecting += 1
         try:
-            near = self._connect()
+            near = self._connect(visitor)
         except OSError as error:
             log.warning('cannot connect to the local server %s: %s', self._target, _why(error))
             sockets.send(sock, Refusal(502, 'the server behind the rendezvous is down').octets())
@@ -53,13 +59,15 @@ class LocalServer:
         if not how.is_whole:
             sockets.reset(sock)  # an answer that was cut off must not look whole
 
-    def _connect(self) -> sockets.Socket:
+    def _connect(self, visitor: Peer | None) -> sockets.Socket:
         """Raises OSError."""
         path = self._target.path
         raw = _unix_connection(path) if path else self._addresses.connect()
         try:
             if not path:
                 sockets.keep_alive(raw)
+            if self._target.wants_proxy_line:
+                sockets.send(raw, _proxy_line(visitor))
             return self._with_tls(raw, self._context) if self._context else self._plain(raw)
         except BaseException:
             raw.close()
@@ -105,6 +113,10 @@ class _TLSConnection(sockets.TLSSocket):
         if not octets and not self.has_said_goodbye:
             raise ConnectionError('cut off')
         return octets
+
+
+def _proxy_line(visitor: Peer | None) -> bytes:
+    return proxy_line.line(visitor, visitor.reached) if visitor else NOBODY_KNOWN
 
 
 def _context(target: Target) -> ssl.SSLContext:

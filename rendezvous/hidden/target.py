@@ -19,6 +19,7 @@ class Target(NamedTuple):
     path: str = ''  # of its Unix socket, which has no host and no port
     is_tls: bool = False
     is_insecure: bool = False  # any certificate will do
+    wants_proxy_line: bool = False  # of the PROXY protocol, in front of each visit
 
     def __str__(self) -> str:
         if self.path:
