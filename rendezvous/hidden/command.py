@@ -11,52 +11,66 @@ import gevent
 from gevent.event import Event
 
 from rendezvous.hidden.hidden_server import HiddenServer
-from rendezvous.hidden.target import EXAMPLES, target
+from rendezvous.hidden.http_proxy import BadProxy
+from rendezvous.hidden.target import EXAMPLES, Target, target
 from rendezvous.wire import logs
 from rendezvous.wire.background_log import Background
 from rendezvous.wire.programs import Mistake
 
 DESCRIPTION = 'Registers at the rendezvous server and pipes to a local HTTP server.'
 FINISH_SECONDS = 30  # for pipes to finish after SIGTERM; the rendezvous server gives them as many
+FLAGS = {
+    '--insecure': 'take any certificate of an https:// local server, like a self-signed one',
+    '--proxy-protocol': 'tell the local server who asks, in a line of the PROXY protocol, version '
+    '1, in front of each connection: only for one that is set to expect it',
+}
+OPTIONS = {
+    '--registrations': (int, 4, 'COUNT', 'how many connections wait for visits (default: 4)'),
+    '--proxy': (
+        str,
+        None,
+        'URL',
+        'go out through this HTTP proxy, http://HOST:PORT or http://USER:PASSWORD@HOST:PORT '
+        '(default: as the environment variables https_proxy and no_proxy say)',
+    ),
+}
 
 
 def main() -> None:
     """Raises Mistake."""
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     parser.add_argument('entry', type=Path, help='entries/ID.json, as users_app.py made it')
-    parser.add_argument('local_server', help=f'where it listens: {EXAMPLES}')
-    parser.add_argument(
-        '--insecure',
-        action='store_true',
-        help='take any certificate of an https:// local server, like a self-signed one',
-    )
-    parser.add_argument(
-        '--registrations',
-        type=int,
-        default=4,
-        help='how many connections wait for mobile clients (default: 4)',
-    )
-    parser.add_argument(
-        '--proxy-protocol',
-        action='store_true',
-        help='tell the local server who asks, by the PROXY protocol version 1; it must expect that',
-    )
+    parser.add_argument('local_server', help=f'where your HTTP server listens: {EXAMPLES}')
+    for name, words in FLAGS.items():
+        parser.add_argument(name, action='store_true', help=words)
+    for name, (kind, default, metavar, words) in OPTIONS.items():
+        parser.add_argument(name, type=kind, default=default, metavar=metavar, help=words)
     arguments = parser.parse_args()
     if arguments.registrations < 1:
         raise Mistake('--registrations must be 1 or more')
-    local_server = target(arguments.local_server)._replace(
-        is_insecure=arguments.insecure, wants_proxy_line=arguments.proxy_protocol
-    )
-    if arguments.insecure and not local_server.is_tls:
-        raise Mistake('--insecure is for a local server with https://')
-    try:
-        entry = json.loads(arguments.entry.read_text())
-        hidden_server = HiddenServer(entry, local_server, arguments.registrations)
-    except Exception as error:  # the file may hold anything
-        why = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None
+    hidden_server = read(arguments.entry, local_server(arguments), arguments)
     logs.to(Background(logging.StreamHandler()))
     run(hidden_server)
+
+
+def local_server(arguments: argparse.Namespace) -> Target:
+    """Raises Mistake."""
+    found = target(arguments.local_server)
+    if arguments.insecure and not found.is_tls:
+        raise Mistake('--insecure is for a local server with https://')
+    return found._replace(is_insecure=arguments.insecure, wants_proxy_line=arguments.proxy_protocol)
+
+
+def read(file: Path, local_server: Target, arguments: argparse.Namespace) -> HiddenServer:
+    """The hidden server of an ID.json. Raises Mistake."""
+    try:
+        entry = json.loads(file.read_text())
+        return HiddenServer(entry, local_server, arguments.registrations, arguments.proxy)
+    except BadProxy:
+        raise
+    except Exception as error:  # the file may hold anything
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise Mistake(f'{file} is no ID.json of users_app.py: {why}') from None
 
 
 def run(hidden_server: HiddenServer) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import gevent
 import pyotp
@@ -72,8 +72,19 @@ class Connection(NamedTuple):
     worker: tuple[int, int] | None  # (N, M): with worker N of M, where the server says so
 
 
+class Way(Protocol):
+    """How the rendezvous server is reached."""
+
+    through: str  # the proxy, in words, or ''
+
+    def connect(self) -> socket.socket: ...  # raises OSError
+    def own(self) -> str: ...
+
+
 class Addresses:
     """The addresses of a host. The one that answered the last time is tried first."""
+
+    through = ''
 
     def __init__(self, host: str, port: int):
         self._host, self._port = host, port
@@ -189,10 +200,9 @@ def _give_up(tries: list[Greenlet]) -> None:
 class RendezvousServer:
     """The rendezvous server, as it is reached from this machine."""
 
-    def __init__(self, host: str, port: int, ca: str | None):
+    def __init__(self, host: str, port: int, ca: str | None, way: Way):
         """`ca`: its certificate in PEM; None where public CAs are trusted."""
-        self._host, self.name = host, addresses.authority(host, port)
-        self.addresses = Addresses(host, port)
+        self._host, self.name, self._way = host, addresses.authority(host, port), way
         self._context = ssl.create_default_context(cadata=ca)
         self._context.set_alpn_protocols(['http/1.1'])
         self._takes_long_codes = True
@@ -216,7 +226,7 @@ class RendezvousServer:
         return self._register(uuid, totp.now(), covered)
 
     def _register(self, uuid: str, code: str, covered: list[int]) -> Connection:
-        raw = self.addresses.connect()
+        raw = self._way.connect()
         try:
             sockets.keep_alive(raw)
             sock = sockets.TLSSocket(self._context, raw, self._host)

@@ -21,6 +21,7 @@ from gevent.lock import Semaphore
 from gevent.pool import Pool
 
 from rendezvous.hidden import dial
+from rendezvous.hidden.http_proxy import way
 from rendezvous.hidden.local_server import LocalServer
 from rendezvous.hidden.surroundings import Surroundings, clock
 from rendezvous.hidden.target import Target, address
@@ -37,6 +38,7 @@ except ImportError:  # Windows
 log = logging.getLogger('hidden')
 
 LIFETIME_SECONDS = 15 * 60  # of a registration that waits, then it is replaced
+TUNNEL_SECONDS = 4 * 60  # of one through a proxy: many end what is silent for five minutes
 CHECK_SECONDS = 1  # between two checks whether a registration is still good
 REPLACED_SECONDS = 0.1  # between two checks whether the next registration waits
 SETTLED_SECONDS = 10  # a registration that lasted so long was no failure
@@ -64,9 +66,12 @@ OWN_DESCRIPTORS = 64  # for everything else than registrations and pipes
 class Registration:
     """A connection that got its 200; `worker` as in dial.Connection."""
 
-    def __init__(self, sock: sockets.TLSSocket, worker: tuple[int, int] | None = None):
+    def __init__(
+        self, sock: sockets.TLSSocket, worker: tuple[int, int] | None = None, through: str = ''
+    ):
         self.sock, self.worker, self.began = sock, worker, clock()
-        self.ends = self.began + LIFETIME_SECONDS * random.uniform(0.9, 1)
+        lifetime = TUNNEL_SECONDS if through else LIFETIME_SECONDS
+        self.ends = self.began + lifetime * random.uniform(0.9, 1)
         self.greenlet: gevent.Greenlet  # that owns it
         self.over = Event()  # it is time to make the next one
         self.replaced = False  # the next one waits: this one may end
@@ -85,12 +90,16 @@ class Slot:
 class HiddenServer:
     """Keeps `count` registrations of an entry waiting."""
 
-    def __init__(self, entry: dict, target: Target, count: int):
-        """`entry`: what an ID.json holds. Raises any exception where it makes no sense."""
+    def __init__(self, entry: dict, target: Target, count: int, proxy: str | None = None):
+        """`entry`: what an ID.json holds; `proxy`: the URL of one, if not of the environment.
+
+        Raises BadProxy, and any exception where the entry makes no sense.
+        """
         self._uuid, server = entry['uuid'][0], entry['server']
         host, port = address(server['hostname'] + f':{server["port"]}')
-        self._server = dial.RendezvousServer(host, port, server.get('ca'))
-        self._surroundings = Surroundings(self._server.addresses)
+        self._way = way(host, port, proxy)
+        self._server = dial.RendezvousServer(host, port, server.get('ca'), self._way)
+        self._surroundings = Surroundings(self._way)
         self._totp = codes.totp(entry['authParams'])
         if not codes.UUID.fullmatch(self._uuid):
             raise ValueError('uuid holds no UUID')
@@ -139,7 +148,7 @@ class HiddenServer:
         """Makes a registration, and returns when it is time for the next one."""
         self._pause_after_hang_ups(slot)
         connection = self._dial()
-        registration = Registration(connection.sock, connection.worker)
+        registration = Registration(connection.sock, connection.worker, self._way.through)
         if slot.registration:
             slot.registration.replaced = True
         slot.registration = registration
@@ -149,7 +158,8 @@ class HiddenServer:
         gevent.wait([registration.over, registration.greenlet], count=1)
         slot.hang_ups = 0 if registration.settled else slot.hang_ups + 1
         if slot.hang_ups == HANG_UPS:
-            sentence = 'the server keeps hanging up: if more than its max_waiting register, '
+            who = ' or '.join(filter(None, ('the server', self._way.through)))
+            sentence = f'{who} keeps hanging up: if more than its max_waiting register, '
             self._warn_once(f'{sentence}set --registrations to less')
 
     def _pause_after_hang_ups(self, slot: Slot) -> None:
@@ -182,7 +192,8 @@ class HiddenServer:
                         shorter = max(1, self._most_extra_dials // 2)
                         self._most_extra_dials = EXTRA_DIALS if covered else shorter
                     self._offline.clear()
-                    state = f'registered at {self._server.name} as {self._uuid}'
+                    through = f' through {self._way.through}' if self._way.through else ''
+                    state = f'registered at {self._server.name} as {self._uuid}{through}'
                     self._log_state(logging.INFO, state)
                     return connection
 

@@ -5,7 +5,7 @@ After that a connection may be dead without a sign, and a try that had no chance
 
 import time
 
-from rendezvous.hidden.dial import Addresses
+from rendezvous.hidden.dial import Way
 
 CHANGED_SECONDS = 10  # a check is so late only after a suspension, not on a busy machine
 # A clock that counts while the machine is suspended: Linux has one, macOS another one. Windows has
@@ -21,13 +21,13 @@ def clock() -> float:
 class Surroundings:
     """What is around this process: the network, and the time that passes."""
 
-    def __init__(self, addresses: Addresses):
-        self._addresses = addresses  # of the rendezvous server
+    def __init__(self, way: Way):
+        self._way = way  # to the rendezvous server
         self._own, self._at, self._wall = '', clock(), time.time()
 
     def change(self) -> str:
         """What has changed since the last call, in words; '' where nothing has."""
-        own, at, wall = self._addresses.own(), clock(), time.time()
+        own, at, wall = self._way.own(), clock(), time.time()
         passed, wall_passed = at - self._at, wall - self._wall
         moved = own and self._own and own != self._own
         # Without a network it has no address; afterwards it may have the one that it had before.

@@ -22,6 +22,9 @@ from rendezvous.hidden import hidden_server
 from rendezvous.hidden.target import Target
 from rendezvous.wire import codes
 
+for name in ('https_proxy', 'HTTPS_PROXY'):
+    os.environ.pop(name, None)  # the tests have proxies of their own
+
 HEAD_ENDS = b'\r\n\r\n'
 HELLO = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello'
 MEGABYTE = os.urandom(1024 * 1024)
@@ -94,11 +97,11 @@ def hide(start, entry, monkeypatch):
     monkeypatch.setattr(hidden_server, 'CHECK_SECONDS', 0.05)
     hidden_servers = []
 
-    def hide(server, near: Listener | Target | None = None, count: int = 2) -> None:
+    def hide(server, near: Listener | Target | None = None, count: int = 2, **how) -> None:
         entry['server']['port'] = server.port
         if not isinstance(near, Target):
             near = Target('127.0.0.1', near.port if near else free_port())
-        hidden_servers.append(hidden_server.HiddenServer(entry, near, count))
+        hidden_servers.append(hidden_server.HiddenServer(entry, near, count, **how))
         hidden_servers[-1].start()
 
     yield hide
