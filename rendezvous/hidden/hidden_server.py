@@ -100,6 +100,9 @@ class HiddenServer:
         self._way = way(host, port, proxy)
         self._server = dial.RendezvousServer(host, port, server.get('ca'), self._way)
         self._surroundings = Surroundings(self._way)
+        # Where the server has names, the URL says it all.
+        without_names = f'https://{self._server.name.removesuffix(":443")}/ and the user name '
+        self._url = server.get('url') or without_names + self._uuid
         self._totp = codes.totp(entry['authParams'])
         if not codes.UUID.fullmatch(self._uuid):
             raise ValueError('uuid holds no UUID')
@@ -117,7 +120,7 @@ class HiddenServer:
         self._offline_since, self._one_at_a_time = time.monotonic(), Semaphore()
         self._most_extra_dials = EXTRA_DIALS
         self._logged_state = ''
-        self._warn_once = cache(log.warning)
+        self._warn_once, self._say_once = cache(log.warning), cache(log.info)
 
     def start(self) -> None:
         slots = [partial(self._fill, slot) for slot in self._slots]
@@ -195,6 +198,7 @@ class HiddenServer:
                     through = f' through {self._way.through}' if self._way.through else ''
                     state = f'registered at {self._server.name} as {self._uuid}{through}'
                     self._log_state(logging.INFO, state)
+                    self._say_once('mobile clients use %s', self._url)
                     return connection
 
     def _pause_after_failure(self, error: Exception) -> float:

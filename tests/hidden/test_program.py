@@ -12,7 +12,7 @@ import gevent
 import pytest
 from conftest import OK, until
 from gevent.event import Event
-from hiding import HEAD_ENDS, MEGABYTE, asked, deaf, hello, until_waiting
+from hiding import HEAD_ENDS, MEGABYTE, asked, deaf, hello, said, until_waiting
 
 import hidden
 from rendezvous.wire import programs
@@ -26,7 +26,21 @@ def test_four_registrations_wait_unless_told_otherwise(server, uuid, run_hidden)
     program = run_hidden(server, None, '--registrations', '7')
     until_waiting(server, uuid, 7)
     assert program.end() == 0
-    assert program.said().count('\n') == 1  # all of them are one change of state
+    assert program.said().count('\n') == 2  # all of them are one change of state
+
+
+@pytest.mark.parametrize('url', ['https://kitchen.example.com/', None])
+def test_url_for_mobile_clients_is_said_once(
+    registrar, uuid, entry, hide, caplog, monkeypatch, url
+):
+    monkeypatch.setattr('rendezvous.hidden.hidden_server.LIFETIME_SECONDS', 0.1)
+    caplog.set_level('INFO', 'hidden')
+    if url:
+        entry['server']['url'] = url
+    hide(registrar)
+    registrar.until_made(6)
+    without = f'https://127.0.0.1:{registrar.port}/ and the user name {uuid}'
+    assert said(caplog)[1:] == [f'mobile clients use {url or without}']
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -58,7 +72,7 @@ def test_signal_ends_what_waits_and_lets_a_pipe_finish(stranger, listen, run_hid
     assert program.end(number) == 0
     until(lambda: goodbyes == [b''] * 3, 'each says goodbye')
     assert len(registered) == 3
-    assert program.said().count('\n') == 2
+    assert program.said().count('\n') == 3
     assert 'stopping: pipes may take 30 seconds to finish\n' in program.said()
 
 

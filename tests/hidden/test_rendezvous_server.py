@@ -78,6 +78,7 @@ def test_many_restarts_of_the_server(start, uuid, hide, caplog):
         until(lambda: said(caplog)[-1].startswith('not registered'), 'it notices')
     assert set(said(caplog)) == {
         f'registered at 127.0.0.1:{port} as {uuid}',
+        f'mobile clients use https://127.0.0.1:{port}/ and the user name {uuid}',
         f'not registered at 127.0.0.1:{port}: Connection refused',
     }
 
