@@ -15,6 +15,7 @@ from rendezvous.server import credentials, dialogue
 from rendezvous.server.admission import Admission
 from rendezvous.server.limits import ConnectionLimits, Evicted, UnknownUuids
 from rendezvous.server.meeting import HeldElsewhere, Meeting, Visitor
+from rendezvous.server.names import Names
 from rendezvous.server.registry import Held, Registration, Registry
 from rendezvous.server.shares import Shares
 from rendezvous.store.entries import Entries, StoreDown
@@ -60,6 +61,7 @@ class Rendezvous:
             options.max_pipes_per_address,
             shares,
         )
+        self.names = Names(entries, options.names_domain)
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
         self.hands_over = False
@@ -138,12 +140,15 @@ class Rendezvous:
         self.presence.run(self.registry.counts)
 
     def follow(self) -> None:
-        """Ends registrations and pipes whose entry is changed, for as long as Redis answers."""
+        """Ends registrations and pipes whose entry is changed, and learns the names, for as long as
+        Redis answers.
+        """
         with suppress(StoreDown):
             for changed in self.entries.changes():
                 self._changes += 1
                 for uuid in [changed] if changed else self.registry.counts():
                     self._end_outdated(uuid)
+                self.names.learn(changed)  # last: the others have to end, whatever becomes of it
         gevent.sleep(FOLLOW_AGAIN_SECONDS)
 
     def _end_outdated(self, uuid: str) -> None:
@@ -171,7 +176,7 @@ class Rendezvous:
                 head = None  # it may wait for days: nothing is kept for that
                 return self._hidden_server(sock, peer, target, fields, octets)
             try:
-                uuid, forwarded = credentials.wanted(head)
+                uuid, forwarded = self._wanted(head)
                 if uuid:
                     return self._mobile_client(sock, peer, uuid, forwarded + octets)
                 octets = dialogue.ask_who(sock, head, octets)
@@ -179,6 +184,11 @@ class Rendezvous:
                 refusal.without_body = head.method == 'HEAD'
                 raise
         return close_gracefully
+
+    def _wanted(self, head: Head) -> tuple[str | None, bytes]:
+        """As credentials.wanted; but with a name all header fields are the hidden server's own."""
+        named = self.names.wanted(head)
+        return (named, head.octets()) if named else credentials.wanted(head)
 
     def _hidden_server(
         self, sock: Socket, peer: Peer, target: str, asked: '_Fields', octets: bytes

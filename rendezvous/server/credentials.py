@@ -1,7 +1,8 @@
 """Whom a head names: functions of their arguments.
 
-Three names for a hidden server: the target of its own CONNECT, and on the mobile client's side an
-Authorization header (Digest or Basic, nobody checks the password) or `rendezvous=` in the target.
+A hidden server names itself in the target of its own CONNECT. A mobile client names it by the host
+that it asks, by an Authorization header (Digest or Basic, nobody checks the password) or by
+`rendezvous=` in the target.
 """
 
 import re
@@ -14,6 +15,9 @@ from rendezvous.wire.http_head import Head, Refusal
 
 # A short code, or the whole HMAC of sha1, sha256 or sha512. Of 40 decimal digits it may be, too.
 _CODE = re.compile('[0-9]{6,8}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{128}', re.A)
+
+# RFC 3986 section 3: what stands between "//" and the path or the query of an absolute URI
+_AUTHORITY = re.compile('[a-z][a-z0-9+.-]*://([^/?]*)', re.I | re.A)
 
 
 def registration(target: str) -> tuple[str, str]:
@@ -29,6 +33,19 @@ def registration(target: str) -> tuple[str, str]:
     if not UUID.fullmatch(uuid) or len(codes) > 1 or not _CODE.fullmatch(codes[0]):
         raise Refusal(400, 'ID must be a UUID, and TKN a code of 6 to 8 digits or a long code')
     return uuid.lower(), codes[0]
+
+
+def name_of_host(head: Head, domain: str | None) -> str:
+    """NAME in lower case, where the host of a request is NAME.domain; '' where it is another one.
+
+    Any port will do, and a dot at the end, as in the DNS. A deeper name is none: no certificate for
+    *.domain is good for it.
+    """
+    # RFC 9112 section 3.2.2: where the target holds a host, that of the field MUST be ignored.
+    absolute = _AUTHORITY.match(head.target)
+    host = absolute[1].rpartition('@')[2] if absolute else ''.join(head.values('host'))
+    name, _, rest = host.partition(':')[0].lower().removesuffix('.').partition('.')
+    return name if rest == domain else ''
 
 
 def wanted(head: Head) -> tuple[str | None, bytes]:

@@ -46,6 +46,7 @@ COLLECT_SECONDS = 60  # between two looks for garbage: 40 ms where thousands wai
 FINISH_SECONDS = 30  # what pipes may take to finish
 HAND_OVER_SECONDS = 60  # more for registrations that have not been ended yet
 CLOSE_SECONDS = 2
+NAMES_SECONDS = 2  # that a start waits for Redis, so that no name is unknown for a moment
 # A worker that is ahead lets the others accept for so long, so often: they may hang.
 BEHIND_SECONDS, BEHIND_TURNS = 0.002, 3
 
@@ -84,6 +85,7 @@ class Worker:
         for run in runs:
             self._greenlets.spawn(keep_running, run, AGAIN_SECONDS)
         self.rendezvous.meeting.start()
+        self.rendezvous.names.are_known.wait(NAMES_SECONDS)
         self._server.start()
 
     def reload(self) -> None:

@@ -12,7 +12,7 @@ The first line of a file is what is expected:
 The other lines are the octets. Their own ends do not count; `\r`, `\n`, `\t`, `\0`, `\x1b`, `\\`
 are one octet each, `{3000 ab}` is `ab` 3000 times, `{code}` the code of this moment. A line that
 starts with `-` is sent without the `-`, and does not arrive. Under `without-tls` the client speaks
-no TLS though the server does; under `plain` the server speaks none.
+no TLS though the server does; under `plain` the server speaks none. Names are those of DOMAIN.
 """
 
 import json
@@ -30,6 +30,7 @@ from rendezvous.store import options as local
 from rendezvous.store.entries import Entries, StoreDown
 
 UUID = '7d4e1a52-3c0b-4f6e-9a81-52c60b8f1d27'  # in the files; ffffffff-… is nobody's
+DOMAIN = 'names.example'
 FILES = sorted(Path(__file__).with_name('hostile').rglob('*.http'))
 REQUEST_BEHIND = get(UUID, '/behind') + b'\0\n\xff'
 PROBE = b'X / HTTP/9.9\r\n\r\n'  # its answer can be no other's: 505
@@ -152,7 +153,8 @@ WAYS = 'whole', 'octet by octet', 'with octets behind'
 def test_hostile_octets(file, known, start, register, connect, entries, caplog):
     caplog.set_level('INFO')
     plain = file.parent.name == 'plain'
-    server = start(wrong_codes_per_address=0, **({'key_file': None} if plain else {}))
+    more = {'key_file': None} if plain else {}
+    server = start(wrong_codes_per_address=0, names_domain=DOMAIN, **more)
     for way in WAYS:
         case = Case(file, code(entries, UUID))
         if way == WAYS[0] or case.expected == 'forwarded':

@@ -20,7 +20,7 @@ from conftest import until
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from programs import Folder
-from test_hostile import FILES, UUID, Case
+from test_hostile import DOMAIN, FILES, UUID, Case
 
 from rendezvous.hidden import dial
 from rendezvous.server import credentials
@@ -157,6 +157,21 @@ def test_who_is_wanted_stands_in_the_head(target, authorization):
             assert uuid in spelled_out(authorization).lower()
     else:
         assert found in (400, (None, octets))
+
+
+HOSTS = st.lists(st.sampled_from(f'a . : @ / ? // http:// {DOMAIN} {UUID.upper()} []'.split()))
+
+
+@given(HOSTS.map(''.join), HOSTS.map(''.join))
+@example(f'http://{UUID}.{DOMAIN}', f'a.{DOMAIN}')
+@fuzz
+def test_name_of_a_host_is_one_label_that_stands_before_the_domain(target, host):
+    found = read(f'GET {target or "/"} HTTP/1.1\r\nHost: {host}\r\n\r\n'.encode())
+    if isinstance(found, tuple):
+        name = credentials.name_of_host(found[0], DOMAIN)
+        assert name in (target if '://' in target else host).lower()
+        assert not name or f'{name}.{DOMAIN}' in (target + host).lower()
+        assert not set('.:@/?') & {*name}
 
 
 PARAMETERS = st.dictionaries(TOKENS.map(bytes.decode).map(str.lower), st.text('a"\\,= é'))

@@ -1,0 +1,241 @@
+"""The host of a request names the hidden server: names switched on and off while servers run."""
+
+import uuid as uuids
+from contextlib import closing
+
+import pytest
+from conftest import OK, Answer, Peer, code, connect_request, free_port, get, until
+from programs import Outside
+
+from rendezvous.server import limits
+from rendezvous.store import names
+from rendezvous.store import options as local
+from rendezvous.store.entries import NAMES, Entries
+from rendezvous.wire.http_head import HeadReader
+
+DOMAIN = 'names.example'
+
+
+def ask(name: str, *fields: str, method: str = 'GET') -> bytes:
+    """A request for the host of that name."""
+    return '\r\n'.join([f'{method} / HTTP/1.1', f'Host: {name}.{DOMAIN}', *fields, '', '']).encode()
+
+
+@pytest.fixture
+def named(start, entries):
+    """Starts servers with names; none is switched on at the end."""
+
+    def named(**options):
+        return start(names_domain='Names.EXAMPLE', **options)
+
+    yield named
+    entries.ask(lambda redis: redis.delete(NAMES))
+
+
+def means(server, name: str) -> str:
+    """The UUID that a server takes a name for."""
+    head, _ = HeadReader().feed(ask(name))
+    return server.rendezvous.names.wanted(head)
+
+
+def hears(server, name: str, uuid: str) -> None:
+    until(lambda: means(server, name) == uuid, f'{name} means {uuid}')
+
+
+def forgets(server, name: str, uuid: str) -> None:
+    until(lambda: means(server, name) != uuid, f'{name} does not mean {uuid}')
+
+
+def asked(connect, server, request: bytes) -> Answer:
+    """The answer to a request that reaches no hidden server."""
+    peer = connect(server)
+    peer.send(request)
+    answer = peer.answer()
+    peer.close()
+    return answer
+
+
+def reaches(hidden: Peer, mobile: Peer, request: bytes) -> bool:
+    """Whether a request arrives as it was sent, and the answer comes back."""
+    mobile.send(request)
+    arrived = hidden.receive(len(request))
+    hidden.send(b'answer')
+    return (arrived, mobile.receive(6)) == (request, b'answer')
+
+
+def test_label_is_switched_on_and_off_while_the_server_runs(
+    named, register, connect, entries, uuid
+):
+    server = named()
+    hidden, mobile = register(server, uuid), connect(server)
+    assert asked(connect, server, ask('kitchen')).status == 503
+    names.switch_on(entries, uuid, 'kitchen')
+    hears(server, 'kitchen', uuid)
+    request = ask('KITCHEN', 'authorization:  Digest username="x"', 'Cookie: a')
+    assert reaches(hidden, mobile, request)
+    names.switch_on(entries, uuid, 'attic')
+    hears(server, 'attic', uuid)
+    assert asked(connect, server, ask('kitchen')).status == 503
+    names.switch_off(entries, uuid)
+    forgets(server, 'attic', uuid)
+    assert asked(connect, server, ask('attic')).status == 503
+    assert reaches(hidden, mobile, request)  # the pipe that was open stays
+
+
+def test_name_of_a_deleted_entry_means_the_next_one_that_gets_it(named, entries, uuid):
+    server, first = named(), str(uuids.uuid4())
+    entries.add(first, ['kitchen'])
+    names.switch_on(entries, first, 'kitchen')
+    hears(server, 'kitchen', first)
+    entries.delete(first)
+    forgets(server, 'kitchen', first)
+    names.switch_on(entries, uuid, 'kitchen')
+    hears(server, 'kitchen', uuid)
+
+
+def test_names_change_hands(named, entries, uuid):
+    server, other = named(), str(uuids.uuid4())
+    entries.add(other, ['attic'])
+    for mine, theirs in [('kitchen', 'attic'), ('attic', 'kitchen')]:
+        names.switch_off(entries, other)
+        names.switch_on(entries, uuid, mine)
+        names.switch_on(entries, other, theirs)
+        hears(server, mine, uuid)
+        hears(server, theirs, other)
+    entries.delete(other)
+
+
+def test_change_that_has_to_do_with_no_name_leaves_it(named, entries, uuid):
+    names.switch_on(entries, uuid, 'kitchen')
+    server = named()
+    entries.disable(uuid)
+    entries.enable(uuid)
+    names.switch_on(entries, uuid, 'kitchen')
+    other = str(uuids.uuid4())
+    entries.add(other, ['attic'])
+    names.switch_on(entries, other, 'attic')
+    hears(server, 'attic', other)  # changes are heard in order
+    assert means(server, 'kitchen') == uuid
+    entries.delete(other)
+
+
+def test_server_knows_all_names_when_it_begins_to_serve(named, entries, uuid):
+    names.switch_on(entries, uuid, 'kitchen')
+    assert means(named(), 'kitchen') == uuid
+
+
+def test_each_worker_hears_and_they_meet(named, tmp_path, register, connect, entries, uuid):
+    one, two = [
+        named(meeting_place=tmp_path / each, which=f'{each}/2', rendezvous_wait=30) for each in '12'
+    ]
+    names.switch_on(entries, uuid, 'kitchen')
+    for server in (one, two):
+        hears(server, 'kitchen', uuid)
+    hidden, mobile = register(one, uuid), connect(two)
+    assert reaches(hidden, mobile, ask('kitchen'))
+    assert asked(connect, two, ask('attic')).status == 503
+
+
+def test_first_host_of_a_connection_decides(named, register, connect, entries, uuid):
+    server, other = named(), str(uuids.uuid4())
+    entries.add(other, ['attic'])
+    names.switch_on(entries, uuid, 'kitchen')
+    names.switch_on(entries, other, 'attic')
+    hears(server, 'attic', other)
+    kitchen, attic, mobile = register(server, uuid), register(server, other), connect(server)
+    mobile.send(b'GET / HTTP/1.1\r\nHost: %s\r\n\r\n' % DOMAIN.encode())
+    assert mobile.answer().status == 401  # which leaves it open
+    assert reaches(kitchen, mobile, ask('kitchen'))
+    assert reaches(kitchen, mobile, ask('attic'))
+    assert reaches(attic, connect(server), ask('attic'))
+    entries.delete(other)
+
+
+def test_without_the_option_a_host_means_nobody(start, connect, uuid):
+    assert asked(connect, start(), ask(uuid)).status == 401
+
+
+# Nobody learns whether there is such a name
+
+
+def test_unknown_and_offline_get_the_same_answer(named, connect, entries, uuid):
+    server, absent = named(), str(uuids.uuid4())
+    names.switch_on(entries, uuid, 'kitchen')
+    hears(server, 'kitchen', uuid)
+    requests = [ask(name) for name in ('kitchen', 'attic', 'x' * 64, '-', uuid, absent)]
+    answers = [asked(connect, server, each) for each in (*requests, get(uuid), get(absent))]
+    assert {answer.status for answer in answers} == {503}
+    without_date = [(answer.fields | {'Date': ''}, answer.body) for answer in answers]
+    assert all(each == without_date[0] for each in without_date)
+
+
+def test_who_tries_names_is_slowed_and_refused_as_who_tries_uuids(
+    named, connect, entries, uuid, monkeypatch
+):
+    monkeypatch.setattr(limits, 'SLOW_SECONDS', 0)
+    server = named(unknown_per_minute=3)
+    names.switch_on(entries, uuid, 'kitchen')
+    hears(server, 'kitchen', uuid)
+    tries = ['kitchen', *3 * ['attic'], uuid, str(uuids.uuid4()), 'a', 'b', 'c', 'd']
+    statuses = [asked(connect, server, ask(name)).status for name in tries]
+    assert statuses == 9 * [503] + [429]  # six are unknown: two are the kitchen, three the attic
+
+
+def test_name_that_nobody_has_waits_as_a_uuid_does(named, connect):
+    """A server that has just begun does not know who was here."""
+    server = named(rendezvous_wait=60, is_new=True)
+    peers = connect(server), connect(server)
+    for peer, name in zip(peers, ('attic', str(uuids.uuid4())), strict=True):
+        peer.send(ask(name))
+    until(lambda: len(server.rendezvous.registry.wanted()) == 2, 'both wait')
+
+
+# Redis is down
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A Redis that can be killed, and remembers everything."""
+    (tmp_path / 'redis').mkdir()
+    lasting = '--appendonly', 'yes', '--appendfsync', 'always'
+    with Outside(tmp_path / 'redis', free_port(), 'secret', *lasting) as outside:
+        yield outside
+
+
+@pytest.fixture
+def theirs(outside):
+    """The entries in it."""
+    with closing(Entries(local.DEFAULTS | outside.options)) as theirs:
+        theirs.open()
+        yield theirs
+
+
+def test_names_stay_known_while_redis_is_down_and_change_right_afterwards(
+    outside, theirs, start, connect, uuid
+):
+    theirs.add(uuid, ['kitchen'])
+    names.switch_on(theirs, uuid, 'kitchen')
+    server = start(names_domain=DOMAIN, **outside.options)
+    hidden = connect(server)
+    hidden.send(connect_request(uuid, code(theirs, uuid)))
+    assert hidden.receive(len(OK)) == OK
+    outside.stop()
+    late = start(names_domain=DOMAIN, **outside.options)  # it waits a moment, and serves
+    assert means(late, 'kitchen') != uuid
+    assert means(late, uuid) == uuid
+    assert reaches(hidden, connect(server), ask('kitchen'))
+    outside.start()
+    hears(late, 'kitchen', uuid)
+    names.switch_on(theirs, uuid, 'attic')
+    for each in (server, late):
+        hears(each, 'attic', uuid)
+        forgets(each, 'kitchen', uuid)
+
+
+def test_key_of_another_program_is_no_harm(named, entries, uuid):
+    entries.ask(lambda redis: redis.set(NAMES, 'Ada'))
+    server = named()
+    assert means(server, uuid) == uuid
+    entries.ask(lambda redis: redis.delete(NAMES))
+    names.switch_on(entries, uuid, 'kitchen')
+    hears(server, 'kitchen', uuid)
