@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gevent
 
-from rendezvous.server import credentials, dialogue
+from rendezvous.server import credentials, dialogue, pages
 from rendezvous.server.admission import Admission
 from rendezvous.server.limits import ConnectionLimits, Evicted, UnknownUuids
 from rendezvous.server.meeting import HeldElsewhere, Meeting, Visitor
@@ -182,6 +182,8 @@ class Rendezvous:
                 octets = dialogue.ask_who(sock, head, octets)
             except Refusal as refusal:
                 refusal.without_body = head.method == 'HEAD'
+                if refusal.status == 503 and pages.are_for(head):
+                    refusal.page = pages.NOBODY
                 raise
         return close_gracefully
 

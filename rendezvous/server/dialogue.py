@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import gevent
 
-from rendezvous.server import credentials
-from rendezvous.wire.http_head import Head, HeadReader, Refusal, error_body, response
+from rendezvous.server import credentials, pages
+from rendezvous.wire.http_head import HTML, JSON, Head, HeadReader, Refusal, error_body, response
 from rendezvous.wire.sockets import TLSSocket, receive, send, set_tcp, take_turn
 
 HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
@@ -79,10 +79,10 @@ def ask_who(sock, head: Head, octets: bytes) -> bytes | None:
                 length -= len(octets)
                 octets = _more(sock)
     fields = [*credentials.challenge(), *(['Connection: close'] if close else [])]
-    if 'text/html' in ', '.join(head.values('accept')):  # a browser, that shows it on Cancel
-        kind, body = 'text/plain; charset=utf-8', f'{WHO}\n'.encode()
+    if pages.are_for(head):  # a browser shows it on Cancel
+        kind, body = HTML, pages.WHO
     else:
-        kind, body = 'application/json', error_body(WHO, permanent=False)
+        kind, body = JSON, error_body(WHO, permanent=False)
     answer = response(401, *fields, f'Content-Type: {kind}', body=body)
     send(sock, answer.removesuffix(body) if head.method == 'HEAD' else answer)
     return None if close else octets[length or 0 :]

@@ -30,6 +30,8 @@ _FORBIDDEN = re.compile(rb'[\x00-\x08\x0a-\x1f\x7f]')
 # RFC 9110 section 7.2: Host = uri-host [ ":" port ]
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
 
+JSON, HTML = 'application/json', 'text/html; charset=utf-8'  # of an answer
+
 # After one of these the same request can never work.
 _PERMANENT = {308, 400, 403, 407, 414, 431, 505}
 
@@ -42,15 +44,16 @@ class Refusal(Exception):
         self.status, self.diagnostic, self.fields = status, diagnostic, fields
         self.why = diagnostic  # for the log alone
         self.is_routine = False  # the log has it at debug level only
+        self.page = b''  # for a browser, in place of the JSON
         self.without_body = False  # true for an answer to HEAD (RFC 9110 section 9.3.2)
 
     def octets(self) -> bytes:
-        """The whole answer; its JSON body has the form that node-rendezvous sent."""
-        body = error_body(self.diagnostic, self.status in _PERMANENT)
+        """The whole answer."""
+        body = self.page or error_body(self.diagnostic, self.status in _PERMANENT)
         octets = response(
             self.status,
             *self.fields,
-            'Content-Type: application/json',
+            f'Content-Type: {HTML if self.page else JSON}',
             'Connection: close',
             body=body,
         )

@@ -265,18 +265,6 @@ def test_mobile_client_that_waits_when_the_server_stops_is_told_to_come_again(st
     stopping.get()
 
 
-@pytest.mark.parametrize(
-    ('accept', 'kind'), [('text/html,*/*;q=0.8', 'text/plain'), ('*/*', 'application/json')]
-)
-def test_challenge_says_what_the_user_name_is(server, connect, accept, kind):
-    mobile = connect(server)
-    mobile.send(REQUEST[:-2] + f'Accept: {accept}\r\n\r\n'.encode())
-    answer = mobile.answer()
-    assert answer.fields['Content-Type'].startswith(kind)
-    assert b'the user name is the UUID of a hidden server' in answer.body
-    assert 'Date' in answer.fields
-
-
 @pytest.mark.parametrize('method', ['GET', 'HEAD', 'POST'])
 def test_plain_http_on_the_tls_port_is_sent_to_https(server, method):
     peer = Peer(socket.create_connection(('127.0.0.1', server.port)))

@@ -1,6 +1,10 @@
 """The host of a request names the hidden server: names switched on and off while servers run."""
 
+import hashlib
+import json
+import re
 import uuid as uuids
+from base64 import b64encode
 from contextlib import closing
 
 import pytest
@@ -14,6 +18,7 @@ from rendezvous.store.entries import NAMES, Entries
 from rendezvous.wire.http_head import HeadReader
 
 DOMAIN = 'names.example'
+BROWSER = 'Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8'
 
 
 def ask(name: str, *fields: str, method: str = 'GET') -> bytes:
@@ -239,3 +244,67 @@ def test_key_of_another_program_is_no_harm(named, entries, uuid):
     entries.ask(lambda redis: redis.delete(NAMES))
     names.switch_on(entries, uuid, 'kitchen')
     hears(server, 'kitchen', uuid)
+
+
+# Pages for a browser
+
+
+@pytest.mark.parametrize('accept', [BROWSER, 'accept: TEXT/HTML', 'Accept: a\r\nAccept: text/html'])
+def test_browser_gets_pages(named, connect, accept):
+    server = named()
+    for request, status, title in [
+        (ask('attic', accept), 503, 'Nobody answers here at the moment'),
+        (get(str(uuids.uuid4()), '/', 'GET', accept), 503, 'Nobody answers here at the moment'),
+        (f'GET / HTTP/1.1\r\nHost: x\r\n{accept}\r\n\r\n'.encode(), 401, 'Which machine '),
+    ]:
+        answer = asked(connect, server, request)
+        assert (answer.status, answer.fields['Content-Type']) == (
+            status,
+            'text/html; charset=utf-8',
+        )
+        assert f'<h1>{title}' in answer.body.decode()
+        assert ('Retry-After' in answer.fields) == (status == 503)
+
+
+@pytest.mark.parametrize(
+    ('method', 'fields'),
+    [('GET', []), ('GET', ['Accept: */*']), ('POST', [BROWSER]), ('get', [BROWSER])],
+)
+def test_everybody_else_gets_json(named, connect, method, fields):
+    server = named()
+    answer = asked(connect, server, ask('attic', *fields, method=method))
+    assert answer.fields['Content-Type'] == 'application/json'
+    diagnostic = 'the hidden server is not connected'
+    assert json.loads(answer.body) == {'error': {'permanent': False, 'diagnostic': diagnostic}}
+    asked_who = asked(connect, server, ask('a.b', *fields, method=method))
+    assert asked_who.fields['Content-Type'] == 'application/json'
+    assert 'the user name is the UUID' in json.loads(asked_who.body)['error']['diagnostic']
+
+
+@pytest.mark.parametrize('name', ['attic', 'a.b'])
+def test_head_of_a_page_has_its_length_and_no_body(named, connect, name):
+    server = named()
+    page = asked(connect, server, ask(name, BROWSER))
+    mobile = connect(server)
+    mobile.send(ask(name, BROWSER, method='HEAD'))
+    head = mobile.answer(to='HEAD')
+    assert head.status == page.status
+    assert head.fields['Content-Length'] == str(len(page.body))
+    if head.status == 401:
+        mobile.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
+        assert mobile.answer().status == 401  # in step
+    else:
+        assert mobile.rest() == b''
+
+
+@pytest.mark.parametrize('name', ['attic', 'a.b'])
+def test_page_may_run_and_load_nothing_but_what_is_in_it(named, connect, name):
+    body = asked(connect, named(), ask(name, BROWSER)).body.decode()
+    (policy,) = re.findall('Content-Security-Policy" content="(.*?)">', body)
+    inside = {'style-src': 'style', 'script-src': 'script'}
+    for part in policy.split('; '):
+        kind, allowed = part.split(' ')
+        texts = re.findall(f'<{inside[kind]}>(.*?)</', body, re.S) if kind in inside else []
+        hashes = [b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+        assert allowed == (f"'sha256-{hashes[0]}'" if hashes else "'none'")
+    assert not re.search('src=|http:|https:|url\\(', body.replace(policy, ''))
