@@ -3,14 +3,22 @@
 import hashlib
 import json
 import re
+import shutil
+import socket
+import subprocess
 import uuid as uuids
 from base64 import b64encode
 from contextlib import closing
+from urllib.parse import urlsplit
 
 import pytest
-from conftest import OK, Answer, Peer, code, connect_request, free_port, get, until
+from browser import Browser
+from conftest import OK, Answer, Peer, client_context, code, connect_request, free_port, get, until
+from gevent.pool import Pool
 from programs import Outside
+from test_browser import CONTRAST, NAMELESS, WIDE
 
+from rendezvous.admin import certificate
 from rendezvous.server import limits
 from rendezvous.store import names
 from rendezvous.store import options as local
@@ -21,9 +29,9 @@ DOMAIN = 'names.example'
 BROWSER = 'Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8'
 
 
-def ask(name: str, *fields: str, method: str = 'GET') -> bytes:
+def ask(name: str, *fields: str, method: str = 'GET', domain: str = DOMAIN) -> bytes:
     """A request for the host of that name."""
-    return '\r\n'.join([f'{method} / HTTP/1.1', f'Host: {name}.{DOMAIN}', *fields, '', '']).encode()
+    return '\r\n'.join([f'{method} / HTTP/1.1', f'Host: {name}.{domain}', *fields, '', '']).encode()
 
 
 @pytest.fixture
@@ -31,15 +39,15 @@ def named(start, entries):
     """Starts servers with names; none is switched on at the end."""
 
     def named(**options):
-        return start(names_domain='Names.EXAMPLE', **options)
+        return start(**{'names_domain': 'Names.EXAMPLE', **options})
 
     yield named
     entries.ask(lambda redis: redis.delete(NAMES))
 
 
-def means(server, name: str) -> str:
+def means(server, name: str, domain: str = DOMAIN) -> str:
     """The UUID that a server takes a name for."""
-    head, _ = HeadReader().feed(ask(name))
+    head, _ = HeadReader().feed(ask(name, domain=domain))
     return server.rendezvous.names.wanted(head)
 
 
@@ -308,3 +316,132 @@ def test_page_may_run_and_load_nothing_but_what_is_in_it(named, connect, name):
         hashes = [b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
         assert allowed == (f"'sha256-{hashes[0]}'" if hashes else "'none'")
     assert not re.search('src=|http:|https:|url\\(', body.replace(policy, ''))
+
+
+# Real clients
+
+LOCALHOST = 'rendezvous.localhost'  # Chromium and curl know where that is
+SITE = """HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n{}\r\n
+<title>{}</title><pre>{}</pre>"""
+
+
+class Site:
+    """Hidden servers with a name; the page shows the head that came."""
+
+    def __init__(self, worker, entries: Entries, crt_file: str, name: str):
+        self.entries, self.name, self.uuid = entries, name, str(uuids.uuid4())
+        self.url = f'https://{name}.{LOCALHOST}:{worker.port}/'
+        self._port, self._context = worker.port, client_context(crt_file)
+        self._greenlets = Pool()
+        entries.add(self.uuid, [name])
+        names.switch_on(entries, self.uuid, name)
+        until(lambda: means(worker, name, LOCALHOST) == self.uuid, 'it is known')
+
+    def start(self) -> None:
+        for _ in range(4):
+            self._greenlets.spawn(self._serve)
+
+    def _serve(self) -> None:
+        while True:
+            with (
+                socket.create_connection(('127.0.0.1', self._port)) as raw,
+                self._context.wrap_socket(raw, server_hostname=f'x.{LOCALHOST}') as sock,
+            ):
+                peer = Peer(sock)
+                peer.send(connect_request(self.uuid, code(self.entries, self.uuid)))
+                head = peer.until(b'\r\n\r\n') and peer.until(b'\r\n\r\n').decode()
+                cookie = f'Set-Cookie: name={self.name}\r\n'
+                peer.send(SITE.format(cookie, self.name, head).encode())
+
+    def stop(self) -> None:
+        self._greenlets.kill()
+
+    def close(self) -> None:
+        self.stop()
+        self.entries.delete(self.uuid)
+
+
+@pytest.fixture
+def sites(named, entries, tmp_path):
+    """Makes hidden servers with names; and the file of the certificate for all names."""
+    files = {name: tmp_path / name for name in ('key_file', 'crt_file')}
+    certificate.write_pair(f'*.{LOCALHOST}', **files)
+    worker, made = named(names_domain=LOCALHOST, **{k: str(v) for k, v in files.items()}), []
+
+    def site(name: str) -> Site:
+        made.append(Site(worker, entries, files['crt_file'], name))
+        return made[-1]
+
+    yield site, str(files['crt_file'])
+    for each in made:
+        each.close()
+
+
+@pytest.mark.skipif(not shutil.which('curl'), reason='curl is not installed')
+def test_curl_brings_the_sites_own_credentials(sites):
+    make, crt_file = sites
+    site = make('kitchen')
+    site.start()
+    resolve = f'{site.name}.{LOCALHOST}:{urlsplit(site.url).port}:127.0.0.1'
+    command = ['curl', '-sS', '--noproxy', '*', '--cacert', crt_file, '--resolve', resolve]
+    done = subprocess.run(
+        [*command, '-u', 'ada:secret', site.url], capture_output=True, text=True, timeout=20
+    )
+    assert done.stderr == ''
+    assert f'Authorization: Basic {b64encode(b"ada:secret").decode()}\n' in done.stdout
+
+
+@pytest.fixture
+def browser(sites, tmp_path):
+    """It ends before the server looks whether all connections have ended."""
+    browser = Browser(tmp_path)
+    browser.cdp('Security.setIgnoreCertificateErrors', ignore=True)
+    yield browser
+    complaints = browser.complaints()
+    browser.close()
+    assert not [each for each in complaints if 'Failed to load resource' not in each]
+
+
+FETCH = """return fetch('/', {headers: {Authorization: 'Bearer abc'}}).then(got => got.text())"""
+# Ten seconds are over in a tenth of one.
+QUICK = 'const slow = setInterval; window.setInterval = (run, ms) => slow(run, ms / 100);'
+
+
+@pytest.mark.deadline(120)
+def test_two_hidden_servers_in_one_browser_know_nothing_of_each_other(sites, browser):
+    make, _ = sites
+    both = make('kitchen'), make('attic')
+    for site in both:
+        site.start()
+        browser.visit(site.url)
+        browser.run('localStorage.setItem("of", document.title)')
+    for site in both:
+        browser.visit(site.url)
+        assert browser.run('return [localStorage.getItem("of"), document.title]') == [site.name] * 2
+        head = browser.run(FETCH)
+        assert 'Authorization: Bearer abc\r\n' in head
+        assert f'Cookie: name={site.name}\r\n' in head
+
+
+@pytest.mark.deadline(120)
+def test_pages_can_be_read_and_try_again_until_somebody_says_stop(sites, browser):
+    make, _ = sites
+    site = make('kitchen')
+    for url in (site.url.replace('kitchen', 'a.b'), site.url):  # 401, 503
+        browser.visit(url)
+        for width, scheme in [(320, 'dark'), (1000, 'light')]:
+            browser.look(width, 800, scheme)
+            assert [browser.run(look) for look in (WIDE, CONTRAST, NAMELESS)] == [[], [], []]
+    browser.click('Stop trying')
+    browser.until_it_says('Tries no more by itself.')
+    assert 'Stop trying' not in browser.text
+    site.start()
+    browser.click('Try again now')
+    until(lambda: browser.run('return document.title') == 'kitchen', 'it has tried again')
+    site.stop()
+    browser.cdp('Page.addScriptToEvaluateOnNewDocument', source=QUICK)
+    browser.visit(f'{site.url}?again#place')
+    assert browser.run('return document.title') == 'Nobody answers here at the moment'
+    site.start()
+    until(lambda: browser.run('return document.title') == 'kitchen', 'it has tried again')
+    assert browser.url == f'{site.url}?again#place'
