@@ -16,8 +16,14 @@ options = {
     # The address to listen on. None: loopback if rendezvous_host is loopback, else all addresses,
     # those of IPv6 included.
     'listen_host': None,
+    # True: a proxy in front (HAProxy, a cloud's balancer) begins each connection with a PROXY
+    # header, version 1 or 2, and the address in it counts as the client's. A connection without a
+    # header is closed. Whoever connects without the proxy can claim any address: let nothing but
+    # the proxy reach the port, for example by listen_host.
+    'proxy_protocol': False,
     # The key that `.venv/bin/python make_cert.py` makes, or that of Let's Encrypt (privkey.pem).
-    # None means plain HTTP, for use behind a proxy that terminates TLS.
+    # None means plain HTTP, for use behind a proxy that terminates TLS. Without proxy_protocol all
+    # clients seem to have the address of that proxy then.
     'key_file': 'registrar.key',
     # The certificate that goes with it (of Let's Encrypt: fullchain.pem).
     'crt_file': 'registrar.crt',
@@ -30,8 +36,8 @@ options = {
     'redis_auth': '',
     # Wrong codes that an address may try for one hidden server in 15 minutes. Above the limit the
     # address gets a 429 until its oldest wrong codes are 15 minutes old. 0: nothing is counted by
-    # address, and the limit of 100 for all UUIDs together is off, too. Use 0 behind a proxy that
-    # passes TLS on.
+    # address, and the limit of 100 for all UUIDs together is off, too. Behind a proxy that passes
+    # TLS on, set proxy_protocol to True; if it cannot send PROXY headers, set this to 0.
     'wrong_codes_per_address': 10,
     # Wrong codes a day for one hidden server. All addresses that have not registered it within 30
     # days share this number; each other address has it for itself. Above the limit no short code
@@ -46,10 +52,10 @@ options = {
     # registration nor in a pipe. Hidden servers may have three quarters of them, and pipes as many.
     'max_connections': 4000,
     # Connections at a time from one address (in IPv6, a /64), which may be a whole company's.
-    # 0: any number. Use 0 behind a proxy.
+    # 0: any number. Use 0 behind a proxy that sends no PROXY header.
     'max_connections_per_address': 1000,
     # Open pipes at a time from one address to one hidden server; more get a 429. 0: any number. Use
-    # 0 behind a proxy.
+    # 0 behind a proxy that sends no PROXY header.
     'max_pipes_per_address': 100,
     # Worker processes that serve. None: as many as there are cores that this process may use, at
     # most 4.

@@ -6,7 +6,7 @@ sh bin/setup.sh requirements-dev.txt
 
 PATH=$PATH:/usr/sbin missing=
 for each in ab:apache2-utils chromedriver:chromium-driver chromium curl faketime ip:iproute2 \
-  nginx:nginx-light node:nodejs openssl tinyproxy; do # program:package
+  haproxy nginx:nginx-light node:nodejs openssl tinyproxy; do # program:package
   command -v "${each%:*}" >/dev/null || missing="$missing ${each#*:}"
 done
 if [ -n "$missing" ] && [ -n "${CI-}" ]; then # there no test may be skipped

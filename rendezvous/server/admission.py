@@ -32,8 +32,7 @@ class Admission:
         self._entries, self._presence = entries, presence
         self._per_address = options.wrong_codes_per_address
         self._per_day = options.wrong_codes_per_day
-        # Behind something that terminates TLS everybody has the same address.
-        self._by_address = bool(options.key_file and self._per_address)
+        self._by_address = bool(options.knows_addresses and self._per_address)
         self._tries, self._reasons = rations.Tries(), Reasons()
         self._known: dict[str, None] = {}
         self._unwritten: Counter[str] = Counter()  # wrong codes that Redis did not write down

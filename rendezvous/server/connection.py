@@ -13,7 +13,7 @@ import gevent
 
 from rendezvous.server import credentials, dialogue, pages
 from rendezvous.server.admission import Admission
-from rendezvous.server.limits import ConnectionLimits, Evicted, UnknownUuids
+from rendezvous.server.limits import ConnectionLimits, Evicted, ThrottledWarning, UnknownUuids
 from rendezvous.server.meeting import HeldElsewhere, Meeting, Visitor
 from rendezvous.server.names import Names
 from rendezvous.server.registry import Held, Registration, Registry
@@ -65,15 +65,20 @@ class Rendezvous:
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
         self.hands_over = False
+        self._warn = ThrottledWarning()
         self._changes = 0  # of entries that we were told of
 
     def handle(self, sock, address: tuple) -> None:
         """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
-        peer = Peer(address[0].removeprefix('::ffff:'), address[1])
+        peer = near = _peer(address)
         greenlet = gevent.getcurrent()
         close: Close = close_gracefully
         self.unjoined.add(greenlet)
         try:
+            if self.options.proxy_protocol:
+                peer = self._announced(sock, near)
+            elif self.context:
+                peer = peer._replace(reached=_peer(sock.getsockname()))
             self.limits.admit(greenlet, peer.host)
             keep_alive(sock)
             if self.context:
@@ -85,7 +90,9 @@ class Rendezvous:
             with suppress(OSError):  # where it is gone, there is nobody to tell
                 send(sock, refusal.octets())
         except OSError as error:
-            log.info('%s lost: %s', peer, _why(error))
+            # A proxy in front looks each second whether we are there, and just hangs up.
+            is_check = self.options.proxy_protocol and str(peer) == str(near)
+            log.log(logging.DEBUG if is_check else logging.INFO, '%s lost: %s', peer, _why(error))
         except Evicted:
             sock.close()  # at once: its place is needed
         except Ended:
@@ -163,6 +170,19 @@ class Rendezvous:
                     registration.pipe.cut(How.CHANGED)
                 else:
                     self._end(registration)
+
+    def _announced(self, sock: Socket, proxy: Peer) -> Peer:
+        """Who connects through a proxy in front; itself where it names nobody. Raises Evicted."""
+        self.limits.await_header(gevent.getcurrent())
+        try:
+            return dialogue.read_proxy_header(sock) or proxy
+        except ValueError as error:
+            self._warn(
+                '%s %s: closed; have the proxy in front send one (HAProxy: send-proxy-v2), '
+                'or set proxy_protocol to False in local.py',
+                *(proxy, error),
+            )
+            raise Evicted from None
 
     def _serve(self, sock: Socket, peer: Peer) -> Close:
         """Gives what closes the connection, as the next two do."""
@@ -346,6 +366,11 @@ class _Fields:
         self.which_worker = bool(head.values('which-worker'))
         # The workers that have a registration of it already: it looks for another one.
         self.covered = re.findall('[0-9]+', ','.join(head.values('has-worker')))
+
+
+def _peer(address: tuple) -> Peer:
+    """From the address of a socket: an IPv4 one as such, where the socket is for both."""
+    return Peer(address[0].removeprefix('::ffff:'), address[1])
 
 
 def _check_retry(began: float) -> None:

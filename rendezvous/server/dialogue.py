@@ -5,13 +5,16 @@ A Refusal is raised where there is something to answer, an OSError where the con
 
 import socket
 import ssl
+from contextlib import suppress
 from typing import NoReturn
 
 import gevent
 
 from rendezvous.server import credentials, pages
+from rendezvous.wire import proxy_line
+from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import HTML, JSON, Head, HeadReader, Refusal, error_body, response
-from rendezvous.wire.sockets import TLSSocket, receive, send, set_tcp, take_turn
+from rendezvous.wire.sockets import Ended, TLSSocket, receive, send, set_tcp, take_turn
 
 HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
 HEAD_SECONDS = 15  # from the first octet to the last, however they drip
@@ -29,10 +32,32 @@ def registered(other: str, which: str) -> bytes:
     return f'HTTP/1.1 200 OK\r\n{fields}\r\n'.encode()
 
 
+def read_proxy_header(sock) -> Peer | None:
+    """Who asks, as the proxy in front says; None where it gives no address. Not an octet behind the
+    header is read. Raises ValueError where there is none, Ended for a look whether we are there.
+    """
+    header = b''
+    with gevent.Timeout(HANDSHAKE_SECONDS, ValueError('sends no whole PROXY header')):
+        while count := proxy_line.lacking(header):
+            take_turn()  # each octet may come by itself
+            octets = b''
+            with suppress(ConnectionError):
+                octets = sock.recv(count)
+            if not octets and not header:
+                raise Ended
+            if not octets:
+                raise ValueError('hangs up within its PROXY header')
+            header += octets
+    return proxy_line.read(header)
+
+
 def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:
     """TLS on a connection. Raises Refusal where the client speaks plain HTTP, or OSError."""
     with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
-        if not sock.recv(1, socket.MSG_PEEK).isalpha():  # a handshake begins with 22
+        first = sock.recv(proxy_line.FIRST_BYTES, socket.MSG_PEEK)
+        if proxy_line.is_begun(first):
+            raise ConnectionError('sends a PROXY header: set proxy_protocol to True in local.py')
+        if not first[:1].isalpha():  # a handshake begins with 22
             tls = TLSSocket(context, sock)
             tls.do_handshake()
             # We have nothing to send, and the delayed ACK would hold up a client's request.

@@ -6,6 +6,7 @@ import time
 
 from gevent import Greenlet
 
+from rendezvous.server.listening import HEADERLESS
 from rendezvous.server.shares import Shares
 from rendezvous.wire.addresses import network
 from rendezvous.wire.http_head import Refusal
@@ -40,6 +41,7 @@ class ConnectionLimits:
         self._places, self._per_address = places, per_address
         self._visits_per_address, self._shares = visits_per_address, shares
         self._most = {'hidden server': places * 3 // 4, 'mobile client': places * 3 // 8}
+        self._headerless: dict[Greenlet, None] = {}  # the oldest first
         self._addresses: dict[Greenlet, str] = {}  # of those that have a place: '' is not counted
         self._strangers: dict[Greenlet, None] = {}  # the oldest first
         self._leavers: dict[Greenlet, None] = {}  # the first first
@@ -48,8 +50,19 @@ class ConnectionLimits:
         self._of_kind = dict.fromkeys(self._most, 0)
         self._warn = ThrottledWarning()
 
+    def await_header(self, greenlet: Greenlet) -> None:
+        """Its PROXY header has not come: its address is not known, and nobody loses a place for it.
+
+        Proxies send the header at once: where many have not, the oldest of them is evicted.
+        """
+        if len(self._headerless) >= HEADERLESS:
+            self._warn('%d connections have sent no PROXY header: the oldest is closed', HEADERLESS)
+            _evict_oldest(self._headerless)
+        self._headerless[greenlet] = None
+
     def admit(self, greenlet: Greenlet, address: str) -> None:
         """Takes a place, until it is released. Raises Evicted where there is none."""
+        self._headerless.pop(greenlet, None)
         address = network(address)
         if self._per_address and self._shares.count(address) >= self._per_address:
             if not self._evict_leaver(self._addresses, address):
@@ -57,7 +70,7 @@ class ConnectionLimits:
                 raise Evicted
         elif len(self._addresses) >= self._places:
             self._warn('max_connections is reached: a new one takes the place of an old one')
-            if not self.evict():
+            if not _evict_oldest(self._leavers, self._strangers):
                 raise Evicted
         self._addresses[greenlet] = address
         self._shares.add(address, 1)
@@ -67,6 +80,7 @@ class ConnectionLimits:
     def release(self, greenlet: Greenlet) -> None:
         """Gives the place back, if it has one."""
         self.mark_leaving(greenlet)
+        self._headerless.pop(greenlet, None)
         self._leavers.pop(greenlet, None)
         if greenlet in self._addresses:
             self._shares.add_connection(-1)
@@ -96,12 +110,9 @@ class ConnectionLimits:
         self._uncount(self._addresses.get(greenlet, ''))
         self._addresses[greenlet] = ''
 
-    def evict(self) -> bool:
-        """Ends the oldest leaver or stranger; False where there is none."""
-        for greenlets in (self._leavers, self._strangers):
-            for greenlet in greenlets:
-                return _evict(greenlet, greenlets)
-        return False
+    def evict(self) -> None:
+        """Ends one whose descriptor is needed, if any is neither a registration nor in a pipe."""
+        _evict_oldest(self._headerless, self._leavers, self._strangers)
 
     def identify(self, greenlet: Greenlet, kind: str) -> None:
         """It is one of this kind, no stranger any more. Raises Refusal where they are too many."""
@@ -125,6 +136,14 @@ class ConnectionLimits:
     def _uncount(self, key: str) -> None:
         if key:
             self._shares.add(key, -1)
+
+
+def _evict_oldest(*kinds: dict[Greenlet, None]) -> bool:
+    """Of the first kind of which there is one; False where there is none."""
+    for greenlets in kinds:
+        for greenlet in greenlets:
+            return _evict(greenlet, greenlets)
+    return False
 
 
 def _evict(greenlet: Greenlet, greenlets: dict[Greenlet, None]) -> bool:

@@ -17,6 +17,7 @@ log = logging.getLogger('listening')
 MOST_WORKERS = 4  # where the option does not say it
 BACKLOG = 1024  # connections that may wait to be accepted; the kernel's own bound is 4096
 DESCRIPTORS = 64  # of a worker, for what is no connection: the log, Redis, files
+HEADERLESS = 100  # connections of a worker whose PROXY header has not come yet
 # Descriptors for each connection, where all pipes are with registrations of other workers (three
 # eighths of the connections are mobile clients at the most, three quarters hidden servers).
 CROSSING = 1 + 3 / 8 + 3 / 4
@@ -85,7 +86,8 @@ def connections(options: Options) -> int:
     if soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     wanted = math.ceil(options.max_connections / count)
-    there = int((most - DESCRIPTORS) / (CROSSING if count > 1 else 1))
+    others = DESCRIPTORS + (HEADERLESS if options.proxy_protocol else 0)
+    there = int((most - others) / (CROSSING if count > 1 else 1))
     how = 'raise ulimit -n (LimitNOFILE= in the unit)'
     if there < FEWEST:
         raise Mistake(f'{most} descriptors are too few to serve anybody: {how}')

@@ -72,8 +72,9 @@ class Parent:
         listener = listening.listener(options, before.listener if before else None)
         self._now = Generation(before.number + 1 if before else 1, options, listener)
         self._before = before  # only now: where the port is not to be had, nothing has changed
-        if options.key_file is None:
-            log.warning('key_file is None: wrong codes are not counted by address')
+        if not options.knows_addresses:
+            sentence = 'key_file is None: wrong codes are not counted by address'
+            log.warning('%s, unless the proxy in front says it: proxy_protocol', sentence)
         self._start_by = time.monotonic() + START_SECONDS
         self._start_missing(self._now)
 

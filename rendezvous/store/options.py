@@ -38,6 +38,7 @@ class Options:
     rendezvous_port: int = 8899
     names_domain: str | None = None
     listen_host: str | None = None
+    proxy_protocol: bool = False
     key_file: str | None = 'registrar.key'
     crt_file: str = 'registrar.crt'
     redis_host: str | None = None  # the embedded store
@@ -58,6 +59,11 @@ class Options:
     def __or__(self, changed: dict[str, Any]) -> 'Options':
         return dataclasses.replace(self, **changed)
 
+    @property
+    def knows_addresses(self) -> bool:
+        """Whether a connection's address is its client's: whoever terminates TLS hides it."""
+        return bool(self.key_file or self.proxy_protocol)
+
 
 DEFAULTS = Options()
 NAMES = [field.name for field in fields(Options)]
@@ -68,6 +74,7 @@ _KINDS = {  # in sentences
     (int,): 'a whole number',
     (int, NoneType): 'a whole number or None',
     (int, float): 'a number',
+    (bool,): 'True or False',
 }
 _LIMITS = {  # the least and the most that it may be
     'rendezvous_port': (0, 65535),
@@ -140,7 +147,7 @@ def _check(name: str, value: object) -> None:
         raise Mistake(f'local.py: there is no option {name!r}; there are {", ".join(NAMES)}')
     types, default = get_args(_TYPES[name]) or (_TYPES[name],), getattr(DEFAULTS, name)
     example = default if default is not None else 2 if int in types else '192.0.2.1'
-    if isinstance(value, bool) or not isinstance(value, types):
+    if not isinstance(value, types) or isinstance(value, bool) is not (types == (bool,)):
         raise Mistake(f'local.py: {name} must be {_KINDS[types]}, for example {example!r}')
     least, most = _LIMITS.get(name, (0, 0))
     if name in _LIMITS and isinstance(value, int | float) and not least <= value <= most:

@@ -15,7 +15,7 @@ from rendezvous.wire.addresses import Peer
 LINE_BYTES = 107  # section 2.1: no line is longer, with its CRLF
 # Of version 2, behind the first 16. The length has 16 bits, and senders use some hundred octets.
 BLOCK_BYTES = 4096
-_FIRST_BYTES = 12  # every header has so many: what is read behind it is nobody else's
+FIRST_BYTES = 12  # every header has so many: what is read behind it is nobody else's
 _SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 _UNKNOWN = b'PROXY UNKNOWN\r\n'
 _BEGINNINGS = b'PROXY TCP4 ', b'PROXY TCP6 ', b'PROXY UNKNOWN'
@@ -66,19 +66,19 @@ def lacking(header: bytes) -> int:
     """
     is_binary = header[:1] == _SIGNATURE[:1]
     if not (_SIGNATURE.startswith(header[:12]) if is_binary else _may_begin(header)):
-        raise ValueError('it does not begin with a PROXY header')
-    if len(header) < _FIRST_BYTES:
-        return _FIRST_BYTES - len(header)
+        raise ValueError('does not begin with a PROXY header')
+    if len(header) < FIRST_BYTES:
+        return FIRST_BYTES - len(header)
     if is_binary:
         block_bytes = int.from_bytes(header[14:16], 'big')
         if block_bytes > BLOCK_BYTES:
-            raise ValueError(f'its PROXY header is longer than {BLOCK_BYTES} bytes')
+            raise ValueError(f'sends a PROXY header longer than {BLOCK_BYTES} bytes')
         return 16 + block_bytes - len(header) if len(header) >= 16 else 16 - len(header)
     if header.endswith(b'\r\n'):
         return 0
     more = 1 if header.endswith(b'\r') else 2
     if len(header) + more > LINE_BYTES:
-        raise ValueError(f'its PROXY line is longer than {LINE_BYTES} bytes')
+        raise ValueError(f'sends a PROXY line longer than {LINE_BYTES} bytes')
     return more
 
 
@@ -87,11 +87,17 @@ def read(header: bytes) -> Peer | None:
 
     Raises ValueError where it is malformed.
     """
-    if header.startswith(_SIGNATURE):
-        return _binary(header)
     if re.fullmatch(rb'PROXY UNKNOWN( [^\r\n]*)?\r\n', header):
         return None
-    return _text(header)
+    try:
+        return _binary(header) if header.startswith(_SIGNATURE) else _text(header)
+    except ValueError:
+        raise ValueError('sends a malformed PROXY header') from None
+
+
+def is_begun(octets: bytes) -> bool:
+    """Whether these are the first of a header, as far as FIRST_BYTES tell."""
+    return octets.startswith((_SIGNATURE, *_BEGINNINGS[:2], _BEGINNINGS[2][:FIRST_BYTES]))
 
 
 def _may_begin(octets: bytes) -> bool:
@@ -102,11 +108,11 @@ def _text(octets: bytes) -> Peer:
     """Section 2.1. Raises ValueError."""
     found = _LINE.fullmatch(octets)
     if not found or len(octets) > LINE_BYTES:
-        raise ValueError('its PROXY line is malformed')
+        raise ValueError
     version, *texts = (each.decode() for each in found.groups())
     ips, ports = list(map(ipaddress.ip_address, texts[:2])), list(map(int, texts[2:]))
-    if max(ports) > 65535 or any(ip.version != int(version) for ip in ips):
-        raise ValueError('its PROXY line is malformed')
+    if any(ip.version != int(version) for ip in ips) or max(ports) > 65535:
+        raise ValueError
     return _peer(ips, ports)
 
 
@@ -117,7 +123,7 @@ def _binary(octets: bytes) -> Peer | None:
         return None
     count = _ADDRESS_BYTES.get(family, 0)
     if command != 0x21 or not count or len(block) < 2 * count + 4:
-        raise ValueError('its PROXY header is malformed')
+        raise ValueError
     ips = [ipaddress.ip_address(block[at : at + count]) for at in (0, count)]
     ports = [int.from_bytes(block[at : at + 2], 'big') for at in (2 * count, 2 * count + 2)]
     return _peer(ips, ports)

@@ -295,10 +295,11 @@ WHOLE = {
     'max_waiting': (1, 100_000),
 }
 NUMBERS = {'rendezvous_wait': (0, 3600), 'drain': (0, 3600)}
+SWITCHES = ('proxy_protocol',)
 
 
 def test_each_option_has_its_row_here():
-    assert {*TEXTS, *WHOLE, *NUMBERS} == set(local.NAMES)
+    assert {*TEXTS, *WHOLE, *NUMBERS, *SWITCHES} == set(local.NAMES)
 
 
 @pytest.mark.parametrize(
@@ -307,14 +308,15 @@ def test_each_option_has_its_row_here():
     + [(name, value) for name in WHOLE for value in ('1', 1.0, True, b'1', [1])]
     + [(name, None) for name in WHOLE if name != 'workers']
     + [(name, value) for name in NUMBERS for value in ('1', True, False, None, [1])]
+    + [(name, value) for name in SWITCHES for value in ('True', 1, 0, 1.0, None)]
     + [
         (name, None) for name in TEXTS if getattr(DEFAULTS, name) is not None and name != 'key_file'
     ],
 )
 def test_ill_typed_value_is_named_with_an_example(tmp_path, name, value):
     sentence = mistake(tmp_path, f'options = {{{name!r}: {value!r}}}')
-    kind = '(string|whole number)( or None)?|number'
-    assert re.match(rf"local\.py: {name} must be a ({kind}), for example ('|\d)", sentence)
+    kind = 'a (string|whole number)( or None)?|a number|True or False'
+    assert re.match(rf"local\.py: {name} must be ({kind}), for example ('|\d|False)", sentence)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +335,13 @@ def test_both_ends_of_the_range_are_in_it(tmp_path, name):
     for value in (WHOLE | NUMBERS)[name]:
         (tmp_path / 'local.py').write_text(f'options = {{{name!r}: {value}}}')
         assert getattr(local.load(tmp_path / 'local.py'), name) == value
+
+
+@pytest.mark.parametrize('name', SWITCHES)
+@pytest.mark.parametrize('value', [True, False])
+def test_switch_is_on_or_off(tmp_path, name, value):
+    (tmp_path / 'local.py').write_text(f'options = {{{name!r}: {value}}}')
+    assert getattr(local.load(tmp_path / 'local.py'), name) is value
 
 
 @pytest.mark.parametrize(
