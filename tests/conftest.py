@@ -165,8 +165,8 @@ def connect(start, pair):
     """Connects clients to a server. They are closed before `start` looks at the server."""
     peers = []
 
-    def connect(server: Worker) -> Peer:
-        sock = socket.create_connection(('127.0.0.1', server.port))
+    def connect(server: Worker, host: str = '127.0.0.1') -> Peer:
+        sock = socket.create_connection((host, server.port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # sent is on loopback: is there
         if server.options.key_file:
             context = client_context(pair['crt_file'])

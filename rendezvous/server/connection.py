@@ -21,6 +21,7 @@ from rendezvous.server.shares import Shares
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
 from rendezvous.store.presence import Presence
+from rendezvous.wire import proxy_line
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Head, Refusal
 from rendezvous.wire.pipe import End, How, Pipe
@@ -112,7 +113,7 @@ class Rendezvous:
             while octets:
                 if held.is_good():  # it may have ended while the first octets were on their way
                     log.info('%s rendezvous with %s, from another worker', peer, uuid)
-                    how, octets = self._pipe(Pipe(mobile, held, drain=0), octets)
+                    how, octets = self._pipe(Pipe(mobile, held, drain=0), peer, octets)
                 else:
                     self.registry.unclaim(held)
                 if octets:
@@ -226,6 +227,7 @@ class Rendezvous:
         self.limits.identify(gevent.getcurrent(), 'hidden server')
         registration = Registration(uuid, stamp, sock)
         registration.instance, registration.host = asked.instance, peer.host
+        registration.wants_line = asked.proxy_line
         other = self.registry.other(registration)  # two machines with one ID.json
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
         dialogue.say_at_once(
@@ -289,7 +291,7 @@ class Rendezvous:
             pipe = Pipe(mobile, held, self.options.drain, leaving)
             left = b''
             try:
-                how, left = self._pipe(pipe, octets)
+                how, left = self._pipe(pipe, peer, octets)
             finally:
                 if not left:
                     self._record(peer, uuid, pipe, began)
@@ -315,12 +317,14 @@ class Rendezvous:
             raise
         return held
 
-    def _pipe(self, pipe: Pipe, octets: bytes) -> tuple[How, bytes]:
+    def _pipe(self, pipe: Pipe, peer: Peer, octets: bytes) -> tuple[How, bytes]:
         """Pipes to the end: how that was, and what is to be sent to another hidden server."""
         held, left = pipe.hidden, b''
         # No yield from here until the pipe is known to both ends.
         if isinstance(held, Registration):
             held.pipe = pipe
+            if held.wants_line:
+                held.preface = proxy_line.line(peer, peer.reached)
             self.unjoined.discard(held.greenlet)
             self.limits.mark_visited(held.greenlet)
             self.registry.pipe_began(held)
@@ -363,6 +367,7 @@ class _Fields:
 
     def __init__(self, head: Head):
         self.instance = (head.values('instance') or [''])[0][:32]
+        self.proxy_line = '1' in head.values('proxy-protocol')  # of version 1
         self.which_worker = bool(head.values('which-worker'))
         # The workers that have a registration of it already: it looks for another one.
         self.covered = re.findall('[0-9]+', ','.join(head.values('has-worker')))

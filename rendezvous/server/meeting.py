@@ -2,7 +2,8 @@
 
 Each worker listens on a Unix socket in `workers/`, a folder that only its own user can enter. A
 worker that has no registration of a UUID asks all others: a line with the UUID, the seconds that
-the mobile client waits, its address and its port. The answers are one octet each:
+the mobile client waits, its address and its port, and, where they are known, the address and the
+port to which it connected. The answers are one octet each:
 
     Y   a registration is reserved; this connection is that visit's from now on
     E   none waits, but the hidden server is expected: Y or N follows
@@ -207,18 +208,18 @@ class Meeting:
         """Answers one question after the other, until one becomes a visit."""
         try:
             while not self._stopping and (line := _line(sock)):
-                uuid, seconds, host, port = line.decode().split()
+                uuid, seconds, peer = _asked(line)
                 if not self._registry.count(uuid) and self._registry.expects(uuid):
                     send(sock, EXPECTED)
                 try:
-                    held = self._registry.claim(uuid, float(seconds), sock)
+                    held = self._registry.claim(uuid, seconds, sock)
                 except Refusal:
                     send(sock, NO)
                     continue
                 octets = self._first_octets(sock, held)
                 if octets:
                     self._visits.add(gevent.getcurrent())
-                    self._visit(Visitor(sock), Peer(host, int(port)), uuid, held, octets)
+                    self._visit(Visitor(sock), peer, uuid, held, octets)
                 return
         except (OSError, ValueError, Ended) as error:
             log.debug('a question ended: %s', error)
@@ -246,7 +247,8 @@ class _Question(Others):
         self, meeting: Meeting, seconds: float, peer: Peer, uuid: str, result: AsyncResult
     ):
         self._meeting, self._uuid, self._result = meeting, uuid, result
-        self._line = f'{uuid} {seconds} {peer.host} {peer.port}\n'.encode()
+        addresses = [*peer[:2], *(peer.reached or ())[:2]]
+        self._line = (' '.join(map(str, (uuid, seconds, *addresses))) + '\n').encode()
         self._asked: dict[str, gevent.Greenlet] = {}  # those that have not said yes or no
         self._silent: set[str] = set()  # those that have not said anything
         self._expected, self._known = False, Event()
@@ -294,6 +296,16 @@ class _Question(Others):
         self._silent.discard(name)
         if self._expected or not self._silent:
             self._known.set()
+
+
+def _asked(line: bytes) -> tuple[str, float, Peer]:
+    """A question: UUID, seconds, and who asks. Raises ValueError."""
+    uuid, seconds, host, port, *reached = line.decode().split()
+    peer = Peer(host, int(port))
+    if reached:
+        host, port = reached
+        peer = peer._replace(reached=Peer(host, int(port)))
+    return uuid, float(seconds), peer
 
 
 def _line(sock: socket.socket) -> bytes:

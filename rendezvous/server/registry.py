@@ -44,6 +44,7 @@ class Registration(Held):
         self.pipe: Pipe | None = None  # set at the rendezvous
         self.over = False
         self.instance, self.host = '', ''  # of the process that registered, where it told
+        self.wants_line = False  # of the PROXY protocol, before the octets of its visitor
 
     @property
     def is_new(self) -> bool:  # type: ignore[override]

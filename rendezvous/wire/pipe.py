@@ -56,6 +56,7 @@ class End:
         self.greenlet = gevent.getcurrent() if greenlet is None else greenlet
         self.octets = 0  # read from it so far
         self.read_at = 0.0  # time.monotonic() of the last read
+        self.preface = b''  # goes to it before the other end's first octets, and is none of them
         self.filling = False  # whether the other end's greenlet is writing to it
         self._acked = 0
 
@@ -159,9 +160,10 @@ class Pipe:
                     self._kept = None
                 source.octets += len(octets)
                 source.read_at = time.monotonic()
+                preface, sink.preface = sink.preface, b''
                 sink.filling = True
                 try:
-                    send(sink.sock, octets)
+                    send(sink.sock, preface + octets)
                 except OSError as error:
                     # EPIPE: it had ended before; the greenlet that reads from it knows how
                     self._lost |= from_mobile and error.errno != errno.EPIPE
