@@ -19,6 +19,7 @@ from rendezvous.wire.sockets import Ended, TLSSocket, receive, send, set_tcp, ta
 HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
 HEAD_SECONDS = 15  # from the first octet to the last, however they drip
 IDLE_SECONDS = 60  # before the first octet of a head; nginx's keepalive_timeout is 75
+HEADER_BYTES = 256  # of a PROXY header at a time: few have more (its authors advise 232)
 DROP_BYTES = 64 * 1024  # a longer body is not read only to be thrown away
 WHO = 'the user name is the UUID of a hidden server, the password is anything'
 
@@ -36,18 +37,20 @@ def read_proxy_header(sock) -> Peer | None:
     """Who asks, as the proxy in front says; None where it gives no address. Not an octet behind the
     header is read. Raises ValueError where there is none, Ended for a look whether we are there.
     """
-    header = b''
+    header, length = b'', None
     with gevent.Timeout(HANDSHAKE_SECONDS, ValueError('sends no whole PROXY header')):
-        while count := proxy_line.lacking(header):
+        while length is None:
             take_turn()  # each octet may come by itself
             octets = b''
             with suppress(ConnectionError):
-                octets = sock.recv(count)
+                octets = sock.recv(HEADER_BYTES, socket.MSG_PEEK)
             if not octets and not header:
                 raise Ended
             if not octets:
                 raise ValueError('hangs up within its PROXY header')
-            header += octets
+            length = proxy_line.end(header + octets)
+            # So no octet is looked at twice: half a header would be there at once, again and again.
+            header += sock.recv(len(octets) if length is None else length - len(header))
     return proxy_line.read(header)
 
 

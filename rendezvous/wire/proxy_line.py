@@ -1,8 +1,8 @@
 """The PROXY protocol (HAProxy's proxy-protocol.txt): who asks, said before the first octet.
 
 A proxy in front of the server says it in a header, of version 1 (a line of text) or 2 (binary):
-`lacking(header) -> int`, `read(header) -> Peer | None`. The server says it to a hidden server that
-asked for it, in a line of version 1 before the first head of a mobile client:
+`end(octets) -> int | None`, `read(header) -> Peer | None`. The server says it to a hidden server
+that asked for it, in a line of version 1 before the first head of a mobile client:
 `line(source, destination) -> bytes`, `split(octets) -> tuple[Peer | None, bytes] | None`. A Peer
 that was read has the address at which it arrived in `reached`. Here are no sockets.
 """
@@ -15,7 +15,7 @@ from rendezvous.wire.addresses import Peer
 LINE_BYTES = 107  # section 2.1: no line is longer, with its CRLF
 # Of version 2, behind the first 16. The length has 16 bits, and senders use some hundred octets.
 BLOCK_BYTES = 4096
-FIRST_BYTES = 12  # every header has so many: what is read behind it is nobody else's
+FIRST_BYTES = 12  # by so many a header is known; each has more
 _SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 _UNKNOWN = b'PROXY UNKNOWN\r\n'
 _BEGINNINGS = b'PROXY TCP4 ', b'PROXY TCP6 ', b'PROXY UNKNOWN'
@@ -32,7 +32,7 @@ def line(source: Peer | None, destination: Peer | None) -> bytes:
     if not (source and destination):
         return _UNKNOWN
     try:
-        hosts = (end.host.partition('%')[0] for end in (source, destination))
+        hosts = (each.host.partition('%')[0] for each in (source, destination))
         here, there = map(_unmapped, map(ipaddress.ip_address, hosts))
     except ValueError:
         return _UNKNOWN
@@ -59,27 +59,24 @@ def split(octets: bytes) -> tuple[Peer | None, bytes] | None:
         return None, octets
 
 
-def lacking(header: bytes) -> int:
-    """How many octets of a header are to be read next, when so much is there; 0: it is whole.
+def end(octets: bytes) -> int | None:
+    """How many of these octets are a header; None: all, and more of it are to come.
 
-    Raises ValueError where it is none.
+    Raises ValueError where they do not begin with a header.
     """
-    is_binary = header[:1] == _SIGNATURE[:1]
-    if not (_SIGNATURE.startswith(header[:12]) if is_binary else _may_begin(header)):
-        raise ValueError('does not begin with a PROXY header')
-    if len(header) < FIRST_BYTES:
-        return FIRST_BYTES - len(header)
-    if is_binary:
-        block_bytes = int.from_bytes(header[14:16], 'big')
-        if block_bytes > BLOCK_BYTES:
+    if octets.startswith(_SIGNATURE):
+        length = 16 + int.from_bytes(octets[14:16], 'big')
+        if length > 16 + BLOCK_BYTES:
             raise ValueError(f'sends a PROXY header longer than {BLOCK_BYTES} bytes')
-        return 16 + block_bytes - len(header) if len(header) >= 16 else 16 - len(header)
-    if header.endswith(b'\r\n'):
-        return 0
-    more = 1 if header.endswith(b'\r') else 2
-    if len(header) + more > LINE_BYTES:
+        return length if length <= len(octets) else None
+    if _SIGNATURE.startswith(octets):
+        return None
+    if not _may_begin(octets):
+        raise ValueError('does not begin with a PROXY header')
+    found = octets.find(b'\r\n', 0, LINE_BYTES)
+    if found < 0 and len(octets) >= LINE_BYTES:
         raise ValueError(f'sends a PROXY line longer than {LINE_BYTES} bytes')
-    return more
+    return found + 2 if found >= 0 else None
 
 
 def read(header: bytes) -> Peer | None:

@@ -58,7 +58,8 @@ GOOD = {
 }
 BAD = [
     b'GET / HTTP/1.1\r\nHost: x\r\n\r\n',
-    b'\x16\3\1\2\0\1\0\1\xfc\3\3\0',  # TLS
+    b'\x16',  # TLS
+    b'\x16\3\1\2\0\1\0\1\xfc\3\3\0',
     b'PROXY / HTTP/1.1\r\nHost: x\r\n\r\n',
     b'PROXY TCP4 \r\n  ',
     b'PROXY TCP4 192.0.2.7 198.51.100.1 5000 443\n'.ljust(200),
@@ -94,12 +95,8 @@ BAD = [
 
 def header(octets: bytes) -> tuple[Peer | None, bytes] | None:
     """Reads a header as the server does: who asks, and what is left; None for too few octets."""
-    found = b''
-    while count := proxy_line.lacking(found):
-        if len(octets) < len(found) + count:
-            return None
-        found = octets[: len(found) + count]
-    return proxy_line.read(found), octets[len(found) :]
+    end = proxy_line.end(octets)
+    return None if end is None else (proxy_line.read(octets[:end]), octets[end:])
 
 
 @pytest.mark.parametrize(('octets', 'peer'), GOOD.items())
