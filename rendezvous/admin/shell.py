@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from rendezvous.store import presence
 from rendezvous.store.entries import DIGITS, Entries
 from rendezvous.store.options import Options
 from rendezvous.wire import addresses
+from rendezvous.wire.programs import HERE
 
 HOST, PORT, PORTS = '127.0.0.1', 8893, click.IntRange(0, 65535)
 SKIPPED_LINES = 20  # of an imported file that are shown; the others are counted
@@ -199,6 +201,14 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _show_files(files: Path) -> None:
-    click.echo(f'{files}.json  for: .venv/bin/python hidden.py {files.name}.json 127.0.0.1:8000')
-    click.echo(f"{files}.js  for Node.js: require('./{files.name}').params")
+    python, hidden = (_here(HERE / name) for name in ('.venv/bin/python', 'hidden.py'))
+    json_file = _here(files.with_suffix('.json'))
+    click.echo(f'{files}.json  for: {python} {hidden} {json_file} 127.0.0.1:8000')
+    click.echo(f"{files}.js  for a program in Node.js beside it: require('./{files.name}').params")
     click.echo('Copy one of them to the hidden server. It holds the secret: keep it private.')
+
+
+def _here(path: Path) -> str:
+    """A path as a shell has it that is where this program was started."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

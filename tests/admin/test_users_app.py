@@ -12,6 +12,7 @@ import sys
 import time
 import unicodedata
 import uuid as uuids
+from pathlib import Path
 
 import click
 import gevent
@@ -178,6 +179,22 @@ def test_new_secret_is_in_redis_and_in_the_files(folder, shell, uuid):
     assert new in files(folder, uuid)[f'{uuid}.js']
     shell.says('rekey', '--yes', '--digits', '8', uuid)
     assert shell.file(uuid)['authParams']['digits'] == 8
+
+
+def test_commands_that_add_tells_are_for_the_folder_where_they_are_read(
+    folder, shell, uuid, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(users_app, 'HERE', folder.path)
+    for here in (folder.path, tmp_path):
+        monkeypatch.chdir(here)
+        said = shell.says('add', '--uuid', uuid)
+        (command,) = re.findall('  for: (.*)$', said, re.M)
+        python, program, file, _ = shlex.split(command)
+        assert Path(python).samefile(folder.path / '.venv/bin/python')
+        assert Path(program).samefile(folder.path / 'hidden.py')
+        assert Path(file).samefile(folder.path / 'entries' / f'{uuid}.json')
+        assert Path(file).is_absolute() == (here == tmp_path)
+        shell.says('delete', '--yes', uuid)
 
 
 def test_error_says_that_the_new_secret_was_not_written(folder, shell, uuid):
