@@ -20,7 +20,8 @@ from typing import Any, TextIO
 
 import click
 
-from rendezvous.admin import actions, listing, nedis
+from rendezvous.admin import actions, atomic, entry_files, listing, nedis
+from rendezvous.admin import pack as packing
 from rendezvous.admin.actions import Unable
 from rendezvous.store import options as local
 from rendezvous.store import presence
@@ -88,6 +89,22 @@ def add(entries: Entries, options: Options, uuid: str, digits: int, label: str) 
     """
     _show_files(actions.create(entries, options, uuid, label, digits))
     click.echo(entries.where())
+
+
+@command
+@uuid_argument
+@click.option('-o', 'file', type=click.Path(path_type=Path), help='[default: LABEL.pyz]')
+def pack(entries: Entries, options: Options, uuid: str, file: Path | None) -> None:
+    """Makes one file of an entry and hidden.py, for the hidden server."""
+    document = entry_files.document(actions.find(entries, uuid), options)
+    file = file or Path(packing.file_name(document))
+    try:
+        atomic.write(file, packing.build(document), 0o600)
+    except (OSError, ValueError) as error:
+        raise Unable(f'cannot write {file}: {getattr(error, "strerror", error)}') from None
+    click.echo(f'made {file}, with all that the hidden server needs: copy it there, and')
+    click.echo(f'    python3 {shlex.quote(file.name)} 127.0.0.1:8000')
+    click.echo('It holds the secret: keep it private.')
 
 
 @command
@@ -201,11 +218,14 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _show_files(files: Path) -> None:
-    python, hidden = (_here(HERE / name) for name in ('.venv/bin/python', 'hidden.py'))
+    python, hidden, app = (
+        _here(HERE / name) for name in ('.venv/bin/python', 'hidden.py', 'users_app.py')
+    )
     json_file = _here(files.with_suffix('.json'))
     click.echo(f'{files}.json  for: {python} {hidden} {json_file} 127.0.0.1:8000')
     click.echo(f"{files}.js  for a program in Node.js beside it: require('./{files.name}').params")
-    click.echo('Copy one of them to the hidden server. It holds the secret: keep it private.')
+    click.echo(f'One file with all that the hidden server needs: {python} {app} pack {files.name}')
+    click.echo('Copy one of the three there. It holds the secret: keep it private.')
 
 
 def _here(path: Path) -> str:

@@ -36,10 +36,12 @@ OPTIONS = {
 }
 
 
-def main() -> None:
-    """Raises Mistake."""
+def main(packed: dict | None = None) -> None:
+    """`packed`: the entry, where the program itself holds it. Raises Mistake."""
     parser = argparse.ArgumentParser(description=DESCRIPTION)
-    parser.add_argument('entry', type=Path, help='entries/ID.json, as users_app.py made it')
+    parser.set_defaults(entry=None)
+    if packed is None:
+        parser.add_argument('entry', type=Path, help='entries/ID.json, as users_app.py made it')
     parser.add_argument('local_server', help=f'where your HTTP server listens: {EXAMPLES}')
     for name, words in FLAGS.items():
         parser.add_argument(name, action='store_true', help=words)
@@ -48,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.registrations < 1:
         raise Mistake('--registrations must be 1 or more')
-    hidden_server = read(arguments.entry, local_server(arguments), arguments)
+    hidden_server = read(arguments, local_server(arguments), packed)
     logs.to(Background(logging.StreamHandler()))
     run(hidden_server)
 
@@ -61,16 +63,16 @@ def local_server(arguments: argparse.Namespace) -> Target:
     return found._replace(is_insecure=arguments.insecure, wants_proxy_line=arguments.proxy_protocol)
 
 
-def read(file: Path, local_server: Target, arguments: argparse.Namespace) -> HiddenServer:
-    """The hidden server of an ID.json. Raises Mistake."""
+def read(arguments: argparse.Namespace, local_server: Target, packed: dict | None) -> HiddenServer:
+    """The hidden server of an ID.json, or of the entry in the program. Raises Mistake."""
     try:
-        entry = json.loads(file.read_text())
+        entry = packed or json.loads(arguments.entry.read_text())
         return HiddenServer(entry, local_server, arguments.registrations, arguments.proxy)
     except BadProxy:
         raise
     except Exception as error:  # the file may hold anything
         why = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise Mistake(f'{file} is no ID.json of users_app.py: {why}') from None
+        raise Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None
 
 
 def run(hidden_server: HiddenServer) -> None:

@@ -7,7 +7,8 @@ import ctypes
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NoReturn
@@ -43,26 +44,33 @@ def use_venv() -> None:
     program = Path(sys.argv[0]).name
     needed = ' '.join(PACKAGES) if program == 'hidden.py' else '-r requirements.txt'
     how = f'python3 -m venv .venv && .venv/bin/pip install {needed}'
-    _complain(f'its packages are not installed: {how}')
+    say(f'its packages are not installed: {how}')
     sys.exit(EX_CONFIG)
 
 
 def main(run: Callable[[], int | None]) -> NoReturn:
-    """Runs a program. A Mistake is printed, and the exit status is 78 (EX_CONFIG), or 75.
+    """Runs a program to its end. See `ending_by_mistakes`."""
+    with ending_by_mistakes():
+        sys.exit(run())
+
+
+@contextmanager
+def ending_by_mistakes() -> Iterator[None]:
+    """Ends the program at a Mistake: prints it, and the exit status is 78 (EX_CONFIG), or 75.
 
     If a full disk cannot take what it prints, that is printed, and the status is 74 (EX_IOERR).
     """
     try:
-        sys.exit(run())
+        yield
     except Mistake as mistake:
-        _complain(mistake)
+        say(mistake)
         sys.exit(mistake.status)
     except KeyboardInterrupt:
         sys.exit(130)  # as shells have it
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _complain(error.strerror)
+        say(error.strerror)
         os._exit(EX_IOERR)  # sys.exit would try to print the same once more
 
 
@@ -76,5 +84,5 @@ def die_with(parent_pid: int, number: int) -> None:
         sys.exit(1)
 
 
-def _complain(sentence: object) -> None:
+def say(sentence: object) -> None:
     print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)

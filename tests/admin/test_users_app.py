@@ -181,6 +181,26 @@ def test_new_secret_is_in_redis_and_in_the_files(folder, shell, uuid):
     assert shell.file(uuid)['authParams']['digits'] == 8
 
 
+def test_pack_makes_one_file_for_its_owner_alone(shell, uuid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shell.says('add', '--uuid', uuid, 'the Küche!')
+    said = shell.says('pack', uuid.upper())
+    assert '\n    python3 the-Kuche.pyz 127.0.0.1:8000\n' in said
+    made = tmp_path / 'the-Kuche.pyz'
+    assert made.stat().st_mode & 0o777 == 0o600
+    assert shell.stored(uuid)['authParams']['base32'] not in said
+    shell.says('rename', uuid, '厨房')
+    assert f'made {uuid}.pyz, ' in shell.says('pack', uuid)
+    shell.says('pack', uuid, '-o', 'a name.pyz')
+    assert {file.name for file in tmp_path.glob('*.pyz')} == {
+        *(made.name, f'{uuid}.pyz', 'a name.pyz')
+    }
+    for wrong, why in (('no/x.pyz', 'No such file or directory'), ('/', '.* an empty name')):
+        ran = shell.run('pack', uuid, '-o', wrong)
+        assert (ran.status, ran.stdout) == (1, '')
+        assert re.fullmatch(f'Error: cannot write {wrong}: {why}\n', ran.stderr)
+
+
 def test_commands_that_add_tells_are_for_the_folder_where_they_are_read(
     folder, shell, uuid, monkeypatch, tmp_path
 ):
