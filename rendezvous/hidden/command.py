@@ -5,11 +5,13 @@ import json
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
 import gevent
 from gevent.event import Event
 
+from rendezvous.hidden import service
 from rendezvous.hidden.hidden_server import HiddenServer
 from rendezvous.hidden.http_proxy import BadProxy
 from rendezvous.hidden.target import EXAMPLES, Target, target
@@ -21,6 +23,7 @@ DESCRIPTION = 'Registers at the rendezvous server and pipes to a local HTTP serv
 FINISH_SECONDS = 30  # for pipes to finish after SIGTERM; the rendezvous server gives them as many
 FLAGS = {
     '--insecure': 'take any certificate of an https:// local server, like a self-signed one',
+    '--service': 'print a systemd unit with these arguments, and end',
     '--proxy-protocol': 'tell the local server who asks, in a line of the PROXY protocol, version '
     '1, in front of each connection: only for one that is set to expect it',
 }
@@ -38,7 +41,7 @@ OPTIONS = {
 
 def main(packed: dict | None = None) -> None:
     """`packed`: the entry, where the program itself holds it. Raises Mistake."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    parser = argparse.ArgumentParser(description=DESCRIPTION, allow_abbrev=False)
     parser.set_defaults(entry=None)
     if packed is None:
         parser.add_argument('entry', type=Path, help='entries/ID.json, as users_app.py made it')
@@ -51,6 +54,8 @@ def main(packed: dict | None = None) -> None:
     if arguments.registrations < 1:
         raise Mistake('--registrations must be 1 or more')
     hidden_server = read(arguments, local_server(arguments), packed)
+    if arguments.service:
+        return print(service.unit(sys.argv, arguments.entry), end='')
     logs.to(Background(logging.StreamHandler()))
     run(hidden_server)
 
