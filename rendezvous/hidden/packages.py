@@ -96,8 +96,11 @@ def _install(pins: list[str], folder: Path) -> None:
             _run_pip(Path(new), f'--target={target}', *pins)
             if folder.exists() and not _is_whole(folder):
                 folder.rename(Path(new, 'not whole'))
-            with suppress(OSError):  # another start was faster
+            try:
                 target.rename(folder)
+            except OSError:
+                if not _is_whole(folder):  # else another start was faster
+                    raise
     except OSError as error:
         raise Mistake(f'cannot write in {folder.parent}: {error.strerror}; {OTHER_CACHE}') from None
 
@@ -105,18 +108,21 @@ def _install(pins: list[str], folder: Path) -> None:
 def _remove_left_overs(cache: Path) -> None:
     """Removes what an install left that was killed."""
     for folder in cache.glob(f'{NEW}*'):
-        if time.time() - folder.stat().st_mtime > LEFT_OVER_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another start has just ended
+            if time.time() - folder.stat().st_mtime > LEFT_OVER_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_pip(new: Path, *arguments: str) -> None:
     """Raises Mistake, OSError."""
     ran = _run(*_pip(new), 'install', *HOW, *SOON, *arguments)
-    if 'connection broken' in ran.stderr:
-        raise PassingMistake('pip has no connection: the first start needs the Internet')
-    if ran.returncode:
-        *_, why = ['it says nothing', *re.findall('^ERROR: (.*)', ran.stderr, re.M)]
-        raise Mistake(f'pip cannot install what this needs: {why}')
+    if not ran.returncode:
+        return
+    if broken := re.findall('connection broken by .*: (.*?)[\'")]*: ', ran.stderr):
+        needs = 'the first start needs the Internet, and behind a proxy the variable https_proxy'
+        raise PassingMistake(f'pip has no connection: {broken[-1]}; {needs}')
+    *_, why = ['it says nothing', *re.findall('^ERROR: (.*)', ran.stderr, re.M)]
+    raise Mistake(f'pip cannot install what this needs: {why}')
 
 
 def _pip(new: Path) -> list[str]:

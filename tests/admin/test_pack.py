@@ -221,7 +221,10 @@ def test_what_cannot_be_installed_is_one_sentence(packed, bare, tmp_path):
     assert said.startswith('pip cannot install what this needs: No matching distribution')
     packed.set(PIP_NO_INDEX=0, PIP_INDEX_URL=f'http://127.0.0.1:{free_port()}')
     said = packed.sentence(bare, os.EX_TEMPFAIL)
-    assert said == 'pip has no connection: the first start needs the Internet'
+    assert said == (
+        'pip has no connection: [Errno 111] Connection refused; '
+        'the first start needs the Internet, and behind a proxy the variable https_proxy'
+    )
     assert packed.installed() == []
     venv.create(tmp_path / 'without pip')
     (tmp_path / 'venv.py').write_text('raise SystemExit(1)')  # as Debian without python3-venv
