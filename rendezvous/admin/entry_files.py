@@ -21,7 +21,7 @@ def document(entry: dict[str, Any], options: Options) -> dict[str, Any]:
         'authParams': entry['authParams'],
         'uuid': [entry['uuid']],
         'labels': entry_json.summary(entry)['labels'],
-        'server': how_to_reach(options),
+        'server': _server(entry['uuid'], options),
     }
 
 
@@ -35,9 +35,24 @@ def how_to_reach(options: Options) -> dict[str, Any]:
     return server
 
 
+def _server(uuid: str, options: Options) -> dict[str, Any]:
+    names = {'url': url(options, uuid)} if options.names_domain else {}
+    return how_to_reach(options) | names
+
+
 def authority(options: Options) -> str:
     """Host and port of the rendezvous server, as in a URL."""
-    host, port = options.rendezvous_host, options.rendezvous_port
+    return _authority(options.rendezvous_host, options.rendezvous_port)
+
+
+def url(options: Options, uuid: str, name: str = '') -> str:
+    """Where mobile clients go. Without `names_domain` it is the same for all hidden servers."""
+    domain = options.names_domain
+    host = f'{name or uuid}.{domain}' if domain else options.rendezvous_host
+    return f'https://{_authority(host, options.rendezvous_port)}/'
+
+
+def _authority(host: str, port: int) -> str:
     return addresses.authority(host, port).removesuffix(':443')
 
 
@@ -57,7 +72,7 @@ def renew(options: Options) -> int:
     paths = list(FILES.glob('*-*-*-*-*.json'))
     for path in paths:
         try:
-            written = json.loads(path.read_text()) | {'server': how_to_reach(options)}
+            written = json.loads(path.read_text()) | {'server': _server(path.stem, options)}
         except (OSError, ValueError, TypeError) as error:
             raise Mistake(f'cannot read {path} ({error}): delete it, and rekey its entry') from None
         _write(path.with_suffix(''), written)

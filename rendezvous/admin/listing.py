@@ -90,15 +90,15 @@ def about(entry: dict[str, Any], now: Now, options: Options, secret: bool) -> li
 
 
 def _commands(uuid: str, options: Options) -> list[str]:
-    url = f'https://{files.authority(options)}/'
+    url, has_name = files.url(options, uuid), options.names_domain
     is_self_signed = 'ca' in files.how_to_reach(options)
     trusted = f'--cacert {Path(options.crt_file).name} ' if is_self_signed else ''
     return [
         'on the hidden machine, for the HTTP server there:',
         f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
-        'on the phone, with the UUID as the user name and any password:',
+        f'on the phone{"" if has_name else ", with the UUID as the user name and any password"}:',
         f'    {url}',
-        f'    curl {trusted}--digest -u {uuid}:x {url}',
+        f'    curl {trusted}{"" if has_name else f"--digest -u {uuid}:x "}{url}',
     ]
 
 

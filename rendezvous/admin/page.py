@@ -80,7 +80,8 @@ class Page:
         shown['history'] = presence.history(self._entries, shown['uuid'])
         shown['used_up'] = self._entries.used_up(shown['uuid'])
         shown['self_signed'] = self._is_self_signed()
-        shown['url'] = f'https://{files.authority(self._options)}/'
+        shown['url'] = url = files.url(self._options, shown['uuid'])
+        shown['code'] = _qr_code(url)
         shown['path'] = path = f'/entries/{uuid}'
         shown['file'] = file if file.exists() else ''
         return self._render('entry.html', entry=shown, error=error, refresh=path), status
@@ -105,9 +106,8 @@ class Page:
         totp = codes.totp(parameters)
         totp.issuer = self._options.rendezvous_host
         totp.name = ', '.join(shown['labels'])[:QR_CHARACTERS] or shown['uuid']
-        code = segno.make(totp.provisioning_uri(), micro=False)
-        svg = Markup(code.svg_inline(omitsize=True, light='#fff'))
-        page = self._render('secret.html', entry=shown, parameters=parameters, code=svg)
+        code = _qr_code(totp.provisioning_uri())
+        page = self._render('secret.html', entry=shown, parameters=parameters, code=code)
         return page, NO_REFERRER
 
     def download(self, uuid: UUID, suffix: str) -> ResponseReturnValue:
@@ -168,6 +168,11 @@ def _add_now(entry: dict[str, Any], now: presence.Now) -> None:
     entry |= {'now': now, 'state': listing.state(entry, now)}
 
 
+def _qr_code(text: str) -> Markup:
+    code = segno.make(text, micro=False)
+    return Markup(code.svg_inline(omitsize=True, light='#fff'))
+
+
 def _search(listed: list[dict[str, Any]], wanted: str) -> list[dict[str, Any]]:
     return [each for some in slices(listed) for each in some if _matches(each, wanted)]
 
@@ -196,6 +201,7 @@ def create_app(
     Login(app, options.page_host, announce)
     app.jinja_env.globals |= {'server': files.authority(options), 'digits': DIGITS}
     app.jinja_env.globals['label_characters'] = LABEL_CHARACTERS
+    app.jinja_env.globals['names_domain'] = options.names_domain
     app.jinja_env.filters |= {'ago': words.ago, 'utc': words.utc, 'lasting': words.lasting}
     one, changes = '/entries/<uuid:uuid>', 'any(rename, disable, enable, rekey, delete)'
     app.add_url_rule('/', view_func=page.index)

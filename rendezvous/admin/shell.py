@@ -87,7 +87,10 @@ def add(entries: Entries, options: Options, uuid: str, digits: int, label: str) 
 
     For a program that was written for node-rendezvous, its codes must have 6 digits.
     """
-    _show_files(actions.create(entries, options, uuid, label, digits))
+    files = actions.create(entries, options, uuid, label, digits)
+    _show_files(files)
+    user = '' if options.names_domain else f', with any password and the user name {files.name}'
+    click.echo(f'{entry_files.url(options, files.name)}  for mobile clients{user}')
     click.echo(entries.where())
 
 

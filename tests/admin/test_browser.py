@@ -150,6 +150,18 @@ def test_create_copy_and_download(story, browser):
     browser.until_it_says(f'Copied {uuid}')
 
 
+def test_link_to_the_hidden_server_opens_a_tab_and_copies_nothing(story, browser):
+    story.create('kitchen')
+    ours = browser.driver.current_window_handle
+    browser.click(f'https://127.0.0.1:{story.port}/')
+    (other,) = until(lambda: set(browser.driver.window_handles) - {ours}, 'there is another tab')
+    browser.driver.switch_to.window(other)
+    assert browser.run('return window.opener') is None
+    browser.driver.close()
+    browser.driver.switch_to.window(ours)
+    assert browser.run('return document.getElementById("copied").textContent') == ''
+
+
 def test_it_comes_online_and_goes_offline_by_itself(story, browser, download):
     uuid = story.create('kitchen')
     browser.visit(story.url)

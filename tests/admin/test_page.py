@@ -19,7 +19,7 @@ import pytest
 import requests
 import segno
 from conftest import free_port, until
-from programs import Outside, listens
+from programs import Folder, Outside, listens
 from visitor import ALERT, Visitor, files
 
 from rendezvous.admin import certificate
@@ -592,8 +592,7 @@ def test_secret_is_shown_only_on_request_with_a_qr_code(page):
     assert f'Secret, in base32 {parameters["base32"]} Copy Codes 8 digits' in text(response)
     assert parameters['base32'] not in response.url
     query = f'secret={parameters["base32"]}&issuer=127.0.0.1&digits=8'
-    code = segno.make(f'otpauth://totp/127.0.0.1:K%C3%BCche?{query}', micro=False)
-    assert code.svg_inline(omitsize=True, light='#fff') in response.text
+    assert qr_code(f'otpauth://totp/127.0.0.1:K%C3%BCche?{query}') in response.text
 
 
 @pytest.mark.parametrize('value', ['no json', '{}', '{"authParams": {"base32": "!"}}'])
@@ -661,9 +660,8 @@ def test_commands_are_complete(folder):
     folder.set(rendezvous_host='2001:db8::1', rendezvous_port=443)
     page = Visitor(folder)
     uuid = page.made()
-    codes = [
-        unescape(each) for each in re.findall('<code>(.*?)</code>', page.ask('GET', url(uuid)).text)
-    ]
+    shown = re.sub('</?a[^>]*>', '', page.ask('GET', url(uuid)).text)
+    codes = [unescape(each) for each in re.findall('<code>(.*?)</code>', shown)]
     for command in (
         f'.venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
         f"require('./{uuid}').params",
@@ -680,6 +678,42 @@ def test_commands_are_complete(folder):
     assert f'<code>curl --digest -u {uuid}:x https://[2001:db8::1]/</code>' in shown
     assert 'registrar.crt' not in shown
     assert page.ask('GET', '/registrar.crt').status_code == 404
+
+
+@pytest.fixture(scope='module')
+def named(tmp_path_factory):
+    """A page for the tests of host names."""
+    domain = {'names_domain': 'rendezvous.example.com', 'rendezvous_port': 443}
+    with Folder(tmp_path_factory.mktemp('named'), **domain) as folder:
+        folder.pair()
+        page = Visitor(folder)
+        yield page
+        assert 'Traceback' not in page.program.said()
+
+
+def qr_code(address: str) -> str:
+    return segno.make(address, micro=False).svg_inline(omitsize=True, light='#fff')
+
+
+def link_to(address: str) -> str:
+    return f'<a href="{address}" target="_blank" rel="noopener">{address}</a>'
+
+
+def test_address_is_a_link_and_a_qr_code(page):
+    shown = page.ask('GET', url(page.made())).text
+    assert link_to('https://127.0.0.1:0/') in shown
+    assert qr_code('https://127.0.0.1:0/') in shown
+    assert 'The browser asks for a user name' in shown
+
+
+def test_with_names_the_uuid_is_in_the_address(named):
+    uuid = named.made()
+    shown, address = named.ask('GET', url(uuid)).text, f'https://{uuid}.rendezvous.example.com/'
+    assert link_to(address) in shown
+    assert qr_code(address) in shown
+    assert f'<code>curl --cacert registrar.crt {address}</code>' in shown
+    assert 'user name' not in shown
+    assert json.loads(files(named.folder, uuid)[f'{uuid}.json'])['server']['url'] == address
 
 
 def test_too_many_wrong_codes_are_shown_until_enable_clears_them(page):

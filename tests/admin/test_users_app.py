@@ -12,6 +12,8 @@ import sys
 import time
 import unicodedata
 import uuid as uuids
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -88,6 +90,16 @@ class Shell:
         return json.loads(files(self._folder, uuid)[f'{uuid}.json'])
 
 
+@contextmanager
+def names(folder: Folder) -> Iterator[None]:
+    """Each hidden server has a host name meanwhile."""
+    folder.set(names_domain='rendezvous.example.com')
+    try:
+        yield
+    finally:
+        folder.set(names_domain=None)
+
+
 @pytest.fixture
 def uuid():
     return str(uuids.uuid4())
@@ -125,6 +137,8 @@ def test_entry_is_made_listed_and_deleted(folder, uuid):
     assert (ran.status, ran.stderr) == (0, '')
     for suffix in ('json', 'js'):
         assert f'{folder.path}/entries/{uuid}.{suffix}  for' in ran.stdout
+    address = 'https://127.0.0.1:8899/  for mobile clients, with any password and the user name '
+    assert f'{address}{uuid}\n' in ran.stdout
     assert ran.stdout.endswith(f'the entries are in {folder.path}/data\n')
     assert len(files(folder, uuid)) == 2
     assert json.loads(files(folder, uuid)[f'{uuid}.json'])['labels'] == ['garden shed']
@@ -436,6 +450,17 @@ def test_show_tells_all_but_the_secret(folder, shell, uuid):
     for file in (folder.path / 'entries').glob(f'{uuid}.*'):
         file.unlink()
     assert 'files:     not here: download them from the page; ' in shell.says('show', uuid)
+
+
+def test_with_names_the_uuid_is_in_the_address(folder, shell, uuid):
+    with names(folder):
+        address = f'https://{uuid}.rendezvous.example.com:8899/'
+        assert f'{address}  for mobile clients\n' in shell.says('add', '--uuid', uuid, 'kitchen')
+        assert shell.file(uuid)['server']['url'] == address
+        for line in 'on the phone:', f'    {address}', f'    curl --cacert registrar.crt {address}':
+            assert f'{line}\n' in shell.says('show', uuid)
+    shell.says('rename', uuid, 'kitchen')
+    assert 'url' not in shell.file(uuid)['server']
 
 
 @pytest.mark.skipif(not shutil.which('curl'), reason='curl is not installed')

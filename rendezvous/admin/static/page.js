@@ -76,7 +76,7 @@ async function copy(element) {
 
 document.addEventListener('click', event => {
   const element = event.target.closest('.copy');
-  if (element) copy(element);
+  if (element && !event.target.closest('a')) copy(element);
 });
 
 if (url) setTimeout(poll, REFRESH_MILLISECONDS);
