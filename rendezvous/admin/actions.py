@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from rendezvous.admin import entry_files as files
-from rendezvous.store import entry_json
+from rendezvous.store import entry_json, names
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import Options
 from rendezvous.wire import codes
@@ -47,14 +47,48 @@ def create(entries: Entries, options: Options, uuid: str, label: str, digits: in
         raise
 
 
-def rename(entries: Entries, options: Options, uuid: str, label: str) -> None:
-    """Gives an entry another label, in its files too if they are on this machine."""
+def rename(entries: Entries, options: Options, uuid: str, label: str) -> str:
+    """Gives an entry another label, in its files too if they are on this machine.
+
+    If its label is its host name, the new one is. Returns the host name, '' where it has none.
+    """
     uuid, labels = _checked_uuid(uuid), _checked_labels(label)
+    name = names.of(entries, uuid)
+    if name:
+        try:
+            name = _take_name(entries, uuid, labels)
+        except Unable as error:
+            raise Unable(f'{error.message}, or first switch off its host name {name}') from None
     entries.rename(uuid, labels) or _no_entry(uuid)
     entry = entries.get(uuid)
     if entry and (files.FILES / f'{uuid}.json').exists():
         with _mistake_adds('the entry has its new label, but not its files: rename it again'):
             files.write(entry, options)
+    return name
+
+
+def name_on(entries: Entries, options: Options, uuid: str) -> str:
+    """Makes the label of an entry its host name, too. Returns the name."""
+    if not options.names_domain:
+        raise Unable('there are no host names yet: set names_domain in local.py')
+    entry = find(entries, uuid)
+    return _take_name(entries, entry['uuid'], entry_json.summary(entry)['labels'])
+
+
+def name_off(entries: Entries, uuid: str) -> None:
+    """Its label is not its host name any more."""
+    names.switch_off(entries, find(entries, uuid)['uuid'])
+
+
+def name_of(entries: Entries, options: Options, uuid: str) -> str:
+    """The host name of an entry; '' where it has none, or there is no `names_domain`."""
+    return names.of(entries, uuid) if options.names_domain else ''
+
+
+def all_names(entries: Entries, options: Options) -> dict[str, str]:
+    """The host names by UUID."""
+    known = names.known(entries) if options.names_domain else {}
+    return {uuid: name for name, uuid in known.items()}
 
 
 def disable(entries: Entries, uuid: str) -> None:
@@ -115,6 +149,20 @@ def _checked_uuid(uuid: str) -> str:
     if not codes.UUID.fullmatch(uuid):
         raise Unable(f'{uuid[:50]!r} is not a UUID: users_app.py list shows those of all entries')
     return uuid
+
+
+def _take_name(entries: Entries, uuid: str, labels: list[str]) -> str:
+    """Makes the first label the host name of an entry, in place of the one that it has."""
+    if not labels:
+        raise Unable('an entry without a label has no host name: give it a label')
+    try:
+        name = names.checked(labels[0])
+    except Mistake as mistake:
+        raise Unable(f'{labels[0]!r} cannot be a host name: {mistake}') from None
+    holder = names.switch_on(entries, uuid, name)
+    if holder:
+        raise Unable(f'{name} is the host name of the entry {holder}: choose another label')
+    return name
 
 
 def _no_entry(uuid: str) -> NoReturn:

@@ -35,6 +35,11 @@ def state(shown: dict[str, Any], now: Now) -> str:
     return 'never seen' if now.seen is None else 'offline'
 
 
+def with_url(shown: dict[str, Any], name: str, options: Options) -> dict[str, Any]:
+    """Adds the host name, '' where it has none but its UUID, and where mobile clients go."""
+    return shown | {'name': name, 'url': files.url(options, shown['uuid'], name)}
+
+
 def known(shown: dict[str, Any], now: Now) -> dict[str, Any]:
     """Everything that is known of an entry, for programs."""
     return shown | {'state': state(shown, now)} | now._asdict()
@@ -62,10 +67,11 @@ def table(listed: list[tuple[dict[str, Any], Now]], columns: int | None) -> list
 def _row(entry: dict[str, Any], now: Now) -> tuple[str, ...]:
     counts, address = (str(now.waiting), str(now.pipes)), printable(now.address)
     seen = '-' if now.seen is None else words.ago(now.seen)
-    return entry['uuid'], state(entry, now), *counts, seen, address, _label(entry)
+    label = f'{_label(entry)}  {entry["url"]}' if entry['name'] else _label(entry)
+    return entry['uuid'], state(entry, now), *counts, seen, address, label
 
 
-def about(entry: dict[str, Any], now: Now, options: Options, secret: bool) -> list[str]:
+def about(entry: dict[str, Any], now: Now, options: Options, name: str, secret: bool) -> list[str]:
     """Everything about an entry, and the commands for its two ends. Raises Mistake."""
     uuid, shown = entry['uuid'], entry_json.summary(entry)
     path = files.FILES / uuid
@@ -79,25 +85,27 @@ def about(entry: dict[str, Any], now: Now, options: Options, secret: bool) -> li
         'codes': f'{entry_json.digits(entry)} digits' if is_sound else 'none: rekey makes a secret',
         'files': f'{path}.json and .js' if has_files else _NO_FILES,
     }
+    if options.names_domain:
+        facts['host name'] = name or '-'
     if secret:
         parameters = entry.get('authParams')
         base32 = parameters.get('base32', '') if isinstance(parameters, dict) else ''
         facts |= {'secret': printable(base32), 'URL': printable(entry.get('authURL', ''))}
     return [
         *(f'{name + ":":10} {fact}'.rstrip() for name, fact in facts.items()),
-        *_commands(uuid, options),
+        *_commands(uuid, options, name),
     ]
 
 
-def _commands(uuid: str, options: Options) -> list[str]:
-    url, has_name = files.url(options, uuid), options.names_domain
+def _commands(uuid: str, options: Options, name: str) -> list[str]:
+    url, has_name = files.url(options, uuid, name), options.names_domain
     is_self_signed = 'ca' in files.how_to_reach(options)
     trusted = f'--cacert {Path(options.crt_file).name} ' if is_self_signed else ''
     return [
         'on the hidden machine, for the HTTP server there:',
         f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
         f'on the phone{"" if has_name else ", with the UUID as the user name and any password"}:',
-        f'    {url}',
+        *(f'    {each}' for each in dict.fromkeys([url, files.url(options, uuid)])),
         f'    curl {trusted}{"" if has_name else f"--digest -u {uuid}:x "}{url}',
     ]
 

@@ -35,7 +35,12 @@ log = logging.getLogger('page')
 
 QR_CHARACTERS = 36  # of a label: with more, the QR code is too fine for a screen
 ROWS = 50  # of a table; the search box finds the others
-CHANGES = {'disable': actions.disable, 'enable': actions.enable, 'delete': actions.remove}
+CHANGES = {
+    'disable': actions.disable,
+    'enable': actions.enable,
+    'delete': actions.remove,
+    'unname': actions.name_off,
+}
 
 
 class Page:
@@ -80,7 +85,9 @@ class Page:
         shown['history'] = presence.history(self._entries, shown['uuid'])
         shown['used_up'] = self._entries.used_up(shown['uuid'])
         shown['self_signed'] = self._is_self_signed()
-        shown['url'] = url = files.url(self._options, shown['uuid'])
+        shown['name'] = name = actions.name_of(self._entries, self._options, shown['uuid'])
+        shown['url'] = url = files.url(self._options, shown['uuid'], name)
+        shown['uuid_url'] = files.url(self._options, shown['uuid'])
         shown['code'] = _qr_code(url)
         shown['path'] = path = f'/entries/{uuid}'
         shown['file'] = file if file.exists() else ''
@@ -92,6 +99,8 @@ class Page:
         try:
             if what == 'rename':
                 actions.rename(entries, options, entry, request.form.get('label', ''))
+            elif what == 'name':
+                actions.name_on(entries, options, entry)
             elif what == 'rekey':
                 actions.rekey(entries, options, entry)
             else:
@@ -203,7 +212,8 @@ def create_app(
     app.jinja_env.globals['label_characters'] = LABEL_CHARACTERS
     app.jinja_env.globals['names_domain'] = options.names_domain
     app.jinja_env.filters |= {'ago': words.ago, 'utc': words.utc, 'lasting': words.lasting}
-    one, changes = '/entries/<uuid:uuid>', 'any(rename, disable, enable, rekey, delete)'
+    one = '/entries/<uuid:uuid>'
+    changes = 'any(rename, name, unname, disable, enable, rekey, delete)'
     app.add_url_rule('/', view_func=page.index)
     app.add_url_rule('/entries', view_func=page.create, methods=['POST'])
     app.add_url_rule(one, view_func=page.entry)

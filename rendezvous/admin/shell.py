@@ -114,8 +114,12 @@ def pack(entries: Entries, options: Options, uuid: str, file: Path | None) -> No
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 def list_entries(entries: Entries, options: Options, as_json: bool) -> None:
     """Lists all entries, and which hidden servers are online."""
-    now = presence.now(entries)
-    listed = [(entry, now.get(entry['uuid'], presence.Now())) for entry in entries.all()]
+    now, listed = presence.now(entries), []
+    name_of = actions.all_names(entries, options)
+    for entry in entries.all():
+        uuid = entry['uuid']
+        shown = listing.with_url(entry, name_of.get(uuid, ''), options)
+        listed.append((shown, now.get(uuid, presence.Now())))
     if as_json:
         click.echo(json.dumps([listing.known(*each) for each in listed], indent=2))
     elif listed:
@@ -132,7 +136,8 @@ def show(entries: Entries, options: Options, uuid: str, secret: bool) -> None:
     """Shows an entry, its last rendezvous and how to connect."""
     entry = actions.find(entries, uuid)
     now = presence.now_of(entries, entry['uuid'])
-    lines = listing.about(entry, now, options, secret)
+    name = actions.name_of(entries, options, entry['uuid'])
+    lines = listing.about(entry, now, options, name, secret)
     lines += listing.history(presence.history(entries, entry['uuid']))
     click.echo('\n'.join(lines))
 
@@ -141,9 +146,29 @@ def show(entries: Entries, options: Options, uuid: str, secret: bool) -> None:
 @uuid_argument
 @click.argument('label')
 def rename(entries: Entries, options: Options, uuid: str, label: str) -> None:
-    """Gives an entry another label; '' removes it."""
-    actions.rename(entries, options, uuid, label)
+    """Gives an entry another label; '' removes it. A host name that is its label changes too."""
+    name = actions.rename(entries, options, uuid, label)
     click.echo(f'renamed {uuid.lower()}')
+    if name and options.names_domain:
+        click.echo(f'its address is now {entry_files.url(options, uuid, name)}')
+
+
+@command
+@uuid_argument
+@click.option('--off', is_flag=True, help='Its label is no host name any more.')
+def name(entries: Entries, options: Options, uuid: str, off: bool) -> None:
+    """Makes the label of an entry its host name, too.
+
+    A label can be guessed, and a UUID cannot. Whoever guesses it reaches the hidden server, which
+    must ask who is there.
+    """
+    if off:
+        actions.name_off(entries, uuid)
+        click.echo(f'the label of {uuid.lower()} is no host name any more')
+    else:
+        name = actions.name_on(entries, options, uuid)
+        click.echo(f'its address is now {entry_files.url(options, uuid, name)}')
+        click.echo('Whoever guesses it reaches the hidden server, which must ask who is there.')
 
 
 @command

@@ -716,6 +716,51 @@ def test_with_names_the_uuid_is_in_the_address(named):
     assert json.loads(files(named.folder, uuid)[f'{uuid}.json'])['server']['url'] == address
 
 
+def test_label_is_switched_on_as_a_host_name_and_off(named):
+    uuid = named.made(label='Kitchen')
+    form = re.search(
+        '<details>(?:(?!</details>).)*/name".*?</details>', shown_at(named, uuid), re.S
+    )[0]
+    assert 'kitchen.rendezvous.example.com. A label can be guessed, and a UUID cannot' in form
+    address, own = (f'https://{name}.rendezvous.example.com/' for name in ('kitchen', uuid))
+    shown = named.change(uuid, 'name').text
+    assert 'Whoever guesses it reaches the hidden server.' in shown
+    assert qr_code(address) in shown
+    assert link_to(address) in shown
+    assert link_to(own) in shown
+    assert f'{url(uuid)}/name"' not in shown
+    shown = named.change(uuid, 'unname').text
+    assert qr_code(own) in shown
+    assert address not in shown
+
+
+def test_host_name_follows_the_label(named):
+    uuid, other = named.made(label='garage'), named.made(label='barn')
+    assert 'another label is another address' not in shown_at(named, uuid)
+    assert 'another label is another address' in named.change(uuid, 'name').text
+    sentence = named.refusal(named.change(uuid, 'rename', label='garden shed'))
+    assert sentence.startswith("'garden shed' cannot be a host name: ")
+    assert named.listed()[uuid] == 'garage'
+    response = named.change(uuid, 'rename', label='Shed')
+    assert 'The entry has its new label, which is its host name, too.' in text(response)
+    assert link_to('https://shed.rendezvous.example.com/') in response.text
+    named.change(other, 'rename', label='shed')
+    sentence = f'shed is the host name of the entry {uuid}: choose another label'
+    assert named.refusal(named.change(other, 'name')) == sentence
+
+
+def test_host_name_needs_a_label_and_a_domain(page, named):
+    assert '/name"' not in shown_at(named, named.made())
+    uuid = page.made(label='kitchen')
+    assert '/name"' not in shown_at(page, uuid)
+    sentence = 'there are no host names yet: set names_domain in local.py'
+    assert page.refusal(page.change(uuid, 'name')) == sentence
+
+
+def shown_at(page: Visitor, uuid: str) -> str:
+    return page.ask('GET', url(uuid)).text
+
+
 def test_too_many_wrong_codes_are_shown_until_enable_clears_them(page):
     uuid, sentence = page.made(), 'too many wrong codes'
     assert sentence not in page.ask('GET', f'/entries/{uuid}').text

@@ -463,6 +463,77 @@ def test_with_names_the_uuid_is_in_the_address(folder, shell, uuid):
     assert 'url' not in shell.file(uuid)['server']
 
 
+def test_label_is_switched_on_as_a_host_name_and_off(folder, shell, uuid):
+    with names(folder):
+        shell.says('add', '--uuid', uuid, 'Kitchen')
+        said = shell.says('name', uuid.upper())
+        address = 'https://kitchen.rendezvous.example.com:8899/'
+        assert said.startswith(f'its address is now {address}\n')
+        assert 'Whoever guesses it reaches the hidden server, which must ask' in said
+        assert shell.says('list').endswith(f'  Kitchen  {address}\n')
+        (listed,) = shell.listed()
+        assert (listed['name'], listed['url']) == ('kitchen', address)
+        said = shell.says('show', uuid)
+        assert 'host name: kitchen\n' in said
+        assert f'curl --cacert registrar.crt {address}\n' in said
+        assert f'    https://{uuid}.rendezvous.example.com:8899/\n' in said
+        assert uuid in shell.says('name', '--off', uuid)
+        (listed,) = shell.listed()
+        assert listed['url'] == f'https://{uuid}.rendezvous.example.com:8899/'
+        assert listed['name'] == ''
+        assert 'host name: -\n' in shell.says('show', uuid)
+        shell.says('name', uuid)
+    (listed,) = shell.listed()
+    assert (listed['name'], listed['url']) == ('', 'https://127.0.0.1:8899/')
+
+
+def test_host_name_follows_the_label_until_the_entry_is_deleted(folder, shell, uuid):
+    with names(folder):
+        shell.says('add', '--uuid', uuid, 'kitchen')
+        shell.says('name', uuid)
+        said = shell.says('rename', uuid, 'Garage')
+        assert said.endswith('its address is now https://garage.rendezvous.example.com:8899/\n')
+        assert [entry['name'] for entry in shell.listed()] == ['garage']
+        shell.says('delete', '--yes', uuid)
+        for label in ('kitchen', 'garage'):
+            other = str(uuids.uuid4())
+            shell.says('add', '--uuid', other, label)
+            shell.says('name', other)
+        assert [entry['name'] for entry in shell.listed()] == ['garage', 'kitchen']
+
+
+def test_host_name_that_cannot_be_is_refused_and_nothing_changes(folder, shell, uuid):
+    other, nameless, unknown = (str(uuids.uuid4()) for _ in range(3))
+    no_domain = 'there are no host names yet: set names_domain in local.py'
+    assert shell.run('name', uuid).stderr == f'Error: {no_domain}\n'
+    with names(folder):
+        for each, label in {uuid: 'kitchen', other: 'KITCHEN', nameless: ''}.items():
+            shell.says('add', '--uuid', each, label)
+        shell.says('name', uuid)
+        before = shell.listed(), files(folder, uuid)
+        taken = f'kitchen is the host name of the entry {uuid}: choose another label'
+        none = 'an entry without a label has no host name: give it a label'
+        off = 'or first switch off its host name kitchen'
+        what = 'a name has 1 to 63 characters: a to z, 0 to 9, and hyphens between them; .*'
+        for arguments, sentence in {
+            ('name', other): taken,
+            ('name', nameless): none,
+            ('name', unknown): f'there is no entry {unknown}',
+            ('name', '--off', unknown): f'there is no entry {unknown}',
+            ('rename', uuid, ''): f'{none}, {off}',
+            ('rename', uuid, 'garden shed'): f"'garden shed' cannot be a host name: {what}, {off}",
+        }.items():
+            ran = shell.run(*arguments)
+            assert (ran.status, ran.stdout) == (1, '')
+            assert re.fullmatch(f'Error: {sentence}\n', ran.stderr)
+        assert (shell.listed(), files(folder, uuid)) == before
+        shell.says('rename', other, 'garage')
+        shell.says('name', other)
+        ran = shell.run('rename', other, 'Kitchen')
+        assert ran.stderr == f'Error: {taken}, or first switch off its host name garage\n'
+        assert shell.stored(other)['labels'] == ['garage']
+
+
 @pytest.mark.skipif(not shutil.which('curl'), reason='curl is not installed')
 def test_commands_that_show_tells_work_until_there_is_a_new_secret(tmp_path, uuid):
     with Folder(tmp_path) as folder:
