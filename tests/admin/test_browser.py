@@ -81,7 +81,8 @@ def running(tmp_path_factory):
     path = tmp_path_factory.mktemp('browser')
     browser = Browser(path, 'MAP *.example 127.0.0.1')
     try:
-        with Folder(path, rendezvous_port=free_port()) as folder:
+        options = {'rendezvous_port': free_port(), 'names_domain': 'rendezvous.localhost'}
+        with Folder(path, **options) as folder:
             folder.pair()
             script = folder.path / 'rendezvous/admin/static/page.js'
             faster = script.read_text().replace('= 2000;', '= 300;')  # so that tests wait less
@@ -133,8 +134,8 @@ def test_create_copy_and_download(story, browser):
     browser.cdp('Browser.grantPermissions', permissions=CLIPBOARD)
     copies = {
         'the UUID': uuid,
-        'the curl command': f'curl --cacert registrar.crt --digest -u {uuid}:x '
-        f'https://127.0.0.1:{story.port}/',
+        'the curl command': 'curl --cacert registrar.crt '
+        f'https://{uuid}.rendezvous.localhost:{story.port}/',
     }
     for what, text in copies.items():
         browser.press(f'//button[@aria-label="Copy {what}"]')
@@ -151,9 +152,9 @@ def test_create_copy_and_download(story, browser):
 
 
 def test_link_to_the_hidden_server_opens_a_tab_and_copies_nothing(story, browser):
-    story.create('kitchen')
+    uuid = story.create('kitchen')
     ours = browser.driver.current_window_handle
-    browser.click(f'https://127.0.0.1:{story.port}/')
+    browser.click(f'https://{uuid}.rendezvous.localhost:{story.port}/')
     (other,) = until(lambda: set(browser.driver.window_handles) - {ours}, 'there is another tab')
     browser.driver.switch_to.window(other)
     assert browser.run('return window.opener') is None
@@ -190,6 +191,8 @@ def test_page_of_an_entry_updates_its_buttons_and_says_once_what_was_done(story,
     assert 'The entry is made.' in browser.text
     story.folder.run('users_app.py', 'disable', '--yes', uuid)
     browser.find('//button[text() = "Enable"]')
+    story.folder.run('users_app.py', 'name', uuid)
+    browser.until_it_says('https://kitchen.rendezvous.localhost')
     browser.visit(browser.url)
     assert 'The entry is made.' not in browser.text
 
@@ -279,6 +282,8 @@ def test_everything_works_without_javascript(story, browser):
         browser.click('Hide it')
         browser.until_it_says('On the hidden server')
         for what, sure, done in [
+            ('Host name…', 'Make it a host name', 'https://garage.rendezvous.localhost'),
+            ('Host name…', 'Switch it off', f'https://{uuid}.rendezvous.localhost'),
             ('Disable…', 'Disable it', 'The entry is disabled'),
             ('New secret…', 'Give it a new secret', 'The entry has a new secret'),
             ('Delete…', 'Delete it', 'The entry is deleted.'),
@@ -409,8 +414,10 @@ def test_page_can_be_read_on_any_screen(story, browser, width):
     browser.visit(f'{story.url}/?q={"nothing" * 20}')
     check()
     browser.visit(f'{story.url}/entries/{uuid}')
-    for summary in ('Disable…', 'New secret…', 'Delete…'):
+    for summary in ('Host name…', 'Disable…', 'New secret…', 'Delete…'):
         browser.click(summary)
+    check()
+    browser.click('Make it a host name')
     check()
     browser.click('Show secret')
     browser.until_it_says('Hide it')
