@@ -21,7 +21,7 @@ from gevent.event import AsyncResult
 from gevent.lock import Semaphore
 from markupsafe import Markup
 
-from rendezvous.admin import actions, certificate, listing, page_server, words
+from rendezvous.admin import actions, certificate, listing, pack, page_server, words
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.actions import LABEL_CHARACTERS, Unable
 from rendezvous.admin.login import NO_REFERRER, Login
@@ -90,6 +90,7 @@ class Page:
         shown['uuid_url'] = files.url(self._options, shown['uuid'])
         shown['code'] = _qr_code(url)
         shown['path'] = path = f'/entries/{uuid}'
+        shown['pack'] = pack.file_name(shown | {'uuid': [shown['uuid']]})
         shown['file'] = file if file.exists() else ''
         return self._render('entry.html', entry=shown, error=error, refresh=path), status
 
@@ -122,6 +123,11 @@ class Page:
     def download(self, uuid: UUID, suffix: str) -> ResponseReturnValue:
         """One of the two files for the hidden server, with the entry as it is now."""
         return _attachment(files.text(self._document(uuid), suffix), f'{uuid}.{suffix}')
+
+    def download_pack(self, uuid: UUID) -> ResponseReturnValue:
+        """The hidden server's end in one file."""
+        document = self._document(uuid)
+        return _attachment(pack.build(document), pack.file_name(document))
 
     def download_certificate(self) -> ResponseReturnValue:
         """The certificate that clients have to trust. It is not secret."""
@@ -191,8 +197,8 @@ def _matches(entry: dict[str, Any], wanted: str) -> bool:
     return any(wanted in text.casefold() for text in texts)
 
 
-def _attachment(text: str, name: str) -> Response:
-    response = Response(text, mimetype='application/octet-stream', headers=NO_REFERRER)
+def _attachment(content: str | bytes, name: str) -> Response:
+    response = Response(content, mimetype='application/octet-stream', headers=NO_REFERRER)
     response.headers.set('Content-Disposition', 'attachment', filename=name)
     return response
 
@@ -220,6 +226,7 @@ def create_app(
     app.add_url_rule(f'{one}/<{changes}:what>', view_func=page.change, methods=['POST'])
     app.add_url_rule(f'{one}/secret', view_func=page.secret, methods=['POST'])
     app.add_url_rule(f'{one}.<any(json, js):suffix>', view_func=page.download)
+    app.add_url_rule(f'{one}.pyz', view_func=page.download_pack)
     app.add_url_rule('/registrar.crt', view_func=page.download_certificate)
     app.register_error_handler(Mistake, _mistake_page)
     for name in app.jinja_env.list_templates():

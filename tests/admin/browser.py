@@ -37,9 +37,6 @@ class Browser:
         profile = f'--user-data-dir={folder / "profile"}'
         for argument in (*FLAGS.split(), profile, f'--host-resolver-rules={rules}'):
             options.add_argument(argument)
-        options.add_experimental_option(
-            'prefs', {'download.default_directory': str(self.downloads)}
-        )
         options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
         self._service = ChromeService(
             driver,
@@ -50,6 +47,9 @@ class Browser:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv('no_proxy', '*')
             self.driver = Chrome(options, self._service)
+        # The driver turns Safe Browsing off, and then Chromium blocks a .pyz unless this allows it.
+        path = str(self.downloads)
+        self.cdp('Browser.setDownloadBehavior', behavior='allow', downloadPath=path)
 
     def close(self) -> None:
         """Ends it, and Chromium, even if the driver does not answer any more."""

@@ -141,6 +141,13 @@ def test_create_copy_and_download(story, browser):
         browser.press(f'//button[@aria-label="Copy {what}"]')
         browser.until_it_says(f'Copied {text}')
         assert browser.run('return navigator.clipboard.readText()') == text
+    browser.click('Download kitchen.pyz')
+    file = browser.downloads / 'kitchen.pyz'
+    until(file.exists, 'the file is there')
+    hidden = story.folder.start(str(file), '127.0.0.1:8000')
+    hidden.until_it_says('registered at')
+    hidden.end()
+    browser.click('As a service, with hidden.py, or in Node.js')
     for suffix in ('json', 'js'):
         browser.click(f'Download ID.{suffix}')
         file = browser.downloads / f'{uuid}.{suffix}'
@@ -414,7 +421,8 @@ def test_page_can_be_read_on_any_screen(story, browser, width):
     browser.visit(f'{story.url}/?q={"nothing" * 20}')
     check()
     browser.visit(f'{story.url}/entries/{uuid}')
-    for summary in ('Host name…', 'Disable…', 'New secret…', 'Delete…'):
+    other_ways = 'As a service, with hidden.py, or in Node.js'
+    for summary in (other_ways, 'Host name…', 'Disable…', 'New secret…', 'Delete…'):
         browser.click(summary)
     check()
     browser.click('Make it a host name')

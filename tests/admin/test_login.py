@@ -12,7 +12,10 @@ from conftest import until
 from programs import listens
 from visitor import LINK, Visitor, link
 
-FORMS = '/entries', '/entries/{}/rename', '/entries/{}/delete', '/entries/{}/secret', '/logout'
+FORMS = (
+    *('/entries', '/entries/{}/rename', '/entries/{}/name', '/entries/{}/delete'),
+    *('/entries/{}/secret', '/logout'),
+)
 
 
 def test_link_works_once_and_a_new_one_is_shown(page, anonymous):
@@ -51,8 +54,8 @@ def test_cookie_is_kept_from_scripts_and_other_sites(page, anonymous):
 def test_without_a_session_nothing_is_shown_or_done(page, anonymous, cookie):
     uuid = page.made(label='kitchen')
     headers = {'Cookie': f'rendezvous-{urlsplit(page.url).port}={cookie}'}
-    paths = '/', f'/entries/{uuid}', f'/entries/{uuid}.json', '/registrar.crt', '/nothing'
-    for path in paths:
+    files = f'/entries/{uuid}.json', f'/entries/{uuid}.pyz', '/registrar.crt'
+    for path in ('/', f'/entries/{uuid}', *files, '/nothing'):
         response = anonymous('GET', path, headers=headers)
         assert response.status_code == 403
         assert 'Log in' in response.text
@@ -239,6 +242,7 @@ def test_answers_with_a_secret_are_not_cached_and_send_no_referrer(page, anonymo
         page.change(uuid, 'secret'),
         page.ask('GET', f'/entries/{uuid}.json'),
         page.ask('GET', f'/entries/{uuid}.js'),
+        page.ask('GET', f'/entries/{uuid}.pyz'),
         anonymous('GET', f'/login?code={link(page.program)[1]}'),
     ):
         assert answer.ok

@@ -2,6 +2,7 @@
 
 import datetime
 import gc
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import time
 import uuid as uuids
+import zipfile
 from html import unescape
 from itertools import chain
 from urllib.parse import parse_qs, urlsplit
@@ -578,6 +580,11 @@ def test_downloads_are_the_files(page):
     for file in (page.folder.path / 'entries').glob('*'):
         file.unlink()  # made on another machine
     assert json.loads(page.ask('GET', f'{url(uuid)}.json').text)['uuid'] == [uuid]
+    answer = page.ask('GET', f'{url(uuid)}.pyz')
+    assert answer.headers['Content-Disposition'] == 'attachment; filename=Kuche.pyz'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        document = json.loads(archive.read('rendezvous/hidden/entry.json'))
+    assert document == json.loads(page.ask('GET', f'{url(uuid)}.json').text)
     answer = page.ask('GET', '/registrar.crt')
     assert answer.text == (page.folder.path / 'registrar.crt').read_text()
     assert answer.headers['Content-Disposition'] == 'attachment; filename=registrar.crt'
@@ -599,7 +606,10 @@ def test_secret_is_shown_only_on_request_with_a_qr_code(page):
 def test_entry_without_a_sound_secret_gets_a_new_one(page, uuid, value):
     page.folder.redis('SET', uuid, value)
     assert page.ask('GET', url(uuid)).ok
-    for response in (page.change(uuid, 'secret'), page.ask('GET', f'{url(uuid)}.json')):
+    for response in (
+        page.change(uuid, 'secret'),
+        *(page.ask('GET', f'{url(uuid)}.{suffix}') for suffix in ('json', 'pyz')),
+    ):
         assert not response.ok
         assert ALERT.search(response.text)
     assert page.change(uuid, 'rekey').ok
@@ -663,6 +673,7 @@ def test_commands_are_complete(folder):
     shown = re.sub('</?a[^>]*>', '', page.ask('GET', url(uuid)).text)
     codes = [unescape(each) for each in re.findall('<code>(.*?)</code>', shown)]
     for command in (
+        f'python3 {uuid}.pyz 127.0.0.1:8000',
         f'.venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
         f"require('./{uuid}').params",
         'https://[2001:db8::1]/',
