@@ -331,7 +331,7 @@ class Site:
     def __init__(self, worker, entries: Entries, crt_file: str, name: str):
         self.entries, self.name, self.uuid = entries, name, str(uuids.uuid4())
         self.url = f'https://{name}.{LOCALHOST}:{worker.port}/'
-        self._port, self._context = worker.port, client_context(crt_file)
+        self._worker, self._context = worker, client_context(crt_file)
         self._greenlets = Pool()
         entries.add(self.uuid, [name])
         names.switch_on(entries, self.uuid, name)
@@ -340,11 +340,12 @@ class Site:
     def start(self) -> None:
         for _ in range(4):
             self._greenlets.spawn(self._serve)
+        until(lambda: self._worker.rendezvous.registry.count(self.uuid) == 4, 'four wait')
 
     def _serve(self) -> None:
         while True:
             with (
-                socket.create_connection(('127.0.0.1', self._port)) as raw,
+                socket.create_connection(('127.0.0.1', self._worker.port)) as raw,
                 self._context.wrap_socket(raw, server_hostname=f'x.{LOCALHOST}') as sock,
             ):
                 peer = Peer(sock)
