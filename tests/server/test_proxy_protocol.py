@@ -7,10 +7,12 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 
 import gevent
 import pytest
 from conftest import OK, Peer, client_context, code, connect_request, get, until
+from programs import Folder
 from test_limits import is_served
 from test_proxy_line import BAD, IPV4, IPV6, LINE4, LINE6, TLVS, binary, block
 
@@ -252,6 +254,20 @@ def test_wrong_codes_count_for_the_address_that_the_proxy_says(plain, come, entr
     assert statuses == {401}
     assert guess(code(entries, uuid), '198.18.1.1') == 401, 'ration 3'
     assert guess(code(entries, uuid), '192.0.2.9') == 200, 'a friend'
+
+
+def test_server_counts_by_address_and_keeps_descriptors_for_headers(tmp_path):
+    with Folder(tmp_path, key_file=None, proxy_protocol=True, workers=1) as folder:
+        limit = 'import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300)); '
+        serve = f'os.execv({sys.executable!r}, [{sys.executable!r}, "server.py"])'
+        _, port = folder.serve('-c', limit + serve)
+        log = folder.log()
+        assert 'max_connections is 136, for 300 descriptors' in log
+        assert 'not counted by address' not in log
+        with socket.create_connection(('127.0.0.1', port)) as sock:
+            sock.sendall(LINE4 + b'x\r\n\r\n')
+            assert Peer(sock).answer().status == 400
+        until(lambda: '192.0.2.7:5000 refused: 400' in folder.log(), 'it is in the log')
 
 
 HAPROXY = """
