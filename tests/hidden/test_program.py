@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import gevent
 import pytest
-from conftest import OK, until
+from conftest import OK, ROOT, until
 from gevent.event import Event
 from hiding import HEAD_ENDS, MEGABYTE, asked, deaf, hello, said, until_waiting
 
@@ -299,6 +299,15 @@ def test_usage_error_is_argparse_s(monkeypatch, capsys, arguments):
     status, stderr = ran(monkeypatch, capsys, *arguments)
     assert status == 2
     assert stderr.startswith('usage: hidden.py')
+
+
+def test_page_about_it_has_each_option(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['hidden.py', '--help'])
+    with pytest.raises(SystemExit):
+        hidden.command.main()
+    options = re.findall(r'^  (?:-h, )?(--[a-z-]+)', capsys.readouterr().out, re.M)
+    table = re.findall(r'^\| `(--[a-z-]+)', (ROOT / 'docs' / 'hidden.md').read_text(), re.M)
+    assert {*options} - {'--help'} <= {*table}
 
 
 def test_process_ends_with_the_sentence_and_status_78(folder):
