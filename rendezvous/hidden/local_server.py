@@ -25,6 +25,7 @@ HANDSHAKE_SECONDS = 10  # as the rendezvous server gives its clients
 NOBODY_KNOWN = b'PROXY TCP4 127.0.0.1 127.0.0.1 0 0\r\n'
 # What nginx, Apache and Go answer to plain HTTP on a port for TLS; others send a TLS alert.
 WANTS_TLS = re.compile(rb'\x15\x03|HTTP/1\.[01] 400 .*(HTTPS port|SSL-enabled|HTTPS server)', re.S)
+NO_TLS = 'WRONG_VERSION_NUMBER', 'PACKET_LENGTH_TOO_LONG'  # what OpenSSL calls plain HTTP
 
 
 class LocalServer:
@@ -156,7 +157,7 @@ def _why(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f'{dial.why(error)}; --insecure takes any certificate'
     if isinstance(error, ssl.SSLError):
-        if error.reason == 'WRONG_VERSION_NUMBER':
+        if error.reason in NO_TLS:
             return 'it speaks no TLS: write http:// before it'
         return f'TLS failed ({error.reason})'
     return dial.why(error)

@@ -180,7 +180,7 @@ import os, runpy, select, signal, socket, sys, time, _socket, _signal
 TCP = 'INFO', 'USER_TIMEOUT', 'KEEPIDLE', 'KEEPINTVL', 'KEEPCNT', 'QUICKACK', 'NOTSENT_LOWAT'
 POLL = 'poll', 'epoll', *(name for name in dir(select) if name.startswith(('POLL', 'EPOLL')))
 MISSING = {
-    **dict.fromkeys((socket, _socket), [f'TCP_{name}' for name in TCP]),
+    **dict.fromkeys((socket, _socket), ['AF_UNIX', *(f'TCP_{name}' for name in TCP)]),
     **dict.fromkeys((signal, _signal), ['SIGHUP']),
     select: POLL,
     os: [name for name in dir(os) if name.startswith('EX_')],
