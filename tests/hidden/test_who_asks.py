@@ -152,9 +152,10 @@ def test_nginx_is_told_who_asks(stranger, hide, monkeypatch, pair, nginx, way):
 
 
 @needs('nginx')
-def test_nginx_is_told_so_where_nobody_is_known(server, uuid, hide, nginx, connect, caplog):
-    """... and who asks where the server says so: here that is the same address."""
+def test_our_server_tells_nginx_who_asks(server, uuid, hide, nginx, connect, caplog):
     hide(server, nginx['plain']._replace(wants_proxy_line=True))
     until_waiting(server, uuid, 2)
-    assert asked(connect, server, uuid).answer().body.startswith(b'127.0.0.1 ')
+    mobile = asked(connect, server, uuid)
+    port = mobile.sock.getsockname()[1]
+    assert mobile.answer().body == f'127.0.0.1 {port} http'.encode()
     assert not said(caplog)
