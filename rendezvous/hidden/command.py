@@ -53,6 +53,8 @@ def main(packed: dict | None = None) -> None:
     arguments = parser.parse_args()
     if arguments.registrations < 1:
         raise Mistake('--registrations must be 1 or more')
+    if arguments.service and '@' in (arguments.proxy or ''):  # a unit can be read by everybody
+        raise Mistake('--service with a password in --proxy: use https_proxy, as the unit says')
     hidden_server = read(arguments, local_server(arguments), packed)
     if arguments.service:
         return print(service.unit(sys.argv, arguments.entry), end='')

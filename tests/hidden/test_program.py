@@ -286,6 +286,13 @@ def test_insecure_is_for_a_local_server_behind_tls_alone(monkeypatch, capsys):
     assert said == 'hidden.py: --insecure is for a local server with https://\n'
 
 
+def test_password_of_a_proxy_gets_into_no_unit(monkeypatch, capsys):
+    proxy = '--proxy', 'http://u:secret@x:1'
+    said = sentence(monkeypatch, capsys, 'ID.json', 'x:1', '--service', *proxy)
+    assert said.startswith('hidden.py: --service with a password in --proxy: use https_proxy')
+    assert 'secret' not in said
+
+
 @pytest.mark.parametrize('count', ['0', '-1'])
 def test_too_few_registrations_are_a_mistake(monkeypatch, capsys, count):
     said = sentence(monkeypatch, capsys, 'ID.json', 'x:1', '--registrations', count)
