@@ -125,11 +125,9 @@ class Packed:
         assert f'kitchen.pyz: installing {", ".join(pins())} in {folder}\n' in said
         assert said.endswith(f"{folder}/gevent/monkey.py ['127.0.0.1:8000']\n")
 
-    def sentence(
-        self, python: Path | str, status: int = os.EX_CONFIG, argument: str = '127.0.0.1:8000'
-    ) -> str:
+    def sentence(self, python: Path | str, *options: str, status: int = os.EX_CONFIG) -> str:
         """What it says of a mistake, behind the line that it installs something."""
-        program = self.start(python, argument)
+        program = self.start(python, '127.0.0.1:8000', *options)
         assert program.process.wait(timeout=ENDS_SECONDS) == status, program.said()
         *lines, last = program.said().splitlines()
         assert len(lines) < 2, lines
@@ -168,8 +166,8 @@ def test_it_serves_from_any_folder_where_the_packages_are(server, uuid, packed, 
     assert program.end() == 0
     assert 'installing' not in program.said()
     assert packed.installed() == []
-    said = packed.sentence(sys.executable, argument='x')
-    assert said == "'x' is not HOST:PORT, like 127.0.0.1:8000"
+    said = packed.sentence(sys.executable, '--registrations', '0')
+    assert said == '--registrations must be 1 or more'
 
 
 def test_first_start_installs_and_the_next_needs_no_network(
@@ -220,7 +218,7 @@ def test_what_cannot_be_installed_is_one_sentence(packed, bare, tmp_path):
     said = packed.sentence(bare)
     assert said.startswith('pip cannot install what this needs: No matching distribution')
     packed.set(PIP_NO_INDEX=0, PIP_INDEX_URL=f'http://127.0.0.1:{free_port()}')
-    said = packed.sentence(bare, os.EX_TEMPFAIL)
+    said = packed.sentence(bare, status=os.EX_TEMPFAIL)
     assert said == (
         'pip has no connection: [Errno 111] Connection refused; '
         'the first start needs the Internet, and behind a proxy the variable https_proxy'
