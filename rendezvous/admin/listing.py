@@ -12,7 +12,7 @@ from typing import Any
 from unicodedata import east_asian_width
 
 from rendezvous.admin import entry_files as files
-from rendezvous.admin import words
+from rendezvous.admin import pack, words
 from rendezvous.store import entry_json
 from rendezvous.store.entry_json import printable
 from rendezvous.store.options import Options
@@ -93,17 +93,19 @@ def about(entry: dict[str, Any], now: Now, options: Options, name: str, secret: 
         facts |= {'secret': printable(base32), 'URL': printable(entry.get('authURL', ''))}
     return [
         *(f'{name + ":":10} {fact}'.rstrip() for name, fact in facts.items()),
-        *_commands(uuid, options, name),
+        *_commands(uuid, pack.file_name(shown | {'uuid': [uuid]}), options, name),
     ]
 
 
-def _commands(uuid: str, options: Options, name: str) -> list[str]:
+def _commands(uuid: str, file: str, options: Options, name: str) -> list[str]:
     url, has_name = files.url(options, uuid, name), options.names_domain
     is_self_signed = 'ca' in files.how_to_reach(options)
     trusted = f'--cacert {Path(options.crt_file).name} ' if is_self_signed else ''
     return [
-        'on the hidden machine, for the HTTP server there:',
-        f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
+        'here, to make one file for the hidden machine:',
+        f'    .venv/bin/python users_app.py pack {uuid}',
+        'on the hidden machine, with that file, for the HTTP server there:',
+        f'    python3 {file} 127.0.0.1:8000',
         f'on the phone{"" if has_name else ", with the UUID as the user name and any password"}:',
         *(f'    {each}' for each in dict.fromkeys([url, files.url(options, uuid)])),
         f'    curl {trusted}{"" if has_name else f"--digest -u {uuid}:x "}{url}',

@@ -14,6 +14,7 @@ from typing import Any
 
 from rendezvous.wire.programs import HERE
 
+NAME_CHARACTERS = 100  # file systems take 255; another program may have written a longer label
 ROOMS = 'wire', 'hidden'
 MAIN = 'rendezvous/hidden/packed.py'
 # With those that gevent needs: these versions run together here.
@@ -41,5 +42,5 @@ def build(document: dict[str, Any]) -> bytes:
 def file_name(document: dict[str, Any]) -> str:
     """What the .pyz is called: LABEL.pyz, or UUID.pyz where the label has no letter for it."""
     label = unicodedata.normalize('NFKD', ' '.join(document['labels'])).encode('ascii', 'ignore')
-    name = re.sub('[^A-Za-z0-9]+', '-', label.decode()).strip('-')
+    name = re.sub('[^A-Za-z0-9]+', '-', label.decode()).strip('-')[:NAME_CHARACTERS]
     return f'{name or document["uuid"][0]}.pyz'

@@ -435,7 +435,8 @@ def test_show_tells_all_but_the_secret(folder, shell, uuid):
         'state:     offline; waiting registrations: 0, open pipes: 0',
         'codes:     8 digits',
         f'files:     {folder.path}/entries/{uuid}.json and .js',
-        f'    .venv/bin/python hidden.py {uuid}.json 127.0.0.1:8000',
+        f'    .venv/bin/python users_app.py pack {uuid}',
+        '    python3 kitchen.pyz 127.0.0.1:8000',
         f'    curl --cacert registrar.crt --digest -u {uuid}:x https://127.0.0.1:8899/',
     ):
         assert f'{line}\n' in said
@@ -543,10 +544,11 @@ def test_commands_that_show_tells_work_until_there_is_a_new_secret(tmp_path, uui
         near = folder.start('-u', '-m', 'http.server', '--bind', '127.0.0.1', '0')
         near_port = near.until_it_says(r'port (\d+)')[1]
         folder.add('--uuid', uuid)
-        (folder.path / 'entries' / f'{uuid}.json').rename(folder.path / f'{uuid}.json')
         said = folder.run('users_app.py', 'show', uuid).stdout
-        python, curl = (shlex.split(command) for command in re.findall('(?:python|curl) .*', said))
-        hiding = folder.start(*python[1:-1], f'127.0.0.1:{near_port}')
+        commands = map(shlex.split, re.findall('^    (.*)', said, re.M))
+        (_, *packing), (_, *hidden, _), _, curl = commands
+        assert folder.run(*packing).status == 0
+        hiding = folder.start(*hidden, f'127.0.0.1:{near_port}')
         hiding.until_it_says('registered')
         ran = subprocess.run([*curl, '-sS', '--noproxy', '*'], cwd=folder.path, capture_output=True)
         assert (ran.returncode, ran.stderr) == (0, b'')
