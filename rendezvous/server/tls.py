@@ -67,14 +67,18 @@ def check(options: Options) -> None:
         return
     key_file, crt_file = map(local.path_of, (str(options.key_file), options.crt_file))
     pem = crt_file.read_text('ascii', 'ignore')  # what stands between the PEM may be any text
-    try:
-        complaint = _what_clients_say(made, pem, options.rendezvous_host)
-    except ssl.SSLError as error:
-        sentence = f'no client can use the key in {key_file} ({error.reason or error})'
-        raise Mistake(f'{sentence}: {local.MAKE_CERT} --force makes a new pair') from None
-    if complaint:
-        log.error('EVERY CLIENT WILL REFUSE %s: %s', crt_file, complaint)
-        log.error('%s --force makes one for rendezvous_host', local.MAKE_CERT)
+    hosts = {'rendezvous_host': options.rendezvous_host}
+    if options.names_domain:
+        hosts['names_domain'] = f'any-name.{options.names_domain}'
+    for option, host in hosts.items():
+        try:
+            complaint = _what_clients_say(made, pem, host)
+        except ssl.SSLError as error:
+            sentence = f'no client can use the key in {key_file} ({error.reason or error})'
+            raise Mistake(f'{sentence}: {local.MAKE_CERT} --force makes a new pair') from None
+        if complaint:
+            log.error('EVERY CLIENT WILL REFUSE %s for %s: %s', crt_file, option, complaint)
+            return log.error('%s --force makes one for it, which all clients need', local.MAKE_CERT)
 
 
 def _what_clients_say(context: ssl.SSLContext, pem: str, host: str) -> str | None:

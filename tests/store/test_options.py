@@ -1,6 +1,5 @@
 """local.py: what it may say, and what the real server says where it says something else."""
 
-import datetime
 import os
 import re
 import runpy
@@ -12,11 +11,11 @@ from typing import NamedTuple
 
 import gevent
 import pytest
+import self_signed
 from conftest import ROOT, until
 from gevent.pool import Pool
 from programs import Folder, Ran, free_port, listens
 
-from rendezvous.admin import certificate as make_cert
 from rendezvous.server.listening import listener
 from rendezvous.store import options as local
 from rendezvous.store.options import DEFAULTS
@@ -87,7 +86,7 @@ def fill(name: str, octets: bytes):
 
 
 def swap_key(folder) -> None:
-    key, _ = make_cert.certificate_for('127.0.0.1')
+    key, _ = self_signed.pair()
     fill('registrar.key', key)(folder)
 
 
@@ -398,21 +397,23 @@ def test_file_name_must_not_be_empty(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ('host', 'ended', 'complaint'),
+    ('host', 'domain', 'ends', 'complaint'),
     [
-        ('rendezvous.example', False, 'IP address mismatch'),
-        ('127.0.0.1', True, 'certificate has expired'),
+        ('rendezvous.example', None, None, 'rendezvous_host: IP address mismatch'),
+        ('127.0.0.1', None, -0.1, 'rendezvous_host: certificate has expired'),
+        ('127.0.0.1', 'names.example', None, 'names_domain: Hostname mismatch'),
     ],
 )
 def test_certificate_that_clients_will_refuse_is_said_loudly_and_served(
-    folder, monkeypatch, host, ended, complaint
+    folder, host, domain, ends, complaint
 ):
-    if ended:
-        monkeypatch.setattr(make_cert, 'VALID', -datetime.timedelta(minutes=1))
     folder.pair(host)
+    folder.set(names_domain=domain)
+    if ends:
+        self_signed.write(folder.path, ends=ends)
     _, port = folder.serve()
     assert re.search(
-        rf' ERROR EVERY CLIENT WILL REFUSE .*/registrar\.crt: .*{complaint}', folder.log()
+        rf' ERROR EVERY CLIENT WILL REFUSE .*/registrar\.crt for {complaint}', folder.log()
     )
     assert folder.log().count('EVERY CLIENT WILL REFUSE') == 1  # of all processes, one says it
     assert '.venv/bin/python make_cert.py --force' in folder.log()
