@@ -26,12 +26,12 @@ def document(entry: dict[str, Any], options: Options) -> dict[str, Any]:
 
 
 def how_to_reach(options: Options) -> dict[str, Any]:
-    """The `server` of an entry's files; `ca` is a self-signed certificate. Raises Mistake."""
+    """The `server` of an entry's files; `ca` is a certificate of our own. Raises Mistake."""
     server: dict[str, Any] = {'hostname': options.rendezvous_host, 'port': options.rendezvous_port}
     if options.key_file:
-        pem, found = certificate.read(options)
-        if found.issuer == found.subject:
-            server['ca'] = pem
+        found = certificate.read(options)
+        if found.is_ours:
+            server['ca'] = found.pem  # with the authority, it trusts the next certificate, too
     return server
 
 

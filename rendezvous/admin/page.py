@@ -84,7 +84,7 @@ class Page:
         shown, file = self._shown(uuid), files.FILES / f'{uuid}.json'
         shown['history'] = presence.history(self._entries, shown['uuid'])
         shown['used_up'] = self._entries.used_up(shown['uuid'])
-        shown['self_signed'] = self._is_self_signed()
+        shown['self_signed'], shown['authority'] = self._what_to_trust()
         shown['name'] = name = actions.name_of(self._entries, self._options, shown['uuid'])
         shown['url'] = url = files.url(self._options, shown['uuid'], name)
         shown['uuid_url'] = files.url(self._options, shown['uuid'])
@@ -134,6 +134,15 @@ class Page:
         pem = files.how_to_reach(self._options).get('ca') or abort(404)
         return _attachment(pem, 'registrar.crt')
 
+    def download_authority(self) -> ResponseReturnValue:
+        """The authority alone: phones and browsers import the first certificate of a file.
+
+        By its type a browser knows that it may offer to import it.
+        """
+        found = certificate.read(self._options) if self._options.key_file else None
+        pem = certificate.pem_of((found and found.authority) or abort(404))
+        return Response(pem, mimetype='application/x-x509-ca-cert', headers=NO_REFERRER)
+
     def _listed(self) -> list[dict[str, Any]]:
         """All entries, with what is known of now: as they are now, or later.
 
@@ -169,11 +178,15 @@ class Page:
         entry = self._entries.get(str(uuid)) or abort(404, f'There is no entry {uuid}.')
         return files.document(entry, self._options)
 
-    def _is_self_signed(self) -> bool:
+    def _what_to_trust(self) -> tuple[bool, bool]:
+        """Whether clients have to trust a certificate of ours, and an authority of ours."""
+        if not self._options.key_file:
+            return False, False
         try:
-            return 'ca' in files.how_to_reach(self._options)
+            found = certificate.read(self._options)
         except Mistake:
-            return True  # the notice on the page says what is wrong
+            return True, True  # the notice on the page says what is wrong
+        return found.is_ours, found.authority is not None
 
     def _render(self, template: str, **values: Any) -> str:
         return render_template(template, notice=certificate.notice(self._options), **values)
@@ -228,6 +241,7 @@ def create_app(
     app.add_url_rule(f'{one}.<any(json, js):suffix>', view_func=page.download)
     app.add_url_rule(f'{one}.pyz', view_func=page.download_pack)
     app.add_url_rule('/registrar.crt', view_func=page.download_certificate)
+    app.add_url_rule('/registrar-ca.crt', view_func=page.download_authority)
     app.register_error_handler(Mistake, _mistake_page)
     for name in app.jinja_env.list_templates():
         app.jinja_env.get_template(name)  # compiled now, it delays no request

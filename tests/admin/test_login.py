@@ -54,7 +54,7 @@ def test_cookie_is_kept_from_scripts_and_other_sites(page, anonymous):
 def test_without_a_session_nothing_is_shown_or_done(page, anonymous, cookie):
     uuid = page.made(label='kitchen')
     headers = {'Cookie': f'rendezvous-{urlsplit(page.url).port}={cookie}'}
-    files = f'/entries/{uuid}.json', f'/entries/{uuid}.pyz', '/registrar.crt'
+    files = f'/entries/{uuid}.json', f'/entries/{uuid}.pyz', '/registrar-ca.crt'
     for path in ('/', f'/entries/{uuid}', *files, '/nothing'):
         response = anonymous('GET', path, headers=headers)
         assert response.status_code == 403

@@ -20,11 +20,12 @@ import gevent
 import pytest
 import requests
 import segno
+import self_signed
 from conftest import free_port, until
 from programs import Folder, Outside, listens
 from visitor import ALERT, Visitor, files
 
-from rendezvous.admin import certificate
+from rendezvous.admin import authority, certificate
 from rendezvous.admin import page as our_page
 from rendezvous.admin.page_server import Server
 from rendezvous.store import options as local
@@ -588,6 +589,24 @@ def test_downloads_are_the_files(page):
     answer = page.ask('GET', '/registrar.crt')
     assert answer.text == (page.folder.path / 'registrar.crt').read_text()
     assert answer.headers['Content-Disposition'] == 'attachment; filename=registrar.crt'
+    answer = page.ask('GET', '/registrar-ca.crt')
+    assert answer.text == (page.folder.path / 'registrar-ca.crt').read_text()
+    assert answer.headers['Content-Type'] == 'application/x-x509-ca-cert'
+
+
+def test_page_says_which_certificate_is_for_whom(folder):
+    def shown(uuid: str) -> list[str]:
+        said = text(page.ask('GET', url(uuid)))
+        return [each for each in ('registrar.crt', 'registrar-ca.crt', '--force') if each in said]
+
+    page = Visitor(folder)
+    uuid = page.made()
+    assert shown(uuid) == ['registrar.crt', 'registrar-ca.crt']
+    self_signed.write(folder.path)
+    assert shown(uuid) == ['registrar.crt', '--force']
+    assert page.ask('GET', '/registrar-ca.crt').status_code == 404
+    self_signed.write(folder.path, issuer='public')
+    assert shown(uuid) == []
 
 
 def test_secret_is_shown_only_on_request_with_a_qr_code(page):
@@ -628,36 +647,56 @@ def test_label_that_somebody_else_wrote_breaks_nothing(page, uuid, label):
         assert re.search('<h1.*?<bdi>(.*)</bdi></h1>', response.text)
 
 
-def pair_for(folder, monkeypatch, days: int) -> datetime.datetime:
-    """Makes a certificate that ends so many days from now, or has; when that is."""
-    left = datetime.timedelta(days=days, hours=1)
-    monkeypatch.setattr(certificate, 'VALID', left)
-    monkeypatch.setattr(certificate, 'BACKDATED', datetime.timedelta(days=2))
+def ours(folder, monkeypatch, ends: int, signed: int = 397) -> None:
+    """The authority ends so many days from now, and the certificate so many after its begin."""
+    for name, days in (('VALID', signed), ('BACKDATED', 300), ('AUTHORITY_VALID', ends + 0.1)):
+        monkeypatch.setattr(authority, name, datetime.timedelta(days=days))
     folder.pair()
-    return datetime.datetime.now(datetime.UTC) + left
 
 
 NEW_PAIR = '.venv/bin/python make_cert.py --force makes a new one'
 
 
+NEXT = '.venv/bin/python make_cert.py --renew makes the next one, or says why not.'
+
+
 @pytest.mark.parametrize(
-    ('days', 'sentence'),
+    ('issuer', 'begins', 'days', 'sentence'),
     [
-        (31, ''),
-        (29, 'The certificate ends on {:%Y-%m-%d}: ' + NEW_PAIR),
-        (-1, 'The certificate ended on {:%Y-%m-%d}: ' + NEW_PAIR),
+        ('127.0.0.1', -300, 31, ''),
+        ('127.0.0.1', -300, 29, 'The certificate ends on {:%Y-%m-%d}: ' + NEW_PAIR),
+        ('127.0.0.1', -300, -1, 'The certificate ended on {:%Y-%m-%d}: ' + NEW_PAIR),
+        ('public', -68, 22, 'The certificate ends on {:%Y-%m-%d}: renew it.'),
+        ('public', -3, 3, ''),  # one for a few days alone
     ],
 )
-def test_end_of_the_certificate_is_told_before_it_comes(folder, monkeypatch, days, sentence):
-    end = pair_for(folder, monkeypatch, days)
-    options = local.DEFAULTS | {'crt_file': str(folder.path / 'registrar.crt')}
-    notice = certificate.notice(options)
+def test_end_of_the_certificate_is_told_before_it_comes(folder, issuer, begins, days, sentence):
+    self_signed.write(folder.path, begins=begins, ends=days + 0.1, issuer=issuer)
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days + 0.1)
+    notice = certificate.notice(local.DEFAULTS | {'crt_file': str(folder.path / 'registrar.crt')})
     assert notice.startswith(sentence.format(end))
     assert bool(notice) == bool(sentence)
 
 
-def test_end_of_the_certificate_is_said_on_top(folder, monkeypatch):
-    pair_for(folder, monkeypatch, 29)
+@pytest.mark.parametrize(
+    ('ends', 'signed', 'sentence'),
+    [
+        (2000, 331, ''),
+        (2000, 329, f'The certificate ends on .*: {NEXT}'),
+        (2000, 299, f'The certificate ended on .*: {NEXT}'),
+        (29, 397, f'The authority of the certificate ends on .*: {NEW_PAIR}'),
+        (-1, 397, f'The authority of the certificate ended on .*: {NEW_PAIR}'),
+    ],
+)
+def test_end_of_the_authority_is_told_too(folder, monkeypatch, ends, signed, sentence):
+    ours(folder, monkeypatch, ends, signed)
+    notice = certificate.notice(local.DEFAULTS | {'crt_file': str(folder.path / 'registrar.crt')})
+    assert re.match(sentence, notice)
+    assert bool(notice) == bool(sentence)
+
+
+def test_end_of_the_certificate_is_said_on_top(folder):
+    self_signed.write(folder.path, begins=-300, ends=29)
     page = Visitor(folder)
     for response in (page.ask('GET'), page.ask('GET', url(page.made()))):
         above, _, below = response.text.partition('<p class="notice" role="note">The certificate')
@@ -689,6 +728,7 @@ def test_commands_are_complete(folder):
     assert f'<code>curl --digest -u {uuid}:x https://[2001:db8::1]/</code>' in shown
     assert 'registrar.crt' not in shown
     assert page.ask('GET', '/registrar.crt').status_code == 404
+    assert page.ask('GET', '/registrar-ca.crt').status_code == 404
 
 
 @pytest.fixture(scope='module')

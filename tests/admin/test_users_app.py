@@ -1,6 +1,5 @@
 """The commands of users_app.py, the files that it writes and what it keeps in Redis."""
 
-import datetime
 import json
 import os
 import re
@@ -19,15 +18,12 @@ from pathlib import Path
 import click
 import gevent
 import pytest
+import self_signed
 from click.testing import CliRunner
 from conftest import ROOT, until
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from programs import ENDS_SECONDS, Folder, Ran
 from visitor import files
 
-from rendezvous.admin import certificate as make_cert
 from rendezvous.admin import entry_files as hidden_files
 from rendezvous.admin import shell as users_app
 from rendezvous.store import embedded as store
@@ -640,18 +636,8 @@ def test_impossible_port_is_refused(port):
 
 
 def test_certificate_of_an_authority_is_not_in_the_files(tmp_path):
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-    subject, issuer = (
-        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        for name in ('rendezvous.example', 'an authority')
-    )
-    certificate = (
-        x509.CertificateBuilder(issuer, subject, key.public_key(), 1, now, now + make_cert.VALID)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
     crt_file = tmp_path / 'public.crt'
-    crt_file.write_bytes(certificate.public_bytes(make_cert.Encoding.PEM))
+    crt_file.write_bytes(self_signed.pair(issuer='an authority')[1])
     options = DEFAULTS | {'crt_file': str(crt_file), 'rendezvous_host': 'rendezvous.example'}
     assert hidden_files.how_to_reach(options) == {'hostname': 'rendezvous.example', 'port': 8899}
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import gevent
 import pytest
+import self_signed
 from conftest import OK, Peer, free_port, until
 from hiding import (
     HEAD_ENDS,
@@ -28,7 +29,6 @@ from hiding import (
 )
 from test_dial import answers_no_syn
 
-from rendezvous.admin import certificate as make_cert
 from rendezvous.hidden import dial, hidden_server
 
 
@@ -180,8 +180,7 @@ def test_more_registrations_than_may_wait_are_no_hot_loop(start, uuid, hide, cap
 
 
 def test_another_certificate_is_refused_and_said_and_tried_slowly(server, entry, hide, caplog):
-    _, certificate = make_cert.certificate_for('127.0.0.1')
-    entry['server']['ca'] = certificate.public_bytes(make_cert.Encoding.PEM).decode()
+    entry['server']['ca'] = self_signed.pair()[1].decode()
     caplog.set_level('INFO', 'rendezvous')
     hide(server)
     until(lambda: caplog.text.count('alert') == 1, 'one tries')
@@ -189,7 +188,7 @@ def test_another_certificate_is_refused_and_said_and_tried_slowly(server, entry,
     assert caplog.text.count('alert') == 1
     assert said(caplog) == [
         f'not registered at 127.0.0.1:{server.port}: its certificate is not the one it should be '
-        '(self-signed certificate)'
+        '(self-signed certificate in certificate chain)'
     ]
 
 
@@ -220,14 +219,11 @@ def test_wrong_clock_is_told_from_the_server_s_date(stranger, hide, caplog, fiel
 
 
 @pytest.fixture
-def served(listen, entry, tmp_path, monkeypatch):
+def served(listen, entry, tmp_path):
     """Starts strangers whose certificate begins and ends so many days from now."""
 
     def served(begins: float, ends: float) -> Registrar:
-        monkeypatch.setattr(make_cert, 'BACKDATED', timedelta(days=-begins))
-        monkeypatch.setattr(make_cert, 'VALID', timedelta(days=ends))
-        key, certificate = make_cert.certificate_for('127.0.0.1')
-        pem = certificate.public_bytes(make_cert.Encoding.PEM)
+        key, pem = self_signed.pair(begins, ends)
         (tmp_path / 'key').write_bytes(key)
         (tmp_path / 'crt').write_bytes(pem)
         entry['server']['ca'] = pem.decode()

@@ -342,7 +342,7 @@ def test_new_versions_in_a_row_and_while_one_starts_fail_no_request(server, hide
         ('rendezvous/server/parent.py', ['def main()', 'def main('], 'SyntaxError'),
         ('rendezvous/server/pid_file.py', ['import fcntl', 'import fcntI'], 'ModuleNotFoundError'),
         ('local.py', ["options = {'rendezvous_prot': 1}"], "there is no option 'rendezvous_prot'"),
-        ('local.py', ["options = {'key_file': 'gone/key'}"], 'registrar.crt exists'),
+        ('local.py', ["options = {'key_file': 'gone/key'}"], 'registrar-ca.crt exists'),
         ('local.py', ["options = {'redis_host': '127.0.0.1', 'redis_port': 1}"], 'does not answer'),
         ('local.py', ['import os\nos.kill(os.getpid(), 9)'], 'Killed'),
     ],
@@ -533,19 +533,25 @@ def certificates(server: Server) -> set[str]:
         return {ssl.DER_cert_to_PEM_cert(peer.sock.getpeercert(True)) for peer in peers}
 
 
+def first(server: Server) -> str:
+    """That of the server, and not its authority."""
+    pem = (server.folder.path / 'registrar.crt').read_text()
+    return pem[: pem.index('-----BEGIN', 1)]
+
+
 def test_sighup_has_all_workers_show_the_new_certificate(server):
     before = certificates(server)
     server.folder.pair()
     os.kill(server.pid, signal.SIGHUP)
     server.until_logged('read key and certificate again', 2)
-    after = (server.folder.path / 'registrar.crt').read_text()
-    assert certificates(server) == {after} != before
+    assert certificates(server) == {first(server)} != before
     assert server.folder.workers() == server.workers
 
 
 def test_pair_that_does_not_go_together_leaves_the_old_one(server):
     path = server.folder.path / 'registrar.key'
-    (before,) = certificates(server)
+    before = first(server)
+    assert certificates(server) == {before}
     key = path.read_bytes()
     certificate_file = path.with_suffix('.crt').read_text()
     server.folder.pair()
