@@ -1,4 +1,4 @@
-"""The processes that the parent starts: workers, and the trial of a new version."""
+"""The processes that the parent starts: workers, the trial of a new version, the renewal."""
 
 import json
 import os
@@ -68,12 +68,28 @@ def spawn_trial(output: int) -> int:
 
     What it says goes to the descriptor `output`. Raises OSError.
     """
+    return _spawn(['/bin/sh', 'bin/run.sh', '--check'], output)
+
+
+def spawn_renewal(output: int) -> int:
+    """Has the next certificate made, if one is due; the process. `output` and OSError as above."""
+    return _spawn([sys.executable, 'make_cert.py', '--renew'], output)
+
+
+def _spawn(arguments: list[str], output: int) -> int:
     return os.posix_spawn(
-        '/bin/sh',
-        ['sh', 'bin/run.sh', '--check'],
+        arguments[0],
+        arguments,
         os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, output, each) for each in (1, 2)],
         setsid=True,
         setsigmask=[],
         setsigdef=SIGNALS - {READY},
     )
+
+
+def said(output: int) -> str:
+    """What such a process has said, when it has ended. The descriptor is closed."""
+    text = os.pread(output, 10_000, 0).decode(errors='replace').strip()
+    os.close(output)
+    return text

@@ -19,7 +19,16 @@ import time
 from dataclasses import asdict
 
 from rendezvous.server import listening, starting, tls
-from rendezvous.server.children import SIGNALS, STORE, Child, Generation, spawn_trial, spawn_worker
+from rendezvous.server.children import (
+    SIGNALS,
+    STORE,
+    Child,
+    Generation,
+    said,
+    spawn_renewal,
+    spawn_trial,
+    spawn_worker,
+)
 from rendezvous.server.pid_file import PidFile, has_terminal
 from rendezvous.server.starting import LOG, READY
 from rendezvous.store import embedded
@@ -37,7 +46,8 @@ OLD_SECONDS = 120  # for those of the version before: longer than they give pipe
 # meanwhile it is still good for reading.
 WORKER_LIVED_SECONDS, STORE_LIVED_SECONDS = 60, 0.2
 LONGEST_PAUSE_SECONDS = 60
-ROTATE_SECONDS = 60  # between two looks at the size of the log
+ROTATE_SECONDS = 60  # between two looks at the size of the log, and at the date
+DAY_SECONDS = 86_400  # of the clock on the wall: a machine may sleep for weeks, and be set right
 
 
 class Parent:
@@ -60,6 +70,8 @@ class Parent:
         self._start_by = self._old_by = self._stop_by = 0.0
         self._trial = self._trial_output = 0  # the process that tries a new version
         self._again = False  # another version came meanwhile
+        self._renewal = self._renewal_output = 0  # the process that renews the certificate
+        self._day = time.time() // DAY_SECONDS  # when that was last: bin/run.sh has just done it
         self._reloaded_at, self._rotate_at = 0.0, time.monotonic()
         self._status, self._terminal = 0, has_terminal()
 
@@ -132,13 +144,15 @@ class Parent:
             os.kill(pid, number)  # nobody has waited for it yet: the number is still its own
 
     def _reap(self) -> None:
-        while self._children or self._trial:
+        while self._children or self._trial or self._renewal:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
             code = os.waitstatus_to_exitcode(status)
             if pid == self._trial:
                 self._judge(code)
+            elif pid == self._renewal:
+                self._renewed(code)
             elif child := self._children.pop(pid, None):
                 self._lost(child, code)
 
@@ -216,6 +230,9 @@ class Parent:
     def _hang_up(self) -> None:
         """SIGHUP is for key and certificate, unless it says that the terminal is closed."""
         self._look_at_the_terminal()
+        self._read_again()
+
+    def _read_again(self) -> None:
         if self._now and self._now.options.key_file and not self._stop_by:
             try:
                 tls.check(self._now.options)
@@ -232,6 +249,28 @@ class Parent:
             self._terminal = False
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
                 self._stop()
+
+    # The next certificate
+
+    def _look_at_the_date(self) -> None:
+        """Each day the certificate is renewed if that is due, and what others renew is read."""
+        today, now = time.time() // DAY_SECONDS, self._now
+        if today == self._day or self._stop_by or not (now and now.options.key_file):
+            return
+        if self._renewal:  # since yesterday: it hangs
+            return os.killpg(self._renewal, signal.SIGKILL)
+        self._day = today
+        try:
+            self._renewal_output = os.memfd_create('output')
+            self._renewal = spawn_renewal(self._renewal_output)
+        except OSError as error:
+            log.error('cannot look whether the certificate is to be renewed: %s', error)
+
+    def _renewed(self, code: int) -> None:
+        text, self._renewal = said(self._renewal_output), 0
+        if text:
+            log.log(logging.ERROR if code else logging.INFO, '%s', text)
+        self._read_again()
 
     # A new version
 
@@ -256,13 +295,12 @@ class Parent:
 
     def _judge(self, code: int) -> None:
         """The trial has ended: with status 0 this process becomes the new version."""
-        said = os.pread(self._trial_output, 10_000, 0).decode(errors='replace').strip()
-        os.close(self._trial_output)
+        why = said(self._trial_output) or f'its trial ended with {code}'
         self._trial = 0
         if self._stop_by or self._again or not self._now:
             return
         if code:
-            return self.give_up(said or f'its trial ended with {code}')
+            return self.give_up(why)
         listener, children = self._now.listener, self._children.items()
         state = {'number': self._now.number, 'options': asdict(self._now.options)}
         state |= {'listener': listener.fileno(), 'file': self._file.descriptor}
@@ -306,6 +344,7 @@ class Parent:
         if now >= self._rotate_at:
             self._look_at_the_terminal()  # a shell that ends need not send a SIGHUP
             logs.rotate(LOG)
+            self._look_at_the_date()
             self._rotate_at = now + ROTATE_SECONDS
         if self._stop_by and now >= self._stop_by:
             self._kill(self._workers() or self._numbered(STORE), signal.SIGKILL)

@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import gevent
@@ -22,6 +23,7 @@ from gevent.event import Event
 from hiding import HEAD_ENDS, HELLO, Listener
 from programs import Folder, Outside, listens
 
+from rendezvous.admin import authority
 from rendezvous.hidden.hidden_server import HiddenServer
 from rendezvous.hidden.target import Target
 
@@ -533,6 +535,14 @@ def certificates(server: Server) -> set[str]:
         return {ssl.DER_cert_to_PEM_cert(peer.sock.getpeercert(True)) for peer in peers}
 
 
+def shown(server: Server) -> set[str]:
+    """The same, or nothing while some show one that is not to be trusted any more."""
+    try:
+        return certificates(server)
+    except ssl.SSLError:
+        return set()
+
+
 def first(server: Server) -> str:
     """That of the server, and not its authority."""
     pem = (server.folder.path / 'registrar.crt').read_text()
@@ -560,6 +570,36 @@ def test_pair_that_does_not_go_together_leaves_the_old_one(server):
     server.until_logged('ERROR the old key and certificate stay: .* do not go together')
     path.with_suffix('.crt').write_text(certificate_file)
     assert certificates(server) == {before}
+
+
+def test_certificate_is_renewed_and_no_connection_dropped(tmp_path, monkeypatch):
+    with Folder(tmp_path, workers=2) as folder:
+        folder.pair()
+        parent = folder.path / 'rendezvous' / 'server' / 'parent.py'
+        today = 'time.time() // DAY_SECONDS', "os.path.exists('it is tomorrow')"
+        for change in (today, ('ROTATE_SECONDS = 60', 'ROTATE_SECONDS = 0.2')):
+            assert change[0] in parent.read_text()
+            parent.write_text(parent.read_text().replace(*change))
+        server = Server(folder)
+        peer = server.connect()
+        monkeypatch.setattr(authority, 'BACKDATED', timedelta(days=300))
+        folder.pair()
+        due = first(server)
+        (folder.path / 'it is tomorrow').touch()
+        server.until_logged('INFO made the next certificate in registrar.crt, valid until ')
+        assert first(server) != due
+        until(lambda: shown(server) == {first(server)}, 'all workers show it')
+        peer.send(b'GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
+        assert peer.answer().status == 401
+        peer.close()
+        folder.pair()
+        (folder.path / 'registrar-ca.key').unlink()
+        (folder.path / 'it is tomorrow').unlink()
+        server.until_logged(
+            r'ERROR make_cert.py: cannot renew the certificate with .*/registrar-ca\.key \(No such'
+        )
+        until(lambda: shown(server) == {first(server)}, 'they show what there is')
+        assert server.folder.workers() == server.workers
 
 
 @pytest.mark.skipif(not shutil.which('openssl'), reason='openssl is not installed')
