@@ -17,17 +17,26 @@ from rendezvous.hidden.http_proxy import BadProxy
 from rendezvous.hidden.target import EXAMPLES, Target, target
 from rendezvous.wire import logs
 from rendezvous.wire.background_log import Background
+from rendezvous.wire.http_head import HOST
 from rendezvous.wire.programs import Mistake
 
 DESCRIPTION = 'Registers at the rendezvous server and pipes to a local HTTP server.'
 FINISH_SECONDS = 30  # for pipes to finish after SIGTERM; the rendezvous server gives them as many
 FLAGS = {
+    '--forwarded': 'check each request, and tell the local server who asks (X-Forwarded-For and '
+    'others)',
     '--insecure': 'take any certificate of an https:// local server, like a self-signed one',
     '--service': 'print a systemd unit with these arguments, and end',
     '--proxy-protocol': 'tell the local server who asks, in a line of the PROXY protocol, version '
     '1, in front of each connection: only for one that is set to expect it',
 }
 OPTIONS = {
+    '--host': (
+        str,
+        None,
+        'NAME',
+        'as --forwarded, and the local server gets this in the field Host',
+    ),
     '--registrations': (int, 4, 'COUNT', 'how many connections wait for visits (default: 4)'),
     '--proxy': (
         str,
@@ -67,7 +76,14 @@ def local_server(arguments: argparse.Namespace) -> Target:
     found = target(arguments.local_server)
     if arguments.insecure and not found.is_tls:
         raise Mistake('--insecure is for a local server with https://')
-    return found._replace(is_insecure=arguments.insecure, wants_proxy_line=arguments.proxy_protocol)
+    host = arguments.host or ('' if arguments.forwarded else None)
+    if host and not HOST.fullmatch(host):
+        raise Mistake(f'--host {host!r} is not NAME or NAME:PORT, like kitchen.example.com')
+    return found._replace(
+        is_insecure=arguments.insecure,
+        wants_proxy_line=arguments.proxy_protocol,
+        forwarding_as=host,
+    )
 
 
 def read(arguments: argparse.Namespace, local_server: Target, packed: dict | None) -> HiddenServer:

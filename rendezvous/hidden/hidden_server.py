@@ -112,7 +112,7 @@ class HiddenServer:
         # A greenlet for each registration, and one more for each pipe: as many as descriptors.
         self._connections = Pool(None)
         self._max_connections = descriptors() - OWN_DESCRIPTORS - count
-        self._local_server = LocalServer(target, self._connections)
+        self._local_server = LocalServer(target, self._uuid, self._connections)
         self._waiting: set[Registration] = set()  # not in a pipe yet
         self._suspect_before = -math.inf  # clock(): registrations that are older may be dead
         self._offline = Event()  # set while no registration succeeds: then one slot tries for all

@@ -11,6 +11,7 @@ import gevent
 from gevent.pool import Pool
 
 from rendezvous.hidden import dial
+from rendezvous.hidden.gateway import Forwarding
 from rendezvous.hidden.target import Target
 from rendezvous.wire import pipe, proxy_line, sockets
 from rendezvous.wire.addresses import Peer
@@ -31,11 +32,13 @@ NO_TLS = 'WRONG_VERSION_NUMBER', 'PACKET_LENGTH_TOO_LONG'  # what OpenSSL calls 
 class LocalServer:
     """An HTTP server on this machine, or on another one that this machine can reach."""
 
-    def __init__(self, target: Target, connections: Pool):
-        """`connections` gets a greenlet for each connection to it."""
+    def __init__(self, target: Target, uuid: str, connections: Pool):
+        """`uuid`: of the hidden server; `connections` gets a greenlet for each connection to it."""
         self._target, self._connections = target, connections
         self._addresses = dial.Addresses(target.host, target.port)
         self._context = _context(target) if target.is_tls else None
+        host = target.forwarding_as
+        self._forwarding = None if host is None else Forwarding(uuid, host)
         self.connecting = 0  # visits whose connection is being made
         self._warn_once = cache(log.warning)
 
@@ -53,8 +56,15 @@ class LocalServer:
             return
         finally:
             self.connecting -= 1
+        mobile: sockets.Socket = sock
+        if self._forwarding:
+            mobile, octets = self._forwarding.around(sock, octets, visitor), b''
         try:
-            how = pipe.join(pipe.End(sock), near, octets, drain=0, spawn=self._connections.spawn)
+            how = pipe.join(pipe.End(mobile), near, octets, drain=0, spawn=self._connections.spawn)
+        except Refusal as refusal:
+            log.info('refused a request of %s: %s', visitor or 'somebody', refusal.diagnostic)
+            sockets.send(sock, refusal.octets())
+            return
         except sockets.Ended:
             how = pipe.How.ENDED
         if not how.is_whole:

@@ -20,6 +20,7 @@ class Target(NamedTuple):
     is_tls: bool = False
     is_insecure: bool = False  # any certificate will do
     wants_proxy_line: bool = False  # of the PROXY protocol, in front of each visit
+    forwarding_as: str | None = None  # the Host that the gateway writes, '' for that of the client
 
     def __str__(self) -> str:
         if self.path:

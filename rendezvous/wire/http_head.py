@@ -28,7 +28,7 @@ _FIELD_LINE = re.compile(rb'(%s):(.*)' % _TOKEN)
 # Never part of a line: a bare CR (RFC 9112 section 2.2), other controls (RFC 9110 section 5.5)
 _FORBIDDEN = re.compile(rb'[\x00-\x08\x0a-\x1f\x7f]')
 # RFC 9110 section 7.2: Host = uri-host [ ":" port ]
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
 
 JSON, HTML = 'application/json', 'text/html; charset=utf-8'  # of an answer
 
@@ -183,7 +183,7 @@ def _check(head: Head) -> None:
     """Refuses what parsers read differently (RFC 9112 sections 3.2, 6.1 and 6.3)."""
     hosts = head.values('host')
     optional = head.version == 'HTTP/1.0' or head.method == 'CONNECT'
-    if len(hosts) > 1 or not (hosts or optional) or not all(map(_HOST.fullmatch, hosts)):
+    if len(hosts) > 1 or not (hosts or optional) or not all(map(HOST.fullmatch, hosts)):
         raise Refusal(400, 'there must be exactly one valid Host')
     lengths, codings = head.values('content-length'), head.values('transfer-encoding')
     if len(lengths) > 1 or not all(re.fullmatch('[0-9]{1,18}', each) for each in lengths):
