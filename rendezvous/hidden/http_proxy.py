@@ -69,7 +69,8 @@ def proxy(url: str, source: str) -> HttpProxy:
             'with what is special in USER and PASSWORD written as %40 for @'
         ) from None
     if parts.scheme != 'http':
-        raise BadProxy(f'{source} must begin with http://: no other proxies are supported')
+        sentence = f'{source} must begin with http://: no other proxies are supported'
+        raise BadProxy(f'{sentence}; no_proxy names the hosts that are reached without one')
     user, password = (unquote(each or '') for each in (parts.username, parts.password))
     return HttpProxy(host, port, f'{user}:{password}'.encode() if user else b'')
 
