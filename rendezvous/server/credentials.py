@@ -35,7 +35,7 @@ def registration(target: str) -> tuple[str, str]:
     return uuid.lower(), codes[0]
 
 
-def name_of_host(head: Head, domain: str | None) -> str:
+def name_of_host(head: Head, domain: str) -> str:
     """NAME in lower case, where the host of a request is NAME.domain; '' where it is another one.
 
     Any port will do, and a dot at the end, as in the DNS. A deeper name is none: no certificate for

@@ -32,10 +32,11 @@ class Names:
         A name that nobody has gets a UUID that nobody has: so it takes the same way as a hidden
         server that is not connected, and is counted and answered in the same way.
         """
-        name = credentials.name_of_host(head, self._domain)
+        name = credentials.name_of_host(head, self._domain) if self._domain else ''
         if not name or UUID.fullmatch(name):
             return name
-        return self._known.get(name) or str(uuids.uuid5(self._nobody, name))
+        nobody = str(uuids.uuid5(self._nobody, name))  # made in any case: no time tells names apart
+        return self._known.get(name, nobody)
 
     def learn(self, changed: str) -> None:
         """The name of an entry that was changed, or with '' all names. Raises StoreDown."""
