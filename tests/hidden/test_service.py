@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import free_port
 from programs import ENDS_SECONDS
 
 from rendezvous.hidden import service
@@ -121,10 +120,6 @@ def test_word_that_no_unit_can_hold_is_a_mistake(word):
 
 def test_what_cannot_be_a_service_is_a_mistake(monkeypatch, python):
     monkeypatch.setattr(os, 'geteuid', lambda: 0)
-    proxy = f'--proxy=http://me:secret@127.0.0.1:{free_port()}'
-    with pytest.raises(Mistake, match='no place for a password') as raised:
-        service.unit(['kitchen.pyz', proxy, TARGET], None)
-    assert 'secret' not in str(raised.value)
     for program, python in (('/home/me/hidden.py', PYTHON), ('/srv/hidden.py', '/root/python3')):
         monkeypatch.setattr(sys, 'executable', python)
         with pytest.raises(Mistake, match='is in a home folder'):
