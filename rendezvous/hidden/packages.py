@@ -34,6 +34,7 @@ HOW = '--only-binary=:all:', '--no-compile', '--no-input', '--disable-pip-versio
 SOON = '--retries=1', '--timeout=5'
 # What a pip.conf may say, and what --target contradicts.
 VARIABLES = {'PIP_USER': '0', 'PIP_REQUIRE_VIRTUALENV': '0'}
+APT = 'apt install python3-gevent python3-pyotp'  # Debian 12's and later ones will do
 OTHER_CACHE = 'set XDG_CACHE_HOME to a folder of your own'
 
 
@@ -122,7 +123,7 @@ def _run_pip(new: Path, *arguments: str) -> None:
         needs = 'the first start needs the Internet, and behind a proxy the variable https_proxy'
         raise PassingMistake(f'pip has no connection: {broken[-1]}; {needs}')
     *_, why = ['it says nothing', *re.findall('^ERROR: (.*)', ran.stderr, re.M)]
-    raise Mistake(f'pip cannot install what this needs: {why}')
+    raise Mistake(f'pip cannot install what this needs: {why}; {APT} may help')
 
 
 def _pip(new: Path) -> list[str]:
@@ -132,7 +133,7 @@ def _pip(new: Path) -> list[str]:
     venv = new / 'venv'
     if _run(sys.executable, '-P', '-m', 'venv', str(venv)).returncode:
         packages = ' and '.join(programs.PACKAGES)
-        raise Mistake(f'this Python has neither {packages} nor pip: apt install python3-pip')
+        raise Mistake(f'this Python has neither {packages} nor pip: {APT}')
     return [str(venv / ('Scripts' if os.name == 'nt' else 'bin') / 'python'), '-P', '-m', 'pip']
 
 
