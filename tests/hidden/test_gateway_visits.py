@@ -1,65 +1,22 @@
 """Visits through the gateway of --forwarded, on real connections: turns, tunnels and endings."""
 
 import hashlib
-import ssl
 from contextlib import suppress
 
 import gevent
 import pytest
-from conftest import DEADLINE_SECONDS, Peer, client_context, cut_off, get, until
+from conftest import DEADLINE_SECONDS, Peer, cut_off, get
 from gevent.event import AsyncResult, Event
-from gevent.pool import Pool
-from gevent.server import StreamServer
 from hiding import HEAD_ENDS, MEGABYTE, said, until_waiting
 from test_gateway import ASK, CHUNKED, SWITCH, answer, request
-from test_hostile import UUID
 from test_turns import TURN_SECONDS, Turns
 
 from rendezvous.hidden import gateway
-from rendezvous.hidden.local_server import LocalServer
-from rendezvous.hidden.target import Target
-from rendezvous.wire import addresses, sockets
+from rendezvous.wire import addresses
 
 VISITOR = addresses.Peer('192.0.2.7', 4711)
 GARBAGE = b'no HTTP\r\n\r\n'
 UPGRADE = request(*ASK)
-
-
-@pytest.fixture
-def visit(start, pair):
-    """Makes visits to a local server: what hidden.py does with each, and the mobile client's end.
-
-    The rendezvous server is left out. At the end no greenlet of a visit is left.
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(pair['crt_file'], pair['key_file'])
-    connections, servers, peers = Pool(None), [], []
-
-    def visit(near) -> Peer:
-        local = LocalServer(Target('127.0.0.1', near.port, forwarding_as=''), UUID, connections)
-
-        def serve(raw, _) -> None:
-            sock = sockets.TLSSocket(context, raw)
-            try:
-                sock.do_handshake()
-                local.pipe(sock, b'', VISITOR)
-            except (OSError, sockets.Ended):
-                pass
-            finally:
-                sockets.close_gracefully(sock)
-
-        servers.append(StreamServer(('127.0.0.1', 0), serve, spawn=connections))
-        servers[-1].start()
-        sock = gevent.socket.create_connection(('127.0.0.1', servers[-1].server_port))
-        client = client_context(pair['crt_file'])
-        sock = client.wrap_socket(sock, server_hostname='127.0.0.1', suppress_ragged_eofs=False)
-        peers.append(Peer(sock))
-        return peers[-1]
-
-    yield visit
-    for each in [*peers, *servers]:
-        each.close()
-    until(lambda: not connections, 'each visit ends')
 
 
 @pytest.fixture
@@ -71,7 +28,7 @@ def joined(visit, listen):
         joining.set(peer)
         over.wait(DEADLINE_SECONDS)
 
-    mobile = visit(listen(handle))
+    mobile = visit(listen(handle).port)
     yield joining.get(timeout=DEADLINE_SECONDS), mobile
     over.set()
 
