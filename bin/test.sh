@@ -5,8 +5,8 @@ cd "$(dirname "$0")/.."
 sh bin/setup.sh requirements-dev.txt
 
 PATH=$PATH:/usr/sbin missing=
-for each in ab:apache2-utils apache2 chromedriver:chromium-driver chromium curl faketime haproxy \
-  ip:iproute2 nginx:nginx-light node:nodejs openssl tinyproxy; do # program:package
+for each in ab:apache2-utils apache2 certutil:libnss3-tools chromedriver:chromium-driver chromium \
+  curl faketime haproxy ip:iproute2 nginx:nginx-light node:nodejs openssl tinyproxy; do # program:package
   command -v "${each%:*}" >/dev/null || missing="$missing ${each#*:}"
 done
 if [ -n "$missing" ] && [ -n "${CI-}" ]; then # there no test may be skipped
