@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from conftest import OK, free_port, until
+from conftest import OK, free_port, get, until
 from gevent.event import AsyncResult
 from hiding import HEAD_ENDS, asked, said, until_waiting
 from programs import listens
@@ -111,6 +111,7 @@ http {{
     listen 127.0.0.1:{tls_port} ssl proxy_protocol;
     listen unix:{path} proxy_protocol;
     set_real_ip_from 127.0.0.1; set_real_ip_from unix:; real_ip_header proxy_protocol;
+    location /fields {{ return 200 "$remote_addr $http_x_forwarded_for $http_host"; }}
     location / {{ return 200 "$remote_addr $proxy_protocol_port $scheme"; }}
   }}
 }}
@@ -159,3 +160,14 @@ def test_our_server_tells_nginx_who_asks(server, uuid, hide, nginx, connect, cap
     port = mobile.sock.getsockname()[1]
     assert mobile.answer().body == f'127.0.0.1 {port} http'.encode()
     assert not said(caplog)
+
+
+@needs('nginx')
+def test_nginx_gets_the_line_and_the_fields_where_it_wants_both(server, uuid, hide, nginx, connect):
+    near = nginx['plain']._replace(wants_proxy_line=True, forwarding_as='kitchen')
+    hide(server, near)
+    until_waiting(server, uuid, 2)
+    mobile = connect(server)
+    for _ in range(2):  # on one connection
+        mobile.send(get(uuid, '/fields', 'GET', 'X-Forwarded-For: 192.0.2.7'))
+        assert mobile.answer().body == b'127.0.0.1 127.0.0.1 kitchen'
