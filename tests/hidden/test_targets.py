@@ -99,10 +99,8 @@ def refused_visit(server, uuid, hide, connect, caplog, near: Target) -> str:
 
 def test_certificate_that_is_not_trusted_is_said(server, uuid, hide, stranger, connect, caplog):
     why = refused_visit(server, uuid, hide, connect, caplog, by_tls(stranger(hello)))
-    assert why == (
-        'its certificate is not the one it should be (self-signed certificate); '
-        '--insecure takes any certificate'
-    )
+    assert why.startswith('its certificate is not the one it should be (self-signed certificate')
+    assert why.endswith('); --insecure takes any certificate')
 
 
 def test_certificate_of_another_name_is_said(
