@@ -164,6 +164,9 @@ def notice(options: Options) -> str:
     """What is or soon will be wrong with the certificate, and what to do; '' if nothing."""
     if not options.key_file:
         return ''
+    authority_key = beside(local.path_of(options.key_file))
+    if _everybody_may_read(authority_key):
+        return f'Every user of this machine may read {authority_key}: chmod 400 {authority_key}'
     try:
         found = read(options)
     except Mistake as mistake:
@@ -175,6 +178,13 @@ def notice(options: Options) -> str:
     if found.authority:
         return f'The certificate {when}: {MAKE_CERT} --renew makes the next one, or says why not.'
     return f'The certificate {when}: {_NEW if found.is_self_signed else "renew it"}.'
+
+
+def _everybody_may_read(file: Path) -> bool:
+    try:
+        return bool(file.stat().st_mode & 0o007)
+    except OSError:
+        return False  # it may be kept on another machine
 
 
 def _ends_soon(certificate: x509.Certificate) -> str:

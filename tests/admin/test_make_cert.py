@@ -460,6 +460,15 @@ def test_what_prevents_it_is_one_sentence(folder, monkeypatch, prepare):
     assert read(folder) == before
 
 
+def test_key_of_the_authority_that_everybody_may_read_is_told(folder):
+    folder.pair()
+    (folder.path / 'registrar-ca.key').chmod(0o444)
+    assert re.match(
+        r'Every user of this machine may read (.*/registrar-ca\.key): chmod 400 \1$',
+        folder.run('make_cert.py', '--renew').sentence(),
+    )
+
+
 def test_what_prevents_it_keeps_no_server_from_its_start(folder):
     folder.pair()
     folder.set(rendezvous_host='192.0.2.1')
@@ -633,7 +642,7 @@ def test_chromium_trusts_the_authority_once_it_is_imported(folder, start, browse
     chromium = browser(folder.path / 'registrar-ca.crt')
     for name in (host, f'any.{host}'):
         chromium.visit(f'https://{name}:{port}/?rendezvous={uuid}')
-        assert 'diagnostic' in chromium.text
+        assert 'is not connected' in chromium.text
     chromium.visit(f'https://other.example:{port}/')
     assert 'ERR_CERT_COMMON_NAME_INVALID' in chromium.text
 
