@@ -268,8 +268,10 @@ class Parent:
 
     def _renewed(self, code: int) -> None:
         text, self._renewal = said(self._renewal_output), 0
-        if text:
-            log.log(logging.ERROR if code else logging.INFO, '%s', text)
+        if code:
+            log.error('%s', text or f'make_cert.py --renew ended with {code}')
+        elif text:
+            log.info('%s', text)
         self._read_again()
 
     # A new version

@@ -21,7 +21,7 @@ import pytest
 from conftest import Peer, client_context, free_port, get, until
 from gevent.event import Event
 from hiding import HEAD_ENDS, HELLO, Listener
-from programs import Folder, Outside, listens
+from programs import Folder, Outside, command_line, listens
 
 from rendezvous.admin import authority
 from rendezvous.hidden.hidden_server import HiddenServer
@@ -599,7 +599,25 @@ def test_certificate_is_renewed_and_no_connection_dropped(tmp_path, monkeypatch)
             r'ERROR make_cert.py: cannot renew the certificate with .*/registrar-ca\.key \(No such'
         )
         until(lambda: shown(server) == {first(server)}, 'they show what there is')
+        (folder.path / 'local.py').write_text('import time\ntime.sleep(3600)\n')
+        (folder.path / 'it is tomorrow').touch()
+        until(lambda: any('make_cert' in command_line(pid) for pid in folder.pids()), 'it hangs')
+        folder.set()
+        (folder.path / 'it is tomorrow').unlink()
+        server.until_logged('ERROR make_cert.py --renew ended with -9')
         assert server.folder.workers() == server.workers
+
+
+def test_names_that_are_switched_on_get_a_certificate_with_the_new_version(serve):
+    server = serve()
+    before = first(server)
+    server.folder.set(names_domain='rendezvous.localhost')
+    assert server.renew() == 'good'
+    assert first(server) != before
+    context = client_context(str(server.folder.path / 'registrar-ca.crt'))
+    with socket.create_connection(('127.0.0.1', server.port)) as sock:
+        context.wrap_socket(sock, server_hostname='any.rendezvous.localhost').close()
+    assert 'EVERY CLIENT WILL REFUSE' not in server.log()
 
 
 @pytest.mark.skipif(not shutil.which('openssl'), reason='openssl is not installed')
