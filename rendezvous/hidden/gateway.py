@@ -82,11 +82,9 @@ class Forwarding(NamedTuple):
             for field in head.fields
             if not (_is_dropped(field.name) or self._is_ours(field.name, field.value))
         ]
-        listed = [
-            token
-            for token in ('close', 'keep-alive', 'upgrade')
-            if head.has_token('connection', token) and (is_upgrade or token != 'upgrade')
-        ]
+        asked = [token.strip() for token in ','.join(head.values('connection')).lower().split(',')]
+        known = ['close', 'keep-alive', *(['upgrade'] if is_upgrade else [])]
+        listed = [token for token in known if token in asked]
         lines = [f'Host: {self.host}'] if self.host else []
         lines += [f'Connection: {", ".join(listed)}'] if listed else []
         lines += ['Upgrade: websocket'] if is_upgrade else []
@@ -280,8 +278,7 @@ class Gateway(Wrapped, _Reader):
         """`ends`: time.monotonic() when the head is to be whole. Raises EOFError, Refusal."""
         yield from self._flush()
         self._forget()
-        late = Refusal(408, f'a head must be complete within {HEAD_SECONDS} seconds')
-        with gevent.Timeout(max(0, ends - time.monotonic()), late) if ends else nullcontext():
+        with _until(ends) if ends else nullcontext():
             octets = receive(self._sock)
         if not octets:
             raise EOFError
@@ -327,14 +324,14 @@ class Gateway(Wrapped, _Reader):
             self._wait_for(lambda: len(due) < MOST_DUE, DUE_SECONDS)
         if self._answers.is_last:
             return
-        is_upgrade = _is_upgrade(head)
+        is_upgrade, body_bytes = _is_upgrade(head), head.body_bytes
         due.append(Due(head.method, is_upgrade))
         self._written.append(self._rewrite(head, is_upgrade))
         self._is_in_body = True
-        if head.body_bytes is None:
+        if body_bytes is None:
             yield from self._chunks()
         else:
-            yield from self._pass(head.body_bytes)
+            yield from self._pass(body_bytes)
         self._is_in_body = False
         if is_upgrade:  # what comes next may be no HTTP: the answer tells
             if self._is_empty:
@@ -344,13 +341,14 @@ class Gateway(Wrapped, _Reader):
 
     def _check(self, head: Head) -> None:
         """Refuses what servers read differently or take for a tunnel, and another server's name."""
+        host = _host(head).lower()
         if self._host is None:
-            self._host = _host(head).lower()
+            self._host = host
         if head.method == 'CONNECT':
             raise Refusal(400, 'CONNECT is not passed on')
         if head.target[0] != '/' and (head.method, head.target) != ('OPTIONS', '*'):
             raise Refusal(400, 'the target must be a path')
-        if _host(head).lower() != self._host:  # RFC 9110 section 15.5.20
+        if host != self._host:  # RFC 9110 section 15.5.20
             refusal = Refusal(421, 'for another host make another connection')
             refusal.without_body = head.method == 'HEAD'
             raise refusal
@@ -401,10 +399,16 @@ class Gateway(Wrapped, _Reader):
         raise Refusal(400, 'a chunk is longer or shorter than its size')
 
 
+def _until(ends: float) -> gevent.Timeout:
+    """The time limit of a head."""
+    late = Refusal(408, f'a head must be complete within {HEAD_SECONDS} seconds')
+    return gevent.Timeout(max(0, ends - time.monotonic()), late)
+
+
 def _is_upgrade(head: Head) -> bool:
     """Whether it asks for a WebSocket. What else Upgrade may ask for is not passed on."""
     return (
-        (head.method, head.version, head.body_bytes) == ('GET', 'HTTP/1.1', 0)
-        and [value.lower() for value in head.values('upgrade')] == ['websocket']
+        [value.lower() for value in head.values('upgrade')] == ['websocket']
+        and (head.method, head.version, head.body_bytes) == ('GET', 'HTTP/1.1', 0)
         and head.has_token('connection', 'upgrade')
     )
