@@ -4,9 +4,18 @@ set -eu
 cd "$(dirname "$0")/.."
 sh bin/setup.sh requirements-dev.txt
 
+# Applications whose packages would not go with ours have an environment of their own.
+list=tests/applications/requirements.txt others=.venv/applications
+if ! cmp -s "$list" "$others/installed"; then
+  python3 -m venv "$others"
+  "$others/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list"
+  cp "$list" "$others/installed"
+fi
+
 PATH=$PATH:/usr/sbin missing=
 for each in ab:apache2-utils apache2 certutil:libnss3-tools chromedriver:chromium-driver chromium \
-  curl faketime haproxy ip:iproute2 nginx:nginx-light node:nodejs openssl tinyproxy; do # program:package
+  curl faketime git haproxy ip:iproute2 nginx:nginx-light node:nodejs openssl \
+  tinyproxy; do # program:package
   command -v "${each%:*}" >/dev/null || missing="$missing ${each#*:}"
 done
 if [ -n "$missing" ] && [ -n "${CI-}" ]; then # there no test may be skipped

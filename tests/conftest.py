@@ -35,7 +35,8 @@ from rendezvous.wire import codes
 _another_thread = gevent.get_hub().loop.async_()
 _another_thread.start(lambda: None)
 
-pytest_plugins = ['programs', 'visitor', 'hiding', 'gateways']  # more fixtures, of real programs
+# More fixtures, of real programs.
+pytest_plugins = ['programs', 'visitor', 'hiding', 'gateways', 'behind']
 DEADLINE_SECONDS = 30  # for every wait in a test that says no other: ten times what it takes
 
 
