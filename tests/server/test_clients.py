@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -110,7 +111,7 @@ def hidden_py(folder: Folder, port: int, near: int, host: str = '127.0.0.1'):
     yield Site(folder, port, uuid, host)
     assert hiding.end() == 0
     said = [line for line in hiding.said().splitlines() if ' stopping: ' not in line]
-    assert len(said) == 1, said  # it registered: no trouble since then
+    assert len(said) == 2, said  # it registered, and where: no trouble since then
 
 
 class IPv6Server(ThreadingHTTPServer):
@@ -163,6 +164,14 @@ def curl(site: Site, target: str, *arguments: str) -> list[str]:
 def test_curl_gets_by_digest_and_by_basic(site):
     assert ran(*curl(site, '/a?b=c')) == b'/a?b=c'
     assert ran(*curl(site, '/a?b=c', '--basic', '--user', f'{site.uuid}:any')) == b'/a?b=c'
+
+
+@installed('curl')
+def test_curl_chooses_digest_where_it_may_choose(site):
+    arguments = '--anyauth', '--user', f'{site.uuid}:any', '--verbose'
+    ran = subprocess.run(curl(site, '/a', *arguments), capture_output=True, timeout=CLIENT_SECONDS)
+    assert ran.stdout == b'/a'
+    assert b'> Authorization: Digest ' in ran.stderr
 
 
 @installed('curl')
@@ -234,6 +243,28 @@ def test_requests(site, scheme):
             assert session.get(site.url('/a?b=c')).content == b'/a?b=c'
         assert session.post(site.url('/'), data=LARGE).content == summed(LARGE)
         assert summed(session.get(site.url('/large')).content) == summed(LARGE)
+
+
+@pytest.mark.parametrize(
+    'handlers',
+    [
+        (urllib.request.HTTPDigestAuthHandler,),
+        (urllib.request.HTTPBasicAuthHandler,),
+        (urllib.request.HTTPBasicAuthHandler, urllib.request.HTTPDigestAuthHandler),
+    ],
+    ids=['Digest', 'Basic', 'both'],
+)
+def test_urllib(site, handlers):
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords.add_password(None, site.url('/'), site.uuid, 'any')
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=site.crt_file)),
+        *(handler(passwords) for handler in handlers),
+    )
+    for data, expected in ((None, b'/a?b=c'), (b'x=y', summed(b'x=y'))):
+        with opener.open(site.url('/a?b=c'), data, CLIENT_SECONDS) as answer:
+            assert answer.read() == expected
 
 
 def test_requests_uploads_more_than_it_reads_in_between(site):
