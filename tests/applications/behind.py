@@ -109,9 +109,17 @@ def stage(redis_options, tmp_path_factory):
         assert 'Traceback' not in stage.log()
 
 
+def need(there: object, package: str) -> None:
+    """Skips a test where a program is missing; with CI set, it fails."""
+    if not there:
+        why = f'these tests need {package}'
+        pytest.fail(why) if os.environ.get('CI') else pytest.skip(why)
+
+
 @pytest.fixture
 def browser(stage, tmp_path):
     """A Chromium that trusts the authority of the server."""
+    need(shutil.which('certutil'), 'libnss3-tools')
     store = tmp_path / '.pki' / 'nssdb'
     store.mkdir(parents=True)
     add = 'certutil', '-d', f'sql:{store}', '-A', '-t', 'C,,', '-n', 'rendezvous', '-i'
@@ -143,9 +151,7 @@ def serving(handler: type[BaseHTTPRequestHandler]):
 @contextmanager
 def running(code: str, folder: Path) -> Iterator[int]:
     """The port of a program in Python that prints it."""
-    if not PYTHON.exists():
-        why = 'bin/test.sh installs the applications'
-        pytest.fail(why) if os.environ.get('CI') else pytest.skip(why)
+    need(PYTHON.exists(), 'the applications, which bin/test.sh installs')
     said = (folder / 'said').open('wb')
     command = [PYTHON, '-c', code]
     with (

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from behind import Site
+from behind import Site, need
 from conftest import free_port, until
 from programs import listens
 
@@ -89,6 +89,8 @@ def folder():
 
 @pytest.fixture(scope='module')
 def site(stage, folder):
+    for program, package in (('apache2', 'apache2'), ('git', 'git'), ('curl', 'curl')):
+        need(shutil.which(program), package)
     with apache(folder) as port, stage.hide(port, '--forwarded') as site:
         yield site
 
