@@ -1,5 +1,6 @@
 """What the gateway of --forwarded makes of octets, however they come; no sockets."""
 
+import tracemalloc
 from base64 import b64encode
 
 import pytest
@@ -121,6 +122,15 @@ Proxy-Authorization Keep-Alive TE Trailer HTTP2-Settings
 def test_field_of_a_stranger_is_removed_however_it_is_written(name):
     written = name, name.upper(), name.lower(), name.replace('-', '_'), name.replace('-', '.', 1)
     assert lines(*(f'{each}: 1' for each in written)) == []
+
+
+def test_long_names_are_not_kept():
+    tracemalloc.start()
+    for number in range(50):
+        passed(request(f'{number}{"-" * 60_000}: x'))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 @pytest.mark.parametrize('name', ['Content_Length', 'Transfer_Encoding', 'Transfer.Encoding'])
