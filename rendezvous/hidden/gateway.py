@@ -259,6 +259,7 @@ class Gateway(Wrapped, _Reader):
         self._host: str | None = None  # of the first request
         self._written: list[bytes] = []  # for the local server; the pipe does not have it yet
         self._is_in_body = self._is_sending = self._is_over = False
+        self._had_head = False
         self._answers, self._progress = Answers(), Event()
         self._requests = self._read()
 
@@ -335,7 +336,9 @@ class Gateway(Wrapped, _Reader):
             self._wait_for(lambda: len(due) < MOST_DUE, DUE_SECONDS)
         if self._answers.is_last:
             return
-        is_upgrade, body_bytes = _is_upgrade(head), head.body_bytes
+        # Some local servers send a body behind the answer to HEAD, and it may look like a 101.
+        self._had_head |= head.method == 'HEAD'
+        is_upgrade, body_bytes = not self._had_head and _is_upgrade(head), head.body_bytes
         due.append(Due(head.method, is_upgrade))
         self._written.append(self._rewrite(head, is_upgrade))
         self._is_in_body = True
