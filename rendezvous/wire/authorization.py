@@ -10,7 +10,7 @@ from rendezvous.wire.http_head import Refusal
 # empty elements are ignored. Values without quotes may hold more than a token: some clients do.
 _PARAMETER = re.compile(
     r"""[ \t,]* ([!#$%&'*+.^_`|~0-9A-Za-z-]+) [ \t]*=[ \t]*
-        (?: "((?:[^"\\]|\\.)*)" | ([^\s",]+) ) [ \t]* (?:,[ \t,]*|$)""",
+        (?: "((?:[^"\\]++|\\.)*+)" | ([^\s",]+) ) [ \t]* (?:,[ \t,]*|$)""",
     re.X,
 )
 PARAMETERS = 100  # of a header; RFC 7616 knows a dozen
