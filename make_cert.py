@@ -9,6 +9,7 @@ programs.use_venv()
 
 import os
 import sys
+from pathlib import Path
 
 import click
 from cryptography.hazmat.primitives import hashes
@@ -34,17 +35,16 @@ def make(force: bool, if_missing: bool, renew: bool) -> None:
         if not make_next(options) and (notice := certificate.notice(options)):
             raise Mistake(notice)
         return
+    missing = [file for file in pair if not os.path.exists(file)]
     there = [file for file in (*pair, *map(certificate.beside, pair)) if os.path.exists(file)]
-    if if_missing and {*pair} <= {*there}:
+    if if_missing and not missing:
         try:
             make_next(options)
         except Mistake as mistake:  # the server starts with what there is
             print(f'make_cert.py: {mistake}', file=sys.stderr)
         return
     if there and not force:
-        existing = ' and '.join(map(str, there))
-        sentence = f'{existing} exists already: set key_file and crt_file in local.py'
-        raise Mistake(f'{sentence}, or --force makes a new pair, which all clients need')
+        raise Mistake(what_is_there(there, missing))
     certificate.write_pair(options.rendezvous_host, *pair, options.names_domain)
     say_what_is_there(options)
     if force:
@@ -59,6 +59,15 @@ def make_next(options: Options) -> bool:
         end = f'{made.not_valid_after_utc:%Y-%m-%d}'
         print(f'made the next certificate in {options.crt_file}, valid until {end}')
     return made is not None
+
+
+def what_is_there(there: list[Path], missing: list[Path]) -> str:
+    """The sentence where make_cert.py would overwrite files."""
+    existing, lost = (' and '.join(map(str, files)) for files in (there, missing))
+    but = f', but {lost} is missing: bring it back, or' if missing else ':'
+    options = 'set key_file and crt_file in local.py'
+    force = '--force makes new ones, which all clients need'
+    return f'there is already {existing}{but} {options}, or {force}'
 
 
 def say_what_is_there(options: Options) -> None:

@@ -148,11 +148,10 @@ def pem_of(*certificates: x509.Certificate) -> bytes:
 def read(options: Options) -> Found:
     """What is in `crt_file`. Raises Mistake."""
     crt_file = local.path_of(options.crt_file)
+    local.check_readable(crt_file)
     try:
         pem = crt_file.read_text('ascii', 'ignore')
         leaf, *others = x509.load_pem_x509_certificates(pem.encode())
-    except OSError:
-        raise Mistake(f'cannot read {crt_file}: {MAKE_CERT} makes it') from None
     except ValueError:
         sentence = f'{crt_file} holds no certificate: set crt_file in local.py'
         raise Mistake(f'{sentence}, or {MAKE_CERT} --force makes a new pair') from None

@@ -1,7 +1,6 @@
 """The server's side of TLS: versions, ciphers, key and certificate, and what clients say to it."""
 
 import logging
-import os
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -26,8 +25,7 @@ def context(options: Options) -> ssl.SSLContext | None:
         return None
     key_file, crt_file = map(local.path_of, (options.key_file, options.crt_file))
     for file in (key_file, crt_file):
-        if not (os.access(file, os.R_OK) and file.is_file()):
-            raise Mistake(f'cannot read {file}: {local.MAKE_CERT} makes it, or set it in local.py')
+        local.check_readable(file)
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.set_ciphers(CIPHERS)

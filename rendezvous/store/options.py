@@ -121,6 +121,20 @@ def load(path: Path = HERE / 'local.py', warn: bool = True) -> Options:
     return options | {'redis_host': None}
 
 
+def check_readable(file: Path) -> None:
+    """Raises Mistake where `file`, key_file or crt_file, is no file that this user may read."""
+    if os.access(file, os.R_OK) and file.is_file():
+        return
+    advice = 'let this user read it'
+    try:
+        file.stat()
+    except FileNotFoundError:
+        advice = f'{MAKE_CERT} makes it'
+    except OSError:
+        pass  # a folder above it is closed to this user
+    raise Mistake(f'cannot read {file}: {advice}, or set it in local.py')
+
+
 def _means_the_embedded_store(options: Options) -> bool:
     """Whether redis_host names the embedded store of an earlier version, on a loopback port.
 

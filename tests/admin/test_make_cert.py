@@ -173,8 +173,10 @@ def test_without_force_it_overwrites_nothing(folder, present, arguments):
     else:
         sentence = ran.sentence()
         existing = ' and '.join(str(folder.path / name) for name in present)
-        known = f'{existing} exists already: set key_file and crt_file in local.py'
-        assert sentence == f'{known}, or --force makes a new pair, which all clients need'
+        lost = ' and '.join(str(folder.path / name) for name in FILES[:2] if name not in present)
+        but = f', but {lost} is missing: bring it back, or' if lost else ':'
+        ways = 'set key_file and crt_file in local.py, or --force makes new ones, which'
+        assert sentence == f'there is already {existing}{but} {ways} all clients need'
     assert read(folder) == dict.fromkeys(present, b'mine')
 
 

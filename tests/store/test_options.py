@@ -132,14 +132,15 @@ CASES = {
         prepare=lose('registrar.crt'),
     ),
     'a key that may not be read': Case(
-        r'cannot read .*/registrar\.key: ', prepare=hide('registrar.key')
+        r'cannot read .*/registrar\.key: let this user read it, or set it in local\.py$',
+        prepare=hide('registrar.key'),
     ),
     'a key that everybody may read': Case(
         r'every user of this machine may read (.*/registrar\.key): chmod 400 \1$',
         prepare=lambda folder: (folder.path / 'registrar.key').chmod(0o444),
     ),
     'a key in a folder that may not be entered': Case(
-        r'cannot read .*/locked/registrar\.key: ',
+        r'cannot read .*/locked/registrar\.key: let this user read it, or set it in local\.py$',
         {'key_file': 'locked/registrar.key'},
         prepare=lock_up,
     ),
