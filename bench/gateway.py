@@ -25,8 +25,8 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from rendezvous.admin import certificate
-from rendezvous.hidden.gateway import Forwarding
 from rendezvous.hidden.local_server import LocalServer
+from rendezvous.hidden.target import Target
 from rendezvous.wire import sockets
 from rendezvous.wire.addresses import Peer
 
@@ -116,8 +116,8 @@ class HiddenEnd:
     def __init__(self, pair: dict[str, Path], port: int, is_forwarded: bool):
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._context.load_cert_chain(pair['crt_file'], pair['key_file'])
-        forwarding = Forwarding(UUID, '') if is_forwarded else None
-        self._local = LocalServer('127.0.0.1', port, Pool(None), forwarding)
+        target = Target('127.0.0.1', port, forwarding_as='' if is_forwarded else None)
+        self._local = LocalServer(target, UUID, Pool(None))
         self.server = StreamServer(('127.0.0.1', 0), self._visit)
         self.server.start()
 
