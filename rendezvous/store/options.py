@@ -101,6 +101,8 @@ def load(path: Path = HERE / 'local.py', warn: bool = True) -> Options:
         raise Mistake('there is no local.py: cp local.example.py local.py, and set rendezvous_host')
     try:
         given = runpy.run_path(str(path)).get('options')
+    except PermissionError as error:
+        raise Mistake(f'cannot read {path}: {error.strerror}; let this user read it') from None
     except (Exception, SystemExit) as error:
         why = ' '.join(f'{type(error).__name__}: {error}'.split())
         sentence = f'local.py cannot be read: {why}; write it as local.example.py is written'

@@ -107,6 +107,10 @@ CASES = {
     'there is no local.py': Case(
         r'^there is no local\.py: cp local\.example\.py local\.py', prepare=lose('local.py')
     ),
+    'local.py may not be read': Case(
+        r'^cannot read .*/local\.py: Permission denied; let this user read it$',
+        prepare=hide('local.py'),
+    ),
     'a brace is missing': Case(r"'\{' was never closed \(local.py, line 1\)", text='options = {'),
     'it raises': Case(r'cannot be read: ZeroDivisionError: ', text='1 / 0'),
     'it exits': Case(r'cannot be read: SystemExit: 0; write', text='raise SystemExit(0)'),
