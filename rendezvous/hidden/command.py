@@ -93,6 +93,9 @@ def read(arguments: argparse.Namespace, local_server: Target, packed: dict | Non
         return HiddenServer(entry, local_server, arguments.registrations, arguments.proxy)
     except BadProxy:
         raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        why = f'cannot read {arguments.entry}: {error.strerror}'
+        raise Mistake(f'{why}; give the path of ID.json') from None
     except Exception as error:  # the file may hold anything
         why = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise Mistake(f'{arguments.entry} is no ID.json of users_app.py: {why}') from None

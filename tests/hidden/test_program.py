@@ -241,9 +241,12 @@ def test_file_that_is_no_entry_is_a_mistake(monkeypatch, capsys, tmp_path, octet
     assert f'{file} is no ID.json of users_app.py: ' in said
 
 
-@pytest.mark.parametrize('name', ['missing.json', '.'])
-def test_file_that_can_not_be_read_is_a_mistake(monkeypatch, capsys, tmp_path, name):
-    assert 'Error' in sentence(monkeypatch, capsys, tmp_path / name, '127.0.0.1:8000')
+@pytest.mark.parametrize(
+    ('name', 'why'), [('missing.json', 'No such file or directory'), ('.', 'Is a directory')]
+)
+def test_file_that_can_not_be_read_is_a_mistake(monkeypatch, capsys, tmp_path, name, why):
+    said = sentence(monkeypatch, capsys, tmp_path / name, '127.0.0.1:8000')
+    assert said == f'hidden.py: cannot read {tmp_path / name}: {why}; give the path of ID.json\n'
 
 
 GONE = object()
