@@ -102,7 +102,8 @@ def quoted(word: str) -> str:
 
 def _check_that_a_service_can_read(paths: list[str]) -> None:
     for path in paths:
-        if os.path.realpath(path).startswith(HOMES):
+        # A venv's Python is a link: the way to it counts, and so does where it leads.
+        if path.startswith(HOMES) or os.path.realpath(path).startswith(HOMES):
             raise Mistake(f'{path} is in a home folder, where a service of the system cannot read')
 
 

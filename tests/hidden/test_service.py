@@ -124,6 +124,10 @@ def test_what_cannot_be_a_service_is_a_mistake(monkeypatch, python):
         monkeypatch.setattr(sys, 'executable', python)
         with pytest.raises(Mistake, match='is in a home folder'):
             service.unit([program, '/home/me/ID.json', TARGET], Path('/home/me/ID.json'))
+    monkeypatch.setattr(os.path, 'realpath', lambda path: path.replace('/home/me/.venv', '/usr'))
+    monkeypatch.setattr(sys, 'executable', '/home/me/.venv/bin/python')
+    with pytest.raises(Mistake, match=r'/home/me/\.venv/bin/python is in a home'):
+        service.unit(['/srv/hidden.py', '/srv/ID.json', TARGET], Path('/srv/ID.json'))
     monkeypatch.setattr(sys, 'platform', 'darwin')
     with pytest.raises(Mistake, match='only Linux'):
         service.unit(['kitchen.pyz', TARGET], None)
