@@ -162,7 +162,8 @@ def _check(name: str, value: object) -> None:
     if name not in NAMES:
         raise Mistake(f'local.py: there is no option {name!r}; there are {", ".join(NAMES)}')
     types, default = get_args(_TYPES[name]) or (_TYPES[name],), getattr(DEFAULTS, name)
-    example = default if default is not None else 2 if int in types else '192.0.2.1'
+    host = 'rendezvous.example.com' if name == 'names_domain' else '192.0.2.1'
+    example = default if default is not None else 2 if int in types else host
     if not isinstance(value, types) or isinstance(value, bool) is not (types == (bool,)):
         raise Mistake(f'local.py: {name} must be {_KINDS[types]}, for example {example!r}')
     least, most = _LIMITS.get(name, (0, 0))
@@ -175,7 +176,7 @@ def _check(name: str, value: object) -> None:
         raise Mistake(f'{sentence}, for example {example!r}')
     if name == 'names_domain' and not _is_domain(value):
         sentence = f'local.py: {name} must be a DNS name with a dot in it'
-        raise Mistake(f"{sentence}, for example 'rendezvous.example.com'")
+        raise Mistake(f'{sentence}, for example {example!r}')
     if name.endswith('file') and value == '':
         raise Mistake(f'local.py: {name} must not be empty; for example {example!r}')
     if not value.isprintable():

@@ -119,6 +119,10 @@ CASES = {
     'an option that there is not': Case(
         r"no option 'port'; there are rendezvous_host, rendezvous_port, ", {'port': 1}
     ),
+    'a number as domain': Case(
+        r"names_domain must be a string or None, for example 'rendezvous\.example\.com'$",
+        {'names_domain': 5},
+    ),
     'a URL as host': Case(
         r"rendezvous_host must be an IP address or a DNS name, for example '127\.0\.0\.1'$",
         {'rendezvous_host': 'https://rendezvous.example/'},
