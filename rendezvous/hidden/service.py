@@ -20,7 +20,7 @@ EnvironmentFile=-{variables}
 Restart=always
 RestartSec=5
 # 78: something must be changed first: the last line of its log says what.
-RestartPreventExitStatus=78
+RestartPreventExitStatus=78 2
 # Pipes have 30 seconds to finish.
 TimeoutStopSec=40
 {sandbox}NoNewPrivileges=yes
