@@ -73,7 +73,7 @@ def _redirect(sock) -> NoReturn:
     """People and local servers leave out the s. Raises Refusal or OSError."""
     head, _ = read_head(sock, b'')
     host = head.values('host') if head else []
-    if not head or not host or not head.target.startswith('/'):
+    if not head or not any(host) or not head.target.startswith('/'):
         raise Refusal(400, 'this port speaks TLS: https')
     refusal = Refusal(308, 'this port speaks TLS', f'Location: https://{host[0]}{head.target}')
     refusal.without_body = head.method == 'HEAD'

@@ -276,6 +276,13 @@ def test_plain_http_on_the_tls_port_is_sent_to_https(server, method):
     peer.close()
 
 
+def test_plain_http_for_no_host_is_sent_nowhere(server):
+    peer = Peer(socket.create_connection(('127.0.0.1', server.port)))
+    peer.send(b'GET //example.com/ HTTP/1.1\r\nHost: \r\n\r\n')
+    assert peer.answer().status == 400
+    peer.close()
+
+
 def test_one_that_pipes_counts_as_here(start, register, connect, uuid, monkeypatch):
     monkeypatch.setattr('rendezvous.server.registry.RECENT_SECONDS', 0)
     server = start(rendezvous_wait=60)
