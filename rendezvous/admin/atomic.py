@@ -1,21 +1,11 @@
 """Writes a file as a whole or not at all: nobody ever reads half of one."""
 
-import fcntl
 import os
 from pathlib import Path
 
 
 def write(path: Path, octets: bytes, mode: int) -> None:
     """Writes or replaces a file. At no moment does it have more rights than `mode`."""
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # another one would take our half of a file for its own
-        _replace(path, octets, mode)
-    finally:
-        os.close(folder)
-
-
-def _replace(path: Path, octets: bytes, mode: int) -> None:
     new = path.with_name(path.name + '.new')
     new.unlink(missing_ok=True)
     try:
