@@ -6,7 +6,8 @@ from pathlib import Path
 
 def write(path: Path, octets: bytes, mode: int) -> None:
     """Writes or replaces a file. At no moment does it have more rights than `mode`."""
-    new = path.with_name(path.name + '.new')
+    # A name of our own: another process may be writing the same file.
+    new = path.with_name(f'{path.name}.{os.getpid()}.new')
     new.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), 'wb') as file:

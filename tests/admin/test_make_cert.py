@@ -445,8 +445,9 @@ def no_key_in_it(folder) -> str:
 
 
 def in_the_way(folder) -> str:
-    (folder.path / 'registrar.crt.new').mkdir()
-    return 'cannot write .*/registrar.crt.new: Is a directory: let this user write there'
+    name = f'registrar.crt.{os.getpid()}.new'
+    (folder.path / name).mkdir()
+    return f'cannot write .*/{name}: Is a directory: let this user write there'
 
 
 @pytest.mark.parametrize(
