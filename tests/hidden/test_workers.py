@@ -81,7 +81,7 @@ def test_each_worker_has_one_after_as_few_dials_as_that_takes(
     server = Workers(stranger, iter(numbers), workers)
     hide(server, count=registrations)
     server.until_spread(expected, len(numbers))
-    assert len(said(caplog)) == 1  # that it is registered
+    assert len(said(caplog)) == 2  # that it is registered, and its URL
 
 
 @pytest.mark.parametrize(('workers', 'least', 'most_dials'), [(2, 36, 100), (4, 64, 280)])
@@ -140,4 +140,4 @@ def test_what_makes_no_sense_is_ignored(stranger, hide, caplog, fields):
     hide(server, count=3)
     server.until_made(3)
     gevent.sleep(0.1)
-    assert (len(server.made), len(server.waiting), len(said(caplog))) == (3, 3, 1)
+    assert (len(server.made), len(server.waiting), len(said(caplog))) == (3, 3, 2)

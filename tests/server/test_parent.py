@@ -21,7 +21,7 @@ import pytest
 from conftest import Peer, client_context, free_port, get, until
 from gevent.event import Event
 from hiding import HEAD_ENDS, HELLO, Listener
-from programs import Folder, Outside, command_line, listens
+from programs import Folder, Outside, listens
 
 from rendezvous.admin import authority
 from rendezvous.hidden.hidden_server import HiddenServer
@@ -344,7 +344,7 @@ def test_new_versions_in_a_row_and_while_one_starts_fail_no_request(server, hide
         ('rendezvous/server/parent.py', ['def main()', 'def main('], 'SyntaxError'),
         ('rendezvous/server/pid_file.py', ['import fcntl', 'import fcntI'], 'ModuleNotFoundError'),
         ('local.py', ["options = {'rendezvous_prot': 1}"], "there is no option 'rendezvous_prot'"),
-        ('local.py', ["options = {'key_file': 'gone/key'}"], 'registrar-ca.crt exists'),
+        ('local.py', ["options = {'key_file': 'gone/key'}"], 'gone/key'),
         ('local.py', ["options = {'redis_host': '127.0.0.1', 'redis_port': 1}"], 'does not answer'),
         ('local.py', ['import os\nos.kill(os.getpid(), 9)'], 'Killed'),
     ],
@@ -599,9 +599,11 @@ def test_certificate_is_renewed_and_no_connection_dropped(tmp_path, monkeypatch)
             r'ERROR make_cert.py: cannot renew the certificate with .*/registrar-ca\.key \(No such'
         )
         until(lambda: shown(server) == {first(server)}, 'they show what there is')
-        (folder.path / 'local.py').write_text('import time\ntime.sleep(3600)\n')
+        hangs = folder.path / 'hangs'
+        text = f'import pathlib, time\npathlib.Path({str(hangs)!r}).touch()\ntime.sleep(3600)\n'
+        (folder.path / 'local.py').write_text(text)
         (folder.path / 'it is tomorrow').touch()
-        until(lambda: any('make_cert' in command_line(pid) for pid in folder.pids()), 'it hangs')
+        until(hangs.exists, 'it hangs')
         folder.set()
         (folder.path / 'it is tomorrow').unlink()
         server.until_logged('ERROR make_cert.py --renew ended with -9')

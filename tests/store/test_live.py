@@ -489,6 +489,14 @@ def turns():
         looking.join()
 
 
+def seconds_for(made: list[str], text: str) -> float:
+    """Of this thread's time, to read as many entries at once."""
+    began = time.thread_time()
+    for _ in made:
+        json.loads(text)
+    return time.thread_time() - began
+
+
 @pytest.mark.deadline(90)
 def test_many_entries_keep_nobody_waiting(server, entries):
     entry = {'labels': ['kitchen'], 'created': 1.0, 'authParams': {'base32': 'A' * 64}}
@@ -499,10 +507,8 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     for uuid in made:
         told.note_online(uuid, '192.0.2.1')
         told.note_rendezvous(uuid, at=1.0, **ROW)
-    text, began, took = json.dumps(entry), time.thread_time(), {}
-    for _ in made:
-        json.loads(text)
-    all_at_once = time.thread_time() - began  # some 50 ms, of which 20 were wanted
+    text, took = json.dumps(entry), {}
+    all_at_once = seconds_for(made, text)  # some 50 ms, of which 20 were wanted
     for name, do in {
         'writes': lambda: told.write(dict.fromkeys(made, (1, 1))),
         'entries': entries.all,
@@ -520,6 +526,8 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     told.write({})
     entries.ask(lambda redis: redis.flushall())
     gc.unfreeze()
+    # The processor may have become slower meanwhile: the others of this machine decide.
+    all_at_once = max(all_at_once, seconds_for(made, text))
     assert max(took.values()) < all_at_once / 2, took
 
 
