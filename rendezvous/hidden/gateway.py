@@ -47,8 +47,9 @@ _CODING = re.compile(rb'\ntransfer-encoding:(?:[^\r\n]*,)?[ \t]*([^\r\n, ]*)[ \t
 _DROPPED = re.compile(
     r"""connection | keep-alive | te | trailer | upgrade | http2-settings  # RFC 9110 section 7.6.1
     | proxy(-.*)?
-    | (x-)?forwarded.*  # RFC 7239, and what was in use before
-    | (x-)?(remote|original|rewrite|envoy|proxyuser)-.*  # Remote-User, X-Original-URL
+    | (x-|cloudfront-)?forwarded.* | x-forward-for  # RFC 7239, and what was in use before
+    | (x-)?(remote|original|rewrite|envoy|proxyuser|azure|ssl-client)-.*  # Remote-User
+    | x-(accel|sendfile)-.*  # for a server in front: files to send, by a path
     | x-(host|http-host-override|scheme|url-scheme|proto|protocol|https|ssl|arr-ssl)
     | front-end-https""",
     re.X,

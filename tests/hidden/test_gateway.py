@@ -113,8 +113,9 @@ X-Forwarded-Client-Cert Forwarded-For Forwarded-Proto X-Real-IP X-Client-IP Clie
 X-Cluster-Client-IP CF-Connecting-IP CF-Connecting-IPv6 Fastly-Client-IP Fly-Client-IP
 WL-Proxy-Client-IP X-Azure-ClientIP X-ProxyUser-Ip X-Original-For X-Original-URL X-Original-Host
 X-Original-Forwarded-For X-Rewrite-URL Remote-User Remote-Addr X-Remote-User X-Remote-Addr
-X-Envoy-External-Address X-Host X-Scheme X-Url-Scheme X-Proto Front-End-Https Proxy Proxy-Connection
-Proxy-Authorization Keep-Alive TE Trailer HTTP2-Settings
+X-Forward-For CloudFront-Forwarded-Proto X-Azure-SocketIP X-SSL-Client-Verify X-Sendfile-Type
+X-Accel-Mapping X-Envoy-External-Address X-Host X-Scheme X-Url-Scheme X-Proto Front-End-Https Proxy
+Proxy-Connection Proxy-Authorization Keep-Alive TE Trailer HTTP2-Settings
 """
 
 
