@@ -3,6 +3,7 @@
 Redis is the one that redis_host names, or the embedded store, on a Unix socket.
 """
 
+import heapq
 import json
 import logging
 import math
@@ -155,15 +156,18 @@ class Entries:
         `created` is in seconds since 1970; None: unknown.
         """
         keys = self._ask(scan, self._redis, ANY_UUID)
-        found = {}
+        found: dict[str, Json] = {}
+        parts: list[list[str]] = []
         for some in slices(keys):
             uuids = [key for key in some if UUID.fullmatch(key) and key == key.lower()]
             values = self._ask(self._redis.mget, uuids) if uuids else []
-            for uuid, value in zip(uuids, values, strict=True):
-                if value is not None:  # it was deleted just now
-                    shown = _shown(uuid, value)
-                    found['\0'.join([*shown['labels'], uuid])] = shown
-        return [found[key] for key in sorted(found)]  # texts: 10,000 in some milliseconds
+            pairs = zip(uuids, values, strict=True)  # None: it was deleted just now
+            part = [_shown(uuid, value) for uuid, value in pairs if value is not None]
+            ordered = {'\0'.join([*shown['labels'], shown['uuid']]): shown for shown in part}
+            parts.append(sorted(ordered))
+            found |= ordered
+        # To sort 10,000 at once would keep others waiting.
+        return [found[key] for some in slices(heapq.merge(*parts)) for key in some]
 
     def shown(self, uuid: str) -> Json | None:
         """What `all` gives of one entry, or None: there is none. Raises StoreDown."""
