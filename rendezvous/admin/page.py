@@ -9,6 +9,7 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -88,7 +89,7 @@ class Page:
         shown['name'] = name = actions.name_of(self._entries, self._options, shown['uuid'])
         shown['url'] = url = files.url(self._options, shown['uuid'], name)
         shown['uuid_url'] = files.url(self._options, shown['uuid'])
-        shown['code'] = _qr_code(url)
+        shown['code'] = _qr_code_of_url(url)
         shown['path'] = path = f'/entries/{uuid}'
         shown['pack'] = pack.file_name(shown | {'uuid': [shown['uuid']]})
         shown['file'] = file if file.exists() else ''
@@ -199,6 +200,12 @@ def _add_now(entry: dict[str, Any], now: presence.Now) -> None:
 def _qr_code(text: str) -> Markup:
     code = segno.make(text, micro=False)
     return Markup(code.svg_inline(omitsize=True, light='#fff'))
+
+
+@lru_cache(64)
+def _qr_code_of_url(url: str) -> Markup:
+    # It takes 7 ms, and an open tab asks each two seconds. A secret's is not kept.
+    return _qr_code(url)
 
 
 def _search(listed: list[dict[str, Any]], wanted: str) -> list[dict[str, Any]]:
