@@ -135,9 +135,11 @@ def signed_in(url: str, user: str) -> str:
 
 
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]):
+def serving(
+    handler: type[BaseHTTPRequestHandler], kind=ThreadingHTTPServer, host: str = '127.0.0.1'
+):
     """The port of a server in a thread of this process."""
-    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    server = kind((host, 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -4,6 +4,7 @@ The rendezvous server is the real one. A stranger takes its place where it is to
 """
 
 import gc
+import hashlib
 import json
 import os
 import socket
@@ -207,6 +208,15 @@ def asked(connect, server, uuid: str) -> Peer:
 def hello(peer: Peer) -> None:
     peer.until(HEAD_ENDS)
     peer.send(HELLO)
+
+
+def speak_at_once(joined: tuple[Peer, Peer]) -> None:
+    """Both ends of a visit send, and what each sends arrives whole at the other."""
+    speaking = [gevent.spawn(peer.send, MEGABYTE * 16) for peer in joined]
+    hearing = [gevent.spawn(peer.receive, len(MEGABYTE) * 16) for peer in joined]
+    for heard in hearing:
+        assert hashlib.sha256(heard.get()).digest() == hashlib.sha256(MEGABYTE * 16).digest()
+    gevent.joinall(speaking, raise_error=True)
 
 
 def silent(peer: Peer) -> None:

@@ -1,17 +1,25 @@
 """Local servers behind TLS and at Unix sockets, and what an administrator may write for them."""
 
-import hashlib
 import socket
 import ssl
 from contextlib import suppress
 
-import gevent
 import pytest
 from conftest import OK, Peer, cut_off
 from gevent.event import AsyncResult, Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
-from hiding import HEAD_ENDS, MEGABYTE, asked, deaf, hello, said, says, until_waiting
+from hiding import (
+    HEAD_ENDS,
+    MEGABYTE,
+    asked,
+    deaf,
+    hello,
+    said,
+    says,
+    speak_at_once,
+    until_waiting,
+)
 
 from rendezvous.admin import certificate
 from rendezvous.hidden import local_server
@@ -159,11 +167,7 @@ def joined(server, uuid, hide, stranger, connect, trusts):
 
 
 def test_both_directions_at_once_arrive_whole_through_tls(joined):
-    speaking = [gevent.spawn(peer.send, MEGABYTE * 16) for peer in joined]
-    hearing = [gevent.spawn(peer.receive, len(MEGABYTE) * 16) for peer in joined]
-    for heard in hearing:
-        assert hashlib.sha256(heard.get()).digest() == hashlib.sha256(MEGABYTE * 16).digest()
-    gevent.joinall(speaking, raise_error=True)
+    speak_at_once(joined)
 
 
 def test_answer_that_ends_with_a_close_notify_is_whole(joined):

@@ -11,7 +11,18 @@ import gevent
 import pytest
 from conftest import OK, until
 from gevent.event import AsyncResult, Event
-from hiding import HEAD_ENDS, MEGABYTE, asked, hello, said, says, silent, until_waiting, waiting
+from hiding import (
+    HEAD_ENDS,
+    MEGABYTE,
+    asked,
+    hello,
+    said,
+    says,
+    silent,
+    speak_at_once,
+    until_waiting,
+    waiting,
+)
 
 # The local server makes trouble
 
@@ -214,11 +225,7 @@ def test_last_words_larger_than_all_buffers_arrive_whole(joined, which):
 
 
 def test_both_directions_at_once_arrive_whole(joined):
-    speaking = [gevent.spawn(peer.send, MEGABYTE * 16) for peer in joined]
-    hearing = [gevent.spawn(peer.receive, len(MEGABYTE) * 16) for peer in joined]
-    for heard in hearing:
-        assert hashlib.sha256(heard.get()).digest() == hashlib.sha256(MEGABYTE * 16).digest()
-    gevent.joinall(speaking, raise_error=True)
+    speak_at_once(joined)
 
 
 def test_rendezvous_server_that_stops_ends_the_local_connection(server, joined):

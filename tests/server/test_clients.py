@@ -8,7 +8,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import gevent
 import pytest
 import requests
+from behind import serving
 from conftest import ROOT, Peer, get, until
 from gevent.pool import Pool
 from gevent.queue import Queue
@@ -118,23 +118,9 @@ class IPv6Server(ThreadingHTTPServer):
     address_family = socket.AF_INET6
 
 
-@contextmanager
-def local_server(kind=ThreadingHTTPServer, host: str = '127.0.0.1'):
-    """The site behind the NAT; its port."""
-    near = kind((host, 0), Handler)
-    serving = threading.Thread(target=near.serve_forever)
-    serving.start()
-    try:
-        yield near.server_port
-    finally:
-        near.shutdown()
-        serving.join()
-        near.server_close()
-
-
 @pytest.fixture(scope='module')
 def site(served):
-    with local_server() as near, hidden_py(*served, near) as site:
+    with serving(Handler) as near, hidden_py(*served, near) as site:
         yield site
 
 
@@ -225,7 +211,7 @@ def test_everything_over_ipv6(tmp_path):
         folder.pair('::1')
         _, port = folder.serve()
         folder.set(rendezvous_port=port)
-        local = local_server(IPv6Server, '::1')
+        local = serving(Handler, IPv6Server, '::1')
         with local as near, hidden_py(folder, port, near, host='[::1]') as site:
             assert ran(*curl(site, '/a')) == b'/a'
         assert re.search(r' INFO \[::1\]:\d+ registered ', folder.log())
