@@ -130,14 +130,21 @@ class TLSSocket(Wrapped):
     """
 
     def __init__(
-        self, context: SSLContext, sock: socket.socket, server_hostname: str | None = None
+        self,
+        context: SSLContext,
+        sock: socket.socket,
+        server_hostname: str | None = None,
+        came: bytes = b'',
     ) -> None:
-        """A server's side, or a client's, which verifies that name. `do_handshake` comes next."""
+        """A server's side, or a client's, which verifies that name. `do_handshake` comes next.
+
+        `came`: octets that were read from `sock` already.
+        """
         super().__init__(sock)
         self._in, self._out = MemoryBIO(), MemoryBIO()
         server_side = server_hostname is None
         self.tls = context.wrap_bio(self._in, self._out, server_side, server_hostname)
-        self._came, self._given = b'', 0  # octets from the connection; OpenSSL has so many of them
+        self._came, self._given = came, 0  # octets from the connection; OpenSSL has so many of them
         self._lacking = 0  # so many octets of the last record that OpenSSL was given have not come
         self._plain = b''  # decrypted octets that `recv` has not returned yet
         self._has_ended = False

@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import socket
-import ssl
 import struct
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import gevent
 import pytest
 from conftest import (
     DEADLINE_SECONDS,
-    client_context,
     code,
     connect_request,
     cut_off,
@@ -129,46 +127,6 @@ def test_body_framed_by_close_is_not_taken_for_cut_off(tls, joined):
     hidden.send(HEAD + MEGABYTE)
     hidden.close()
     assert mobile.rest() == HEAD + MEGABYTE
-
-
-@pytest.fixture
-def both_ends(pair):
-    """The server's and the client's end of a TLS connection that nobody serves."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0  # the client would have to read them
-    context.load_cert_chain(pair['crt_file'], pair['key_file'])
-    how = {'server_hostname': '127.0.0.1', 'do_handshake_on_connect': False}
-    with (
-        socket.create_server(('127.0.0.1', 0)) as listener,
-        socket.create_connection(listener.getsockname()) as far,
-        client_context(pair['crt_file']).wrap_socket(far, **how) as far,
-        listener.accept()[0] as near,
-    ):
-        near = sockets.TLSSocket(context, near)
-        gevent.joinall([gevent.spawn(each.do_handshake) for each in (near, far)], raise_error=True)
-        yield near, far
-
-
-def test_whole_answer_into_a_full_buffer_gets_its_close_notify(both_ends):
-    """As soon as there is room for it: the buffer is filled below TLS, and read off there."""
-    near, far = both_ends
-    far.suppress_ragged_eofs = False
-    near.settimeout(0.0)
-    filled, before = 0, -1
-    while filled > before:  # the kernel moves some of it on meanwhile
-        before = filled
-        gevent.sleep(0.02)
-        with suppress(BlockingIOError):
-            while True:
-                filled += near.raw.send(b'x' * 65536)
-    near.settimeout(None)
-    leaving = gevent.spawn(sockets.close_gracefully, near)
-    gevent.sleep(0.02)  # it is at it
-    while filled:
-        filled -= len(gevent.socket.socket.recv(far, filled))
-    assert far.recv(1) == b''  # or it raises
-    far.close()
-    leaving.get()
 
 
 def test_body_that_is_cut_off_is_taken_for_cut_off(tls, joined):
