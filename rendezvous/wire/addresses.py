@@ -1,7 +1,10 @@
 """Addresses of hosts, as text."""
 
 import ipaddress
+from functools import lru_cache
 from typing import NamedTuple
+
+REMEMBERED = 10_000  # addresses whose network is known already, some 3 MB
 
 
 def is_number(host: str) -> bool:
@@ -24,6 +27,7 @@ def authority(host: str, port: int) -> str:
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
 
+@lru_cache(REMEMBERED)
 def network(address: str) -> str:
     """What counts as one address: for IPv6 a /64, since one household is given that much."""
     ip = ipaddress.ip_address(address.partition('%')[0])

@@ -9,8 +9,9 @@ that was read has the address at which it arrived in `reached`. Here are no sock
 
 import ipaddress
 import re
+from functools import lru_cache
 
-from rendezvous.wire.addresses import Peer
+from rendezvous.wire.addresses import REMEMBERED, Peer
 
 LINE_BYTES = 107  # section 2.1: no line is longer, with its CRLF
 # Of version 2, behind the first 16. The length has 16 bits, and senders use some hundred octets.
@@ -31,15 +32,19 @@ def line(source: Peer | None, destination: Peer | None) -> bytes:
     """The line of version 1; `PROXY UNKNOWN` where the two are not of one family or not known."""
     if not (source and destination):
         return _UNKNOWN
+    hosts = _hosts(source.host, destination.host)
+    return f'PROXY {hosts} {source.port} {destination.port}\r\n'.encode() if hosts else _UNKNOWN
+
+
+@lru_cache(REMEMBERED)
+def _hosts(source: str, destination: str) -> str:
+    """The family and both addresses; '' where there is no line of them."""
     try:
-        hosts = (each.host.partition('%')[0] for each in (source, destination))
+        hosts = (each.partition('%')[0] for each in (source, destination))
         here, there = map(_unmapped, map(ipaddress.ip_address, hosts))
     except ValueError:
-        return _UNKNOWN
-    if here.version != there.version:
-        return _UNKNOWN
-    family, ports = f'TCP{here.version}', f'{source.port} {destination.port}'
-    return f'PROXY {family} {here} {there} {ports}\r\n'.encode()
+        return ''
+    return f'TCP{here.version} {here} {there}' if here.version == there.version else ''
 
 
 def split(octets: bytes) -> tuple[Peer | None, bytes] | None:
