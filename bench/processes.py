@@ -26,6 +26,31 @@ def workers(parent: int) -> list[int]:
     return [pid for pid in children(parent) if '--worker' in command_line(pid)]
 
 
+def family(pids: Iterable[int]) -> list[int]:
+    """These processes, those that they have started, and so on."""
+    found, new = [], list(pids)
+    while new:
+        found += new
+        new = [child for pid in new for child in _children_if_there(pid)]
+    return found
+
+
+def _children_if_there(pid: int) -> list[int]:
+    with suppress(OSError):  # it has ended
+        tasks = Path(f'/proc/{pid}/task').iterdir()  # a thread may have started it
+        return [int(word) for task in tasks for word in (task / 'children').read_text().split()]
+    return []
+
+
+def family_cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time of these processes and all their children, ended ones included."""
+    ticks = 0
+    for pid in family(pids):
+        with suppress(OSError):
+            ticks += sum(map(int, _fields(pid)[11:15]))
+    return ticks / TICKS
+
+
 def _fields(pid: int) -> list[str]:
     """Those behind the name, in its `stat` (man 5 proc)."""
     return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
