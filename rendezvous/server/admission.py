@@ -6,6 +6,7 @@ from collections import Counter
 
 import gevent
 
+from rendezvous.server.admitted import DECOY, Admitted, stamp_of
 from rendezvous.server.reasons import WRONG, Reasons
 from rendezvous.store import rations
 from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
@@ -21,9 +22,6 @@ log = logging.getLogger('admission')
 UNKNOWN, UNUSABLE = 'no such entry', 'the entry cannot be used'
 KNOWN = 10_000  # UUIDs that are remembered to have an entry
 
-# Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
-_DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
-
 
 class Admission:
     """What the registrations of a server have in common."""
@@ -35,21 +33,28 @@ class Admission:
         self._by_address = bool(options.knows_addresses and self._per_address)
         self._tries, self._reasons = rations.Tries(), Reasons()
         self._known: dict[str, None] = {}
+        self.admitted = Admitted()
         self._unwritten: Counter[str] = Counter()  # wrong codes that Redis did not write down
         self._down = Trouble('the store answers again')
         self._refuses = Trouble('the store writes again')
 
-    def admit(self, uuid: str, code: str, address: str) -> dict:
-        """The entry, as it is now. Raises Refusal, which says why to the log alone."""
+    def admit(self, uuid: str, code: str, address: str) -> int:
+        """The stamp of the entry, as it is now. Raises Refusal, which says why to the log alone."""
         place = network(address) if self._by_address else ''
         now, monotonic = time.time(), time.monotonic()
-        entry, right = None, False
+        if not self._tries.to_wait(place, monotonic):
+            remembered = self.admitted.stamp(uuid, place, code, now)
+            if remembered is not None:
+                return remembered
+        changes, entry, right = self.admitted.changes, None, False
         with self._tries.turn(place):
             verdict = Verdict(1, self._tries.to_wait(place, monotonic))
             if not verdict.seconds:
                 entry, right, verdict = self._look(uuid, code, place, now)
             if entry and right and not verdict.ration and not entry.get('disabled'):
-                return entry
+                if not verdict.refused:  # or Redis has not written down that it is a friend
+                    self.admitted.note(uuid, place, entry, changes)
+                return stamp_of(entry)
             if not right or verdict.ration:
                 self._tries.note(place, monotonic)
         why = self._why(entry, right, verdict, place)
@@ -63,7 +68,7 @@ class Admission:
         """The entry, whether the code is right, and what the rations say; raises Refusal."""
         try:
             entry = self._entries.get(uuid)
-            right = self._is_right(uuid, entry or _DECOY, code, now) and entry is not None
+            right = self._is_right(uuid, entry or DECOY, code, now) and entry is not None
             verdict = self._count(uuid, code, place, entry is not None, right, now)
         except StoreDown as error:
             self._down.begins(str(error))
@@ -134,7 +139,7 @@ class Admission:
         """
         if why in (WRONG, UNKNOWN):
             try:
-                found = self._reasons.find(uuid, entry or _DECOY, code, now)
+                found = self._reasons.find(uuid, entry or DECOY, code, now)
             except (ValueError, TypeError, KeyError, AttributeError):
                 found = UNUSABLE
             if entry and found != WRONG:

@@ -13,6 +13,7 @@ import gevent
 
 from rendezvous.server import credentials, dialogue, pages
 from rendezvous.server.admission import Admission
+from rendezvous.server.admitted import stamp_of
 from rendezvous.server.limits import ConnectionLimits, Evicted, ThrottledWarning, UnknownUuids
 from rendezvous.server.meeting import HeldElsewhere, Meeting, Visitor
 from rendezvous.server.names import Names
@@ -67,7 +68,6 @@ class Rendezvous:
         self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
         self.hands_over = False
         self._warn = ThrottledWarning()
-        self._changes = 0  # of entries that we were told of
 
     def handle(self, sock, address: tuple) -> None:
         """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
@@ -151,12 +151,16 @@ class Rendezvous:
         """Ends registrations and pipes whose entry is changed, and learns the names, for as long as
         Redis answers.
         """
-        with suppress(StoreDown):
+        try:
             for changed in self.entries.changes():
-                self._changes += 1
+                self.admission.admitted.forget()
                 for uuid in [changed] if changed else self.registry.counts():
                     self._end_outdated(uuid)
                 self.names.learn(changed)  # last: the others have to end, whatever becomes of it
+        except StoreDown:
+            pass
+        finally:
+            self.admission.admitted.forget(is_told=False)
         gevent.sleep(FOLLOW_AGAIN_SECONDS)
 
     def _end_outdated(self, uuid: str) -> None:
@@ -164,7 +168,7 @@ class Rendezvous:
             return  # most changes are of entries of which nobody is here
         entry = self.entries.get(uuid)
         for registration in self.registry.all(uuid):
-            if registration.stamp != _stamp(entry):
+            if registration.stamp != stamp_of(entry):
                 what = 'pipe' if registration.pipe else 'registration'
                 log.info('the entry %s was changed: a %s is ended', uuid, what)
                 if registration.pipe:
@@ -219,9 +223,7 @@ class Rendezvous:
         uuid, code = credentials.registration(target)
         if self.which.partition('/')[0] in asked.covered:
             raise self._covered()
-        stamp = _stamp(self._authenticate(uuid, code, peer.host))
-        if octets or dialogue.spoke(sock):
-            raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
+        stamp = self._authenticate(sock, uuid, code, peer.host, octets)
         if self.hands_over:
             raise Refusal(503, 'this worker is being replaced: connect again', 'Retry-After: 0')
         self.limits.identify(gevent.getcurrent(), 'hidden server')
@@ -270,12 +272,16 @@ class Rendezvous:
         log.info('%s no longer waits for %s: %s', peer, registration.uuid, why)
         return close_gracefully
 
-    def _authenticate(self, uuid: str, code: str, address: str) -> dict:
-        """The entry, as it is now; raises Refusal."""
-        before = self._changes
-        entry = self.admission.admit(uuid, code, address)
-        # A change that we were told of in between may have been one of this entry.
-        return entry if before == self._changes else self._authenticate(uuid, code, address)
+    def _authenticate(self, sock: Socket, uuid: str, code: str, address: str, octets: bytes) -> int:
+        """The stamp of the entry, as it is now; raises Refusal. `octets` came behind the head."""
+        while True:
+            before = self.admission.admitted.changes
+            stamp = self.admission.admit(uuid, code, address)
+            if octets or dialogue.spoke(sock):
+                raise Refusal(409, 'send nothing behind the CONNECT until the 200 has come')
+            # A change that we were told of in between may have been one of this entry.
+            if before == self.admission.admitted.changes:
+                return stamp
 
     def _mobile_client(self, sock: Socket, peer: Peer, uuid: str, octets: bytes) -> Close:
         self.unknown_uuids.check(peer.host)
@@ -390,14 +396,6 @@ def _answer_from_elsewhere(pipe: Pipe) -> None:
         pipe.from_hidden()
     finally:
         pipe.hidden.sock.close()
-
-
-def _stamp(entry: dict | None) -> int:
-    """Another one when the entry is deleted, disabled or re-keyed; the same with new labels.
-
-    A few octets: each registration holds one.
-    """
-    return hash(repr(sorted((entry | {'labels': 0}).items())) if entry else None)
 
 
 def _why(error: BaseException) -> str:

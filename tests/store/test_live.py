@@ -17,6 +17,7 @@ from rendezvous.store import presence
 from rendezvous.store.entries import CHANGES, StoreDown, slices
 from rendezvous.store.options import DEFAULTS
 from rendezvous.store.presence import Now, Presence
+from rendezvous.wire import codes
 
 
 def change(entries, uuid: str, **values) -> None:
@@ -77,7 +78,7 @@ def cable(redis_options):
 
 def follows(server) -> bool:
     """Whether the server is told of changes by now."""
-    return server.rendezvous._changes > 0
+    return server.rendezvous.admission.admitted.changes > 0
 
 
 @pytest.fixture
@@ -143,10 +144,10 @@ def test_new_label_and_other_entries_end_nothing(following, connect, register, e
     server = following()
     hidden, mobile = piped(connect, register, server, uuid)
     waits = register(server, uuid)
-    seen = server.rendezvous._changes
+    seen = server.rendezvous.admission.admitted.changes
     change(entries, uuid, labels=['cellar'])
     entries.ask(lambda redis: redis.publish(CHANGES, 'nobody'))
-    until(lambda: server.rendezvous._changes == seen + 2, 'it is told')
+    until(lambda: server.rendezvous.admission.admitted.changes == seen + 2, 'it is told')
     hidden.send(b'still here')
     assert mobile.receive(10) == b'still here'
     assert server.rendezvous.registry.count(uuid) == 1
@@ -166,22 +167,26 @@ def test_disabled_entry_is_refused_only_to_who_has_its_secret(server, connect, e
     assert 'disabled' in answers[0].body.decode()
 
 
+@pytest.mark.parametrize('kind', ['short', 'long'])
 def test_change_in_the_moment_of_registering_is_not_missed(
-    following, connect, entries, uuid, monkeypatch
+    following, connect, entries, uuid, monkeypatch, kind
 ):
     server = following()
     count_try = server.rendezvous.entries.count_try
 
     def change_meanwhile(*args):
         monkeypatch.undo()
-        seen = server.rendezvous._changes
+        seen = server.rendezvous.admission.admitted.changes
         change(entries, uuid, disabled=time.time())
-        until(lambda: server.rendezvous._changes > seen, 'it is told')
+        until(lambda: server.rendezvous.admission.admitted.changes > seen, 'it is told')
         return count_try(*args)
 
+    tried = code(entries, uuid)
+    if kind == 'long':
+        tried = codes.long_code(entries.get(uuid)['authParams'], time.time())
     monkeypatch.setattr(server.rendezvous.entries, 'count_try', change_meanwhile)
     peer = connect(server)
-    peer.send(connect_request(uuid, code(entries, uuid)))
+    peer.send(connect_request(uuid, tried))
     assert peer.answer().status == 503
 
 
@@ -202,6 +207,21 @@ def test_change_while_redis_is_away_is_made_up_for(
         cable.open(cable.port)
     for peer in (hidden, mobile, waits):
         peer_ends(peer)
+
+
+def test_long_code_is_refused_while_redis_is_away(cable, following, connect, entries, uuid):
+    server, parameters = following(redis_port=cable.port), entries.get(uuid)['authParams']
+
+    def status() -> int:
+        peer = connect(server)
+        peer.send(connect_request(uuid, codes.long_code(parameters, time.time())))
+        return peer.answer().status
+
+    assert status() == 200
+    cable.cut()
+    until(lambda: status() == 503, 'it is asked for')
+    cable.open(cable.port)
+    until(lambda: status() == 200, 'Redis is back')
 
 
 @pytest.fixture
