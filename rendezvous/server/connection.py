@@ -26,7 +26,7 @@ from rendezvous.wire import proxy_line
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Head, Refusal
 from rendezvous.wire.pipe import End, How, Pipe
-from rendezvous.wire.sockets import Ended, Socket, close_gracefully, keep_alive, receive, send
+from rendezvous.wire.sockets import Ended, Socket, close_gracefully, receive, send
 
 log = logging.getLogger('rendezvous')
 
@@ -81,7 +81,6 @@ class Rendezvous:
             elif self.context:
                 peer = peer._replace(reached=_peer(sock.getsockname()))
             self.limits.admit(greenlet, peer.host)
-            keep_alive(sock)
             if self.context:
                 sock = dialogue.shake_hands(sock, self.context)
             close = self._serve(sock, peer)

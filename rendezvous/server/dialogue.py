@@ -57,21 +57,21 @@ def read_proxy_header(sock) -> Peer | None:
 def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:
     """TLS on a connection. Raises Refusal where the client speaks plain HTTP, or OSError."""
     with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
-        first = sock.recv(proxy_line.FIRST_BYTES, socket.MSG_PEEK)
+        first = receive(sock)
         if proxy_line.is_begun(first):
             raise ConnectionError('sends a PROXY header: set proxy_protocol to True in local.py')
         if not first[:1].isalpha():  # a handshake begins with 22
-            tls = TLSSocket(context, sock)
+            tls = TLSSocket(context, sock, came=first)
             tls.do_handshake()
             # We have nothing to send, and the delayed ACK would hold up a client's request.
             set_tcp(tls, 'TCP_QUICKACK', 1)
             return tls
-    return _redirect(sock)
+    return _redirect(sock, first)
 
 
-def _redirect(sock) -> NoReturn:
+def _redirect(sock, first: bytes) -> NoReturn:
     """People and local servers leave out the s. Raises Refusal or OSError."""
-    head, _ = read_head(sock, b'')
+    head, _ = read_head(sock, first)
     host = head.values('host') if head else []
     if not head or not any(host) or not head.target.startswith('/'):
         raise Refusal(400, 'this port speaks TLS: https')

@@ -146,6 +146,10 @@ class Listener(StreamServer):
         self._limits, self._shares = rendezvous.limits, among
         self._warn, self._turns_left = ThrottledWarning(), BEHIND_TURNS
 
+    def do_handle(self, *connection):
+        """The handler closes the connection in any case."""
+        self._spawn(self._handle, *connection)
+
     def do_read(self):
         """Lets others accept first where this worker has more connections than they."""
         if self._turns_left and self._shares.is_ahead():

@@ -13,8 +13,8 @@ from enum import Enum
 import gevent
 from gevent.event import Event
 
+from rendezvous.wire.keep_alive import USER_TIMEOUT_SECONDS
 from rendezvous.wire.sockets import (
-    USER_TIMEOUT_SECONDS,
     Ended,
     Socket,
     close_gracefully,

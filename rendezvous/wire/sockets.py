@@ -19,6 +19,10 @@ import gevent
 from gevent.lock import Semaphore
 from gevent.monkey import get_original
 
+from rendezvous.wire.keep_alive import PROBES, USER_TIMEOUT_SECONDS
+from rendezvous.wire.keep_alive import keep_alive as keep_alive
+from rendezvous.wire.keep_alive import set_tcp as set_tcp
+
 CHUNK_BYTES = 96 * 1024  # of one read; a larger one saves nothing per octet
 RECORD_BYTES = 16 * 1024  # the largest TLS record (RFC 8446 section 5.1)
 # OpenSSL handles all records that it is given in one call, and a KeyUpdate takes it 30 us. So it is
@@ -33,11 +37,6 @@ NEXT_TURN_SECONDS = 1e-6  # after sleep(0) up to 50 turns may come before the hu
 # lingering_timeout). Otherwise an RST would destroy what we sent last.
 LINGER_SECONDS = 5
 MOMENT_SECONDS = 0.5  # for a peer that does not stop sending, after it has all that we sent
-# The first probe comes early enough to keep NAT mappings open. After three unanswered probes the
-# peer is dead.
-KEEPALIVE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
-USER_TIMEOUT_SECONDS = 60  # RFC 5482: a peer that acknowledges nothing for so long is dead
-UNSENT_BYTES = 128 * 1024  # wait in the kernel for a slow reader, at most, for each connection
 WATCH_SECONDS = 15
 LOOK_SECONDS = 0.1  # between two looks whether a waiting peer is still there
 
@@ -244,27 +243,6 @@ class TLSSocket(Wrapped):
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         return self.tls.getpeercert(binary_form)
-
-
-def keep_alive(sock: Socket) -> None:
-    """Sets how soon a dead peer is noticed, and switches Nagle's algorithm off."""
-    for name, value in (
-        ('TCP_NODELAY', 1),
-        ('TCP_KEEPIDLE', KEEPALIVE_SECONDS),
-        ('TCP_KEEPALIVE', KEEPALIVE_SECONDS),  # the same, on macOS
-        ('TCP_KEEPINTVL', PROBE_SECONDS),
-        ('TCP_KEEPCNT', PROBES),
-        ('TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000),
-        ('TCP_NOTSENT_LOWAT', UNSENT_BYTES),
-    ):
-        set_tcp(sock, name, value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def set_tcp(sock: Socket, name: str, value: int) -> None:
-    """Sets an option of TCP if the system has it: hidden.py runs on macOS and Windows, too."""
-    if hasattr(socket, name):
-        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False) -> None:
