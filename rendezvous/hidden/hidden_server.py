@@ -48,6 +48,7 @@ GOODBYE_SECONDS = 1  # to close all connections, at the end
 # become right sooner if it is tried more often. The certificate is wrong for a while behind the
 # login page of a hotel.
 LOST_PAUSES_SECONDS, LOST_SHARE = (0.1, 1.5), 0.02  # no connection, no answer, a 5xx
+CLOSED_PORT_SHARE = 0.004  # where the system refuses a connection, which costs next to nothing
 CERTIFICATE_PAUSES_SECONDS, CERTIFICATE_SHARE = (2.0, 4.0), 0.02
 REFUSED_PAUSES_SECONDS, REFUSED_SHARE = (15, 60), 1
 LOGGED_PAUSE_SECONDS = 5  # a longer pause is mentioned in the log
@@ -342,6 +343,8 @@ def pause_after(error: Exception, offline_seconds: float) -> float:
         (shortest, longest), share = REFUSED_PAUSES_SECONDS, REFUSED_SHARE
     else:
         (shortest, longest), share = LOST_PAUSES_SECONDS, LOST_SHARE
+        if isinstance(error, ConnectionRefusedError):
+            share = CLOSED_PORT_SHARE
     pause = jittered(min(longest, max(shortest, share * offline_seconds)))
     return min(LONGEST_PAUSE_SECONDS, pause + getattr(error, 'retry_after', 0))
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 import gevent
 import pytest
 import self_signed
-from conftest import OK, Peer, free_port, until
+from conftest import OK, Answer, Peer, client_context, free_port, get, until
 from hiding import (
     HEAD_ENDS,
     HELLO,
@@ -59,11 +59,21 @@ def test_comes_back_within_two_seconds_of_a_server_that_was_killed(folder, liste
         program.end(signal.SIGKILL)
         hiding.until_it_says(r'WARNING not registered at 127\.0\.0\.1:\d+: Connection refused\n\Z')
         gevent.sleep(seconds)
-        program, _ = folder.serve()
+        program, port = folder.serve()
         began = time.monotonic()
+        assert first_answer(folder, port, uuid).body == b'hello'  # it is waited for, without a 503
         hiding.until_it_says(r'INFO registered at .*\n\Z')
         assert time.monotonic() - began < 2
     assert hiding.end() == 0
+
+
+def first_answer(folder, port: int, uuid: str) -> Answer:
+    context = client_context(folder.path / 'registrar.crt')
+    raw = socket.create_connection(('127.0.0.1', port))
+    with context.wrap_socket(raw, server_hostname='127.0.0.1') as sock:
+        peer = Peer(sock)
+        peer.send(get(uuid))
+        return peer.answer()
 
 
 def test_many_restarts_of_the_server(start, uuid, hide, caplog):
@@ -87,7 +97,9 @@ def test_many_restarts_of_the_server(start, uuid, hide, caplog):
     ('error', 'gone_seconds', 'least', 'most'),
     [
         (ConnectionRefusedError(), 0, 0.05, 0.1),
-        (ConnectionRefusedError(), 50, 0.5, 1),
+        (ConnectionRefusedError(), 60, 0.12, 0.24),
+        (ConnectionRefusedError(), 3600, 0.75, 1.5),
+        (dial.HungUp(), 50, 0.5, 1),
         (dial.NotRegistered(503, '', 0, None), 3600, 0.75, 1.5),
         (dial.NotRegistered(503, '', 30, None), 0, 30.05, 30.1),
         (dial.NotRegistered(503, '', 3600, None), 0, 60, 60),
