@@ -134,7 +134,6 @@ def start(redis_options, pair, tmp_path_factory):
     for server in servers:
         registry = server.rendezvous.registry
         until(lambda c=server.connections: not c, 'every handler ends with its client')
-        assert not server.rendezvous.unjoined
         until(lambda r=registry: not (r.counts() or r.wanted()), 'nobody waits any more')
         server.stop()
     until(lambda: descriptors() <= before, f'no more descriptors than the {before} before')

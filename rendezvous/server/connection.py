@@ -12,6 +12,7 @@ from pathlib import Path
 import gevent
 
 from rendezvous.server import credentials, dialogue, pages
+from rendezvous.server.accepted import Connection
 from rendezvous.server.admission import Admission
 from rendezvous.server.admitted import stamp_of
 from rendezvous.server.limits import ConnectionLimits, Evicted, ThrottledWarning, UnknownUuids
@@ -34,6 +35,7 @@ log = logging.getLogger('rendezvous')
 # for seconds, and everybody waiting. What has not come back yet can be claimed here.
 PACE_SECONDS = 0.005
 FOLLOW_AGAIN_SECONDS = 1  # after Redis was lost
+LOOK_SECONDS = 0.02  # between two looks whether all connections have ended
 RETRY_SECONDS = 10  # then no other registration is tried: all may have died in silence
 
 Close = Callable[[Socket], object]
@@ -65,45 +67,60 @@ class Rendezvous:
         )
         self.names = Names(entries, options.names_domain)
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
-        self.unjoined: set[gevent.Greenlet] = set()  # those that were in no pipe yet
+        self.connections: set[Connection] = set()
         self.hands_over = False
         self._warn = ThrottledWarning()
 
     def handle(self, sock, address: tuple) -> None:
-        """Serves the connection on `sock`, in a greenlet of its own; closes it in any case."""
-        peer = near = _peer(address)
-        greenlet = gevent.getcurrent()
-        close: Close = close_gracefully
-        self.unjoined.add(greenlet)
+        """Serves the connection on `sock`, in a greenlet of its own."""
+        connection = Connection(sock, _peer(address))
+        self.connections.add(connection)
+        self._own(connection, self._greet, connection)
+
+    def _own(self, connection: Connection, serve: Callable[..., Close | None], *what) -> None:
+        """In the greenlet that owns the connection: closes it by what `serve` gives, in any case,
+        but for None: a registration waits.
+        """
+        close: Close | None = close_gracefully
         try:
-            if self.options.proxy_protocol:
-                peer = self._announced(sock, near)
-            elif self.context:
-                peer = peer._replace(reached=_peer(sock.getsockname()))
-            self.limits.admit(greenlet, peer.host)
-            if self.context:
-                sock = dialogue.shake_hands(sock, self.context)
-            close = self._serve(sock, peer)
-        except Refusal as refusal:
-            level = logging.DEBUG if refusal.is_routine else logging.INFO
-            log.log(level, '%s refused: %s %s', peer, refusal.status, refusal.why)
-            with suppress(OSError):  # where it is gone, there is nobody to tell
-                send(sock, refusal.octets())
-        except OSError as error:
-            # A proxy in front looks each second whether we are there, and just hangs up.
-            is_check = self.options.proxy_protocol and str(peer) == str(near)
-            log.log(logging.DEBUG if is_check else logging.INFO, '%s lost: %s', peer, _why(error))
+            close = serve(*what)
         except Evicted:
-            sock.close()  # at once: its place is needed
+            connection.sock.close()  # at once: its place is needed
         except Ended:
             pass
         except Exception:
-            log.exception('%s failed', peer)
+            log.exception('%s failed', connection.peer)
         finally:
-            self.unjoined.discard(greenlet)
-            self.limits.mark_leaving(greenlet)
-            close(sock)
-            self.limits.release(greenlet)
+            if close:
+                connection.may_finish = True
+                self.limits.mark_leaving(connection)
+                close(connection.sock)
+                self.limits.release(connection)
+                self.connections.discard(connection)
+
+    def _greet(self, connection: Connection) -> Close | None:
+        """What a connection begins with; gives what closes it, None where a registration waits."""
+        near = connection.peer
+        try:
+            if self.options.proxy_protocol:
+                connection.peer = self._announced(connection)
+            elif self.context:
+                connection.peer = near._replace(reached=_peer(connection.sock.getsockname()))
+            self.limits.admit(connection)
+            if self.context:
+                connection.sock = dialogue.shake_hands(connection.sock, self.context)
+            return self._serve(connection)
+        except Refusal as refusal:
+            level = logging.DEBUG if refusal.is_routine else logging.INFO
+            log.log(level, '%s refused: %s %s', connection.peer, refusal.status, refusal.why)
+            with suppress(OSError):  # where it is gone, there is nobody to tell
+                send(connection.sock, refusal.octets())
+        except OSError as error:
+            # A proxy in front looks each second whether we are there, and just hangs up.
+            is_check = self.options.proxy_protocol and str(connection.peer) == str(near)
+            level = logging.DEBUG if is_check else logging.INFO
+            log.log(level, '%s lost: %s', connection.peer, _why(error))
+        return close_gracefully
 
     def visit(self, visitor: Visitor, peer: Peer, uuid: str, held: Held, octets: bytes) -> None:
         """Serves a mobile client that another worker has accepted, with a registration of ours."""
@@ -125,10 +142,20 @@ class Rendezvous:
         finally:
             close_gracefully(visitor, how.is_whole)
 
-    def stop(self) -> None:
-        """Ends every connection that is not in a pipe, each with a close that says so."""
-        for greenlet in self.unjoined:
-            greenlet.kill(Ended, block=False)
+    def stop(self, pipes: bool = False) -> None:
+        """Ends every connection that is not in a pipe, each with a close that says so; with
+        `pipes` all.
+        """
+        for connection in list(self.connections):
+            if pipes or not connection.may_finish:
+                connection.interrupt()
+
+    def join(self, seconds: float) -> None:
+        """Waits until all connections have ended, or for so long."""
+        until = time.monotonic() + seconds
+        gevent.sleep(LOOK_SECONDS)  # one that was accepted just now begins
+        while self.connections and time.monotonic() < until:
+            gevent.sleep(LOOK_SECONDS)
 
     def hand_over(self) -> None:
         """New workers serve: ends the registrations that wait, and they come back to those."""
@@ -140,7 +167,7 @@ class Rendezvous:
     def _end(self, registration: Registration) -> None:
         """Ends one that is in no pipe. Its greenlet runs later: until then nobody may claim it."""
         self.registry.remove(registration)
-        registration.greenlet.kill(Ended, block=False)
+        registration.interrupt()
 
     def write_presence(self) -> None:
         """Without end: writes who is here, for the page."""
@@ -175,11 +202,12 @@ class Rendezvous:
                 else:
                     self._end(registration)
 
-    def _announced(self, sock: Socket, proxy: Peer) -> Peer:
+    def _announced(self, connection: Connection) -> Peer:
         """Who connects through a proxy in front; itself where it names nobody. Raises Evicted."""
-        self.limits.await_header(gevent.getcurrent())
+        self.limits.await_header(connection)
+        proxy = connection.peer
         try:
-            return dialogue.read_proxy_header(sock) or proxy
+            return dialogue.read_proxy_header(connection.sock) or proxy
         except ValueError as error:
             self._warn(
                 '%s %s: closed; have the proxy in front send one (HAProxy: send-proxy-v2), '
@@ -188,8 +216,9 @@ class Rendezvous:
             )
             raise Evicted from None
 
-    def _serve(self, sock: Socket, peer: Peer) -> Close:
-        """Gives what closes the connection, as the next two do."""
+    def _serve(self, connection: Connection) -> Close | None:
+        """Gives what closes the connection, or None, as the next one does."""
+        sock = connection.sock
         octets: bytes | None = b''
         while octets is not None:
             head, octets = dialogue.read_head(sock, octets)
@@ -198,11 +227,11 @@ class Rendezvous:
             if head.method == 'CONNECT':
                 target, fields = head.target, _Fields(head)
                 head = None  # it may wait for days: nothing is kept for that
-                return self._hidden_server(sock, peer, target, fields, octets)
+                return self._hidden_server(connection, target, fields, octets)
             try:
                 uuid, forwarded = self._wanted(head)
                 if uuid:
-                    return self._mobile_client(sock, peer, uuid, forwarded + octets)
+                    return self._mobile_client(connection, uuid, forwarded + octets)
                 octets = dialogue.ask_who(sock, head, octets)
             except Refusal as refusal:
                 refusal.without_body = head.method == 'HEAD'
@@ -217,17 +246,18 @@ class Rendezvous:
         return (named, head.octets()) if named else credentials.wanted(head)
 
     def _hidden_server(
-        self, sock: Socket, peer: Peer, target: str, asked: '_Fields', octets: bytes
-    ) -> Close:
+        self, connection: Connection, target: str, asked: '_Fields', octets: bytes
+    ) -> Close | None:
+        sock, peer = connection.sock, connection.peer
         uuid, code = credentials.registration(target)
         if self.which.partition('/')[0] in asked.covered:
             raise self._covered()
         stamp = self._authenticate(sock, uuid, code, peer.host, octets)
         if self.hands_over:
             raise Refusal(503, 'this worker is being replaced: connect again', 'Retry-After: 0')
-        self.limits.identify(gevent.getcurrent(), 'hidden server')
-        registration = Registration(uuid, stamp, sock)
-        registration.instance, registration.host = asked.instance, peer.host
+        self.limits.identify(connection, 'hidden server')
+        registration = Registration(uuid, stamp, connection)
+        registration.instance = asked.instance
         registration.wants_line = asked.proxy_line
         other = self.registry.other(registration)  # two machines with one ID.json
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
@@ -236,11 +266,12 @@ class Rendezvous:
         )
         evicted = self.registry.add(registration)
         if evicted:
-            evicted.greenlet.kill(Ended, block=False)
+            evicted.interrupt()
             log.info('%s has max_waiting registrations: the oldest is ended', uuid)
         log.info('%s registered %s, %d wait', peer, uuid, self.registry.count(uuid))
         self.presence.note_online(uuid, peer.host)
-        return self._wait_for_visit(registration, peer)
+        connection.wait(partial(gevent.spawn, self._own, connection, self._go_on, registration))
+        return None
 
     def _covered(self) -> Refusal:
         """For a hidden server that looks for a worker that has no registration of it yet."""
@@ -249,10 +280,13 @@ class Rendezvous:
         refusal.is_routine = True  # hidden.py gets some for each visit
         return refusal
 
-    def _wait_for_visit(self, registration: Registration, peer: Peer) -> Close:
+    def _go_on(self, registration: Registration) -> Close:
+        """There is something to read for one that waited, or it is ended: in a new greenlet."""
+        connection, uuid = registration.connection, registration.uuid
         octets: bytes | None = None
         try:
-            octets = receive(registration.sock)
+            connection.own()
+            octets = receive(connection.sock)
         except OSError:
             octets = b''  # the connection broke
         except Ended:
@@ -261,14 +295,14 @@ class Rendezvous:
             # The mobile client was faster: there is nothing of the hidden server's to pass on.
         finally:
             self.registry.remove(registration)
-            self.presence.note_online(registration.uuid, peer.host)
+            self.presence.note_online(uuid, connection.peer.host)
         if registration.pipe:
             if octets is not None:
                 registration.pipe.from_hidden(octets)
             registration.pipe = None  # which has us: nothing is left for the garbage collector
             return partial(close_gracefully, may_stop=True)
         why = 'it sent octets before a mobile client came' if octets else 'it hung up'
-        log.info('%s no longer waits for %s: %s', peer, registration.uuid, why)
+        log.info('%s no longer waits for %s: %s', connection.peer, uuid, why)
         return close_gracefully
 
     def _authenticate(self, sock: Socket, uuid: str, code: str, address: str, octets: bytes) -> int:
@@ -282,16 +316,17 @@ class Rendezvous:
             if before == self.admission.admitted.changes:
                 return stamp
 
-    def _mobile_client(self, sock: Socket, peer: Peer, uuid: str, octets: bytes) -> Close:
+    def _mobile_client(self, connection: Connection, uuid: str, octets: bytes) -> Close:
+        peer = connection.peer
         self.unknown_uuids.check(peer.host)
-        mobile, began = End(sock), time.monotonic()
-        self.limits.begin_visit(mobile.greenlet, uuid)
-        leaving = partial(self.limits.mark_leaving, mobile.greenlet)
+        mobile, began = End(connection.sock), time.monotonic()
+        self.limits.begin_visit(connection, uuid)
+        leaving = partial(self.limits.mark_leaving, connection)
         while True:
-            held = self._claim(mobile, uuid, peer)
+            held = self._claim(connection, uuid)
             where = ', with another worker' if isinstance(held, HeldElsewhere) else ''
             log.info('%s rendezvous with %s%s', peer, uuid, where)
-            self.unjoined.discard(mobile.greenlet)
+            connection.may_finish = True
             mobile.octets = held.octets = 0
             pipe = Pipe(mobile, held, self.options.drain, leaving)
             left = b''
@@ -305,18 +340,19 @@ class Rendezvous:
             _check_retry(began)
             octets = left
 
-    def _claim(self, mobile: End, uuid: str, peer: Peer) -> Held:
+    def _claim(self, connection: Connection, uuid: str) -> Held:
         """A registration, of this worker or of another one, for a mobile client. Raises Refusal."""
+        peer = connection.peer
         seconds = self.options.rendezvous_wait
         try:
             held = self.registry.claim(
-                uuid, seconds, mobile.sock, self.meeting.ask_for(seconds, peer)
+                uuid, seconds, connection.sock, self.meeting.ask_for(seconds, peer)
             )
         except Refusal:
             gevent.sleep(self.unknown_uuids.note(peer.host, uuid))
             raise
         try:
-            self.limits.identify(mobile.greenlet, 'mobile client')
+            self.limits.identify(connection, 'mobile client')
         except (Refusal, Evicted):
             self.registry.unclaim(held)
             raise
@@ -330,8 +366,8 @@ class Rendezvous:
             held.pipe = pipe
             if held.wants_line:
                 held.preface = proxy_line.line(peer, peer.reached)
-            self.unjoined.discard(held.greenlet)
-            self.limits.mark_visited(held.greenlet)
+            held.connection.may_finish = True
+            self.limits.mark_visited(held.connection)
             self.registry.pipe_began(held)
         else:
             held.greenlet = gevent.spawn(_answer_from_elsewhere, pipe)

@@ -3,9 +3,9 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 
-from gevent import Greenlet
-
+from rendezvous.server.accepted import Connection
 from rendezvous.server.listening import HEADERLESS
 from rendezvous.server.shares import Shares
 from rendezvous.wire.addresses import network
@@ -27,7 +27,7 @@ class Evicted(Ended):
 
 
 class ConnectionLimits:
-    """The places of a worker for connections, each taken by a greenlet.
+    """The places of a worker for connections.
 
     A stranger is a connection that has not said yet who it is; a leaver has had its answer: its
     pipe drains, or it is read off before it is closed. Where all places are taken the leaver that
@@ -41,16 +41,14 @@ class ConnectionLimits:
         self._places, self._per_address = places, per_address
         self._visits_per_address, self._shares = visits_per_address, shares
         self._most = {'hidden server': places * 3 // 4, 'mobile client': places * 3 // 8}
-        self._headerless: dict[Greenlet, None] = {}  # the oldest first
-        self._addresses: dict[Greenlet, str] = {}  # of those that have a place: '' is not counted
-        self._strangers: dict[Greenlet, None] = {}  # the oldest first
-        self._leavers: dict[Greenlet, None] = {}  # the first first
-        self._kinds: dict[Greenlet, str] = {}  # of the others
-        self._visits: dict[Greenlet, str] = {}  # of mobile clients: from where, and to which UUID
+        self._headerless: dict[Connection, None] = {}  # the oldest first
+        self._strangers: dict[Connection, None] = {}  # the oldest first
+        self._leavers: dict[Connection, None] = {}  # the first first
+        self._taken = 0
         self._of_kind = dict.fromkeys(self._most, 0)
         self._warn = ThrottledWarning()
 
-    def await_header(self, greenlet: Greenlet) -> None:
+    def await_header(self, connection: Connection) -> None:
         """Its PROXY header has not come: its address is not known, and nobody loses a place for it.
 
         Proxies send the header at once: where many have not, the oldest of them is evicted.
@@ -58,97 +56,101 @@ class ConnectionLimits:
         if len(self._headerless) >= HEADERLESS:
             self._warn('%d connections have sent no PROXY header: the oldest is closed', HEADERLESS)
             _evict_oldest(self._headerless)
-        self._headerless[greenlet] = None
+        self._headerless[connection] = None
 
-    def admit(self, greenlet: Greenlet, address: str) -> None:
+    def admit(self, connection: Connection) -> None:
         """Takes a place, until it is released. Raises Evicted where there is none."""
-        self._headerless.pop(greenlet, None)
-        address = network(address)
-        if self._per_address and self._shares.count(address) >= self._per_address:
-            if not self._evict_leaver(self._addresses, address):
+        self._headerless.pop(connection, None)
+        address = network(connection.peer.host)
+        place = self._shares.place(address)
+        if self._per_address and self._shares.count(place) >= self._per_address:
+            if not self._evict_leaver(lambda leaver: leaver.address == place):
                 self._warn('%s has max_connections_per_address and gets no more', address)
                 raise Evicted
-        elif len(self._addresses) >= self._places:
+        elif self._taken >= self._places:
             self._warn('max_connections is reached: a new one takes the place of an old one')
             if not _evict_oldest(self._leavers, self._strangers):
                 raise Evicted
-        self._addresses[greenlet] = address
-        self._shares.add(address, 1)
+        connection.has_place, connection.address = True, place
+        self._taken += 1
+        self._shares.add(place, 1)
         self._shares.add_connection(1)
-        self._strangers[greenlet] = None
+        self._strangers[connection] = None
 
-    def release(self, greenlet: Greenlet) -> None:
+    def release(self, connection: Connection) -> None:
         """Gives the place back, if it has one."""
-        self.mark_leaving(greenlet)
-        self._headerless.pop(greenlet, None)
-        self._leavers.pop(greenlet, None)
-        if greenlet in self._addresses:
+        self.mark_leaving(connection)
+        self._headerless.pop(connection, None)
+        self._leavers.pop(connection, None)
+        if connection.has_place:
+            connection.has_place = False
+            self._taken -= 1
             self._shares.add_connection(-1)
-            self._uncount(self._addresses.pop(greenlet))
-        kind = self._kinds.pop(greenlet, '')
-        if kind:
-            self._of_kind[kind] -= 1
+            self.mark_visited(connection)
+        if connection.kind:
+            self._of_kind[connection.kind] -= 1
+            connection.kind = ''
 
-    def mark_leaving(self, greenlet: Greenlet) -> None:
+    def mark_leaving(self, connection: Connection) -> None:
         """It is a leaver from now on."""
-        self._uncount(self._visits.pop(greenlet, ''))
-        self._strangers.pop(greenlet, None)
-        if greenlet in self._addresses:
-            self._leavers[greenlet] = None
+        if connection.visit:
+            self._shares.add(connection.visit, -1)
+            connection.visit = 0
+        self._strangers.pop(connection, None)
+        if connection.has_place:
+            self._leavers[connection] = None
 
-    def begin_visit(self, greenlet: Greenlet, uuid: str) -> None:
+    def begin_visit(self, connection: Connection, uuid: str) -> None:
         """A mobile client asks for this hidden server. Raises Refusal: it has too many pipes."""
-        visit = f'{self._addresses.get(greenlet)} {uuid}'
+        visit = self._shares.place(f'{network(connection.peer.host)} {uuid}')
         if self._visits_per_address and self._shares.count(visit) >= self._visits_per_address:
             sentence = 'this address has max_pipes_per_address to this hidden server'
             raise Refusal(429, sentence, f'Retry-After: {VISIT_SECONDS}')
-        self._visits[greenlet] = visit
+        connection.visit = visit
         self._shares.add(visit, 1)
 
-    def mark_visited(self, greenlet: Greenlet) -> None:
+    def mark_visited(self, connection: Connection) -> None:
         """A hidden server has a visitor: its own address has this place free again."""
-        self._uncount(self._addresses.get(greenlet, ''))
-        self._addresses[greenlet] = ''
+        if connection.address:
+            self._shares.add(connection.address, -1)
+            connection.address = 0
 
     def evict(self) -> None:
         """Ends one whose descriptor is needed, if any is neither a registration nor in a pipe."""
         _evict_oldest(self._headerless, self._leavers, self._strangers)
 
-    def identify(self, greenlet: Greenlet, kind: str) -> None:
+    def identify(self, connection: Connection, kind: str) -> None:
         """It is one of this kind, no stranger any more. Raises Refusal where they are too many."""
-        if greenlet in self._kinds:
+        if connection.kind:
             return
-        if greenlet not in self._strangers:
+        if connection not in self._strangers:
             raise Evicted  # just now: it has not been told yet
-        if self._of_kind[kind] >= self._most[kind] and not self._evict_leaver(self._kinds, kind):
+        is_full = self._of_kind[kind] >= self._most[kind]
+        if is_full and not self._evict_leaver(lambda leaver: leaver.kind == kind):
             self._warn('no room for one more %s: max_connections is too low', kind)
             raise Refusal(503, 'the server is full', f'Retry-After: {FULL_SECONDS}')
-        del self._strangers[greenlet]
-        self._kinds[greenlet] = kind
+        del self._strangers[connection]
+        connection.kind = kind
         self._of_kind[kind] += 1
 
-    def _evict_leaver(self, property_of: dict[Greenlet, str], wanted: str) -> bool:
-        for greenlet in self._leavers:
-            if property_of.get(greenlet) == wanted:
-                return _evict(greenlet, self._leavers)
+    def _evict_leaver(self, is_meant: Callable[[Connection], bool]) -> bool:
+        for leaver in self._leavers:
+            if is_meant(leaver):
+                return _evict(leaver, self._leavers)
         return False
 
-    def _uncount(self, key: str) -> None:
-        if key:
-            self._shares.add(key, -1)
 
-
-def _evict_oldest(*kinds: dict[Greenlet, None]) -> bool:
+def _evict_oldest(*kinds: dict[Connection, None]) -> bool:
     """Of the first kind of which there is one; False where there is none."""
-    for greenlets in kinds:
-        for greenlet in greenlets:
-            return _evict(greenlet, greenlets)
+    for connections in kinds:
+        for connection in connections:
+            return _evict(connection, connections)
     return False
 
 
-def _evict(greenlet: Greenlet, greenlets: dict[Greenlet, None]) -> bool:
-    del greenlets[greenlet]
-    greenlet.kill(Evicted, block=False)
+def _evict(connection: Connection, connections: dict[Connection, None]) -> bool:
+    del connections[connection]
+    connection.interrupt(Evicted)
     return True
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import gevent
 from gevent.event import AsyncResult
 
+from rendezvous.server.accepted import Connection
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.pipe import End, Pipe
 from rendezvous.wire.sockets import Ended, Socket, hang_up_of, has_shut, has_spoken
@@ -38,12 +39,14 @@ class Held(End):
 class Registration(Held):
     """One authenticated, waiting connection of a hidden server."""
 
-    def __init__(self, uuid: str, stamp: int, sock: Socket):
-        super().__init__(sock)
-        self.uuid, self.stamp = uuid, stamp  # of the entry as it was when it authenticated
+    def __init__(self, uuid: str, stamp: int, connection: Connection):
+        super().__init__(connection.sock)
+        self.greenlet = None  # the connection knows it
+        self.connection, self.uuid = connection, uuid
+        self.stamp = stamp  # of the entry as it was when it authenticated
         self.pipe: Pipe | None = None  # set at the rendezvous
         self.over = False
-        self.instance, self.host = '', ''  # of the process that registered, where it told
+        self.instance = ''  # the name of the process that registered, where it told
         self.wants_line = False  # of the PROXY protocol, before the octets of its visitor
 
     @property
@@ -52,6 +55,12 @@ class Registration(Held):
 
     def is_good(self) -> bool:
         return not self.over and super().is_good()
+
+    def is_mine(self) -> bool:
+        return self.connection.is_mine()
+
+    def interrupt(self) -> None:
+        self.connection.interrupt()
 
 
 class Others:
@@ -93,7 +102,7 @@ class Registry:
         """Where another process of the same UUID waits; '' where none does that told its name."""
         mine = registration.instance
         waiting = self._registrations.get(registration.uuid, ())
-        others = [each.host for each in waiting if each.instance not in ('', mine)]
+        others = [each.connection.peer.host for each in waiting if each.instance not in ('', mine)]
         return others[-1] if mine and others else ''
 
     def counts(self) -> dict[str, tuple[int, int]]:

@@ -34,26 +34,23 @@ class Shares:
         """A worker begins: what one of the same number that was killed has left is nothing."""
         self._own[:] = memoryview(bytes(PLACES * 2)).cast('H')
 
-    def count(self, key: str) -> int:
-        """How many connections of all workers have this key."""
-        place = self._place(key)
+    def place(self, key: str) -> int:
+        """Where the connections with this key are counted: 1 or more."""
+        # With a seed: nobody can choose addresses that share the place of somebody else.
+        digest = hashlib.blake2b(key.encode(), digest_size=2, key=self._seed).digest()
+        return max(1, int.from_bytes(digest, 'big'))
+
+    def count(self, place: int) -> int:
+        """How many connections of all workers are counted there."""
         return sum(row[place] for row in self.rows)
 
-    def add(self, key: str, change: int) -> None:
-        """One connection more, or less, of this worker has this key."""
-        self._add(self._place(key), change)
+    def add(self, place: int, change: int) -> None:
+        """So many connections of this worker more, or less, are counted there."""
+        self._own[place] = min(max(self._own[place] + change, 0), MOST)
 
     def add_connection(self, change: int) -> None:
-        self._add(0, change)
+        self.add(0, change)
 
     def is_ahead(self) -> bool:
         """Whether this worker has some connections more than the least loaded one."""
         return self._own[0] > min(row[0] for row in self.rows) + AHEAD
-
-    def _add(self, place: int, change: int) -> None:
-        self._own[place] = min(max(self._own[place] + change, 0), MOST)
-
-    def _place(self, key: str) -> int:
-        # With a seed: nobody can choose addresses that share the place of somebody else.
-        digest = hashlib.blake2b(key.encode(), digest_size=2, key=self._seed).digest()
-        return max(1, int.from_bytes(digest, 'big'))

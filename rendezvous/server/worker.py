@@ -36,7 +36,7 @@ from rendezvous.wire import programs
 from rendezvous.wire.background_log import Background
 from rendezvous.wire.greenlets import keep_running
 from rendezvous.wire.programs import Mistake
-from rendezvous.wire.sockets import Ended, keep_watch
+from rendezvous.wire.sockets import keep_watch
 
 log = logging.getLogger('worker')
 
@@ -69,9 +69,9 @@ class Worker:
         `meeting_place`: the path of its socket for the others, beside theirs.
         """
         self.options, self.entries, self.shares = options, entries, among
-        self.connections = Pool(None)  # without a bound: those that wait would fill it
         self.rendezvous = Rendezvous(options, entries, context, among, meeting_place, which)
-        self._server = Listener(listener, self.rendezvous, self.connections, among)
+        self.connections = self.rendezvous.connections
+        self._server = Listener(listener, self.rendezvous, among)
         self._greenlets = Pool()
 
     @property
@@ -107,12 +107,11 @@ class Worker:
             handing_over.start()
         else:
             self.rendezvous.stop()
-        self.connections.join(timeout=seconds)
+        self.rendezvous.join(seconds)
         if hand_over:
             handing_over.join(timeout=HAND_OVER_SECONDS)
-        for greenlet in list(self.connections):
-            greenlet.kill(Ended, block=False)
-        self.connections.join(timeout=CLOSE_SECONDS)
+        self.rendezvous.stop(pipes=True)
+        self.rendezvous.join(CLOSE_SECONDS)
         self.rendezvous.meeting.stop()
         self._greenlets.kill()
         with suppress(StoreDown):
@@ -139,10 +138,8 @@ class Listener(StreamServer):
     max_delay = 0.1  # seconds between two tries; the first are sooner
     max_accept = 1  # in a turn: the kernel wakes all workers, and each takes one
 
-    def __init__(
-        self, sock: socket.socket, rendezvous: Rendezvous, connections: Pool, among: Shares
-    ):
-        super().__init__(sock, rendezvous.handle, spawn=connections)
+    def __init__(self, sock: socket.socket, rendezvous: Rendezvous, among: Shares):
+        super().__init__(sock, rendezvous.handle)
         self._limits, self._shares = rendezvous.limits, among
         self._warn, self._turns_left = ThrottledWarning(), BEHIND_TURNS
 

@@ -53,12 +53,23 @@ class End:
     def __init__(self, sock: Socket, greenlet: gevent.Greenlet | None = None) -> None:
         self.sock = sock
         # `greenlet or ...` would be wrong: a greenlet that has not started yet is false.
-        self.greenlet = gevent.getcurrent() if greenlet is None else greenlet
+        self.greenlet: gevent.Greenlet | None = (
+            gevent.getcurrent() if greenlet is None else greenlet
+        )
         self.octets = 0  # read from it so far
         self.read_at = 0.0  # time.monotonic() of the last read
         self.preface = b''  # goes to it before the other end's first octets, and is none of them
         self.filling = False  # whether the other end's greenlet is writing to it
         self._acked = 0
+
+    def is_mine(self) -> bool:
+        """Whether the current greenlet owns it."""
+        return self.greenlet is gevent.getcurrent()
+
+    def interrupt(self) -> None:
+        """Raises Ended in the greenlet that owns it, soon."""
+        if self.greenlet is not None:
+            self.greenlet.kill(Ended, block=False)
 
     def begin(self) -> None:
         """Its pipe begins: octets that were acknowledged before do not count."""
@@ -131,8 +142,8 @@ class Pipe:
         if not self.over:
             self.how, self.over = how, True
             for end in (self.hidden, self.mobile):
-                if end.greenlet is not gevent.getcurrent():
-                    end.greenlet.kill(Ended, block=False)
+                if not end.is_mine():
+                    end.interrupt()
             gevent.sleep(0)
 
     @property
@@ -196,7 +207,7 @@ class Pipe:
         if self.over:
             gevent.sleep(USER_TIMEOUT_SECONDS)  # the other was first: Ended will be raised here
         self.how, self.over = how, True  # no yield since the `if`: only one side gets here
-        other.greenlet.kill(Ended, block=False)
+        other.interrupt()
         gevent.sleep(0)  # Ended is raised there before this greenlet continues
 
 

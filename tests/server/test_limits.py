@@ -10,14 +10,15 @@ import uuid as uuids
 from contextlib import ExitStack
 from types import SimpleNamespace
 
-import gevent
 import pytest
 from conftest import OK, Peer, code, connect_request, get, until
 from programs import Folder
 
 from rendezvous.server import limits, shares
+from rendezvous.server.accepted import Connection
 from rendezvous.server.limits import ConnectionLimits
 from rendezvous.server.shares import Shares
+from rendezvous.wire import addresses
 
 
 @pytest.fixture
@@ -134,12 +135,11 @@ def test_hidden_server_does_not_pay_for_its_visitors(plain, come, entries, uuid)
 
 def test_ipv6_addresses_of_one_household_count_as_one():
     places = ConnectionLimits(100, 2, 0, Shares(shares.create(1), 1, 1, b'seed'))
-    first, second, third = gevent.Greenlet(), gevent.Greenlet(), gevent.Greenlet()
-    places.admit(first, '2001:db8::1')
-    places.admit(second, '2001:db8::2')
+    for host in ('2001:db8::1', '2001:db8::2'):
+        places.admit(Connection(None, addresses.Peer(host, 1)))
     with pytest.raises(limits.Evicted):
-        places.admit(third, '2001:db8::3')
-    places.admit(third, '2001:db8:0:1::3')
+        places.admit(Connection(None, addresses.Peer('2001:db8::3', 1)))
+    places.admit(Connection(None, addresses.Peer('2001:db8:0:1::3', 1)))
 
 
 def test_those_who_have_left_leave_nothing_behind(plain, come, entries, uuid):
@@ -207,7 +207,7 @@ def test_pipes_leave_room_for_registrations(plain, come, entries, uuid):
     until(lambda: server.rendezvous.registry.count(uuid) == 1, 'the registration waits on')
     pipes[0].close()
     pipes[1].close()
-    until(lambda: len(server.rendezvous.limits._kinds) == 5, 'it ends')
+    until(lambda: sum(server.rendezvous.limits._of_kind.values()) == 5, 'it ends')
     mobile = come(server)
     mobile.send(get(uuid))
     assert waits.until(b'\r\n\r\n').startswith(b'GET / ')

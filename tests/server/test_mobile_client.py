@@ -13,7 +13,9 @@ import pytest
 from conftest import OK, Peer, code, connect_request, get, until
 
 from rendezvous.server import dialogue
+from rendezvous.server.accepted import Connection
 from rendezvous.server.registry import Registration, Registry
+from rendezvous.wire import addresses
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi'
 REQUEST = b'GET / HTTP/1.1\r\nHost: x\r\n\r\n'  # what arrives of get(uuid)
@@ -130,7 +132,7 @@ def test_registration_that_hangs_up_as_it_is_taken_is_not_the_last_word(
     mobile = connect(server)
     mobile.send(get(uuid))
     until(lambda: waiting.wanted(), 'the mobile client waits')
-    gone = Registration(uuid, 0, None)
+    gone = Registration(uuid, 0, Connection(None, addresses.Peer('', 0)))
     waiting.add(gone)
     waiting.remove(gone)
     waiting.add(living)
@@ -152,7 +154,7 @@ def test_turn_of_a_mobile_client_whose_registration_hung_up_is_not_lost(
     for number, target in enumerate(('/first', '/second'), 1):
         connect(server).send(get(uuid, target))
         wait(number)
-    gone = Registration(uuid, 0, None)
+    gone = Registration(uuid, 0, Connection(None, addresses.Peer('', 0)))
     waiting.add(gone)
     waiting.remove(gone)
     wait(2)
@@ -170,7 +172,7 @@ def test_those_who_were_here_long_ago_are_forgotten(monkeypatch):
     for number in range(1000):
         name = Name(number)
         kept.add(name)
-        waiting.remove(Registration(name, 0, None))
+        waiting.remove(Registration(name, 0, Connection(None, addresses.Peer('', 0))))
     gc.collect()
     assert len(kept) < 10
 

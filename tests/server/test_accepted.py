@@ -1,0 +1,62 @@
+"""A connection as the others see it: a registration that waits has no greenlet."""
+
+import gc
+
+import gevent
+import pytest
+from conftest import until
+
+
+def greenlets() -> int:
+    return sum(isinstance(each, gevent.Greenlet) and not each.dead for each in gc.get_objects())
+
+
+def the_one_that_waits(server):
+    (registration,) = server.rendezvous.registry.waiting()
+    return registration.connection
+
+
+def test_registration_that_waits_has_no_greenlet(server, register, uuid):
+    before = greenlets()
+    for _ in range(10):
+        register(server, uuid)
+    until(lambda: greenlets() <= before, 'those that served them end')
+    assert len(server.connections) == 10
+
+
+def test_greenlet_that_serves_it_goes_on_where_the_first_one_ended(server, join):
+    hidden, mobile = join(server)
+    for _ in range(2):
+        hidden.send(b'answer')
+        assert mobile.receive(6) == b'answer'
+        mobile.send(b'more')
+        hidden.receive(4)
+
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_registration_that_is_ended_before_its_greenlet_runs_is_closed(
+    times, server, register, uuid
+):
+    """Something has come, a greenlet is to start, and in this moment it is ended, or even twice."""
+    hidden = register(server, uuid)
+    waits = the_one_that_waits(server)
+    waits._wake()
+    for _ in range(times):
+        waits.interrupt()
+    assert hidden.rest() == b''
+    until(lambda: not server.connections, 'its place is free')
+
+
+def test_hidden_server_that_has_not_answered_is_ended_with_its_mobile_client(server, join):
+    hidden, mobile = join(server)
+    mobile.close()
+    assert hidden.rest() == b''
+    hidden.close()
+    until(lambda: not server.connections, 'both have ended')
+
+
+def test_registrations_that_wait_are_ended_where_the_server_stops(server, register, join, uuid):
+    hidden, _ = join(server)  # in a pipe, without an answer yet
+    waits = register(server, uuid)
+    server.stop(seconds=0)
+    assert (hidden.rest(), waits.rest()) == (b'', b'')
