@@ -20,6 +20,11 @@ class Background(logging.Handler):
         self._lost_lines = 0
         self._writing: gevent.Greenlet | None = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without a lock: greenlets of one thread come here, and `emit` never yields."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         if len(self._lines) >= BACKLOG_LINES:
             self._lost_lines += 1

@@ -9,6 +9,7 @@ Standard library only.
 
 import logging
 import logging.handlers
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +24,23 @@ def to(*handlers: logging.Handler) -> None:
     logging.logThreads = False  # it would make a thread object for each greenlet that logs
     logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # nor is it looked up which line of the program logs
-    line_format = '%(asctime)s %(levelname)s %(message)s'
-    logging.basicConfig(level=logging.INFO, format=line_format, handlers=handlers)
+    for handler in handlers:
+        handler.setFormatter(_Format())
+    logging.basicConfig(level=logging.INFO, handlers=handlers)
+
+
+class _Format(logging.Formatter):
+    """Time, level, message. The text of a second is made once, not for each line."""
+
+    _second, _text = -1, ''
+
+    def format(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime(self.default_time_format, time.localtime(second))
+        time_and_level = f'{self._text},{int(record.msecs):03} {record.levelname}'
+        return f'{time_and_level} {super().format(record)}'
 
 
 class _File(logging.handlers.WatchedFileHandler):
