@@ -135,14 +135,14 @@ class Presence:
         self.key, self._number_key, self._number = f'live:{name}', f'batch:{name}', 0
         self._written: Counts = {}  # as Redis holds them
         self._heartbeat_at = 0.0
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, LastSeen] = {}
         self._rendezvous: deque[tuple[str, str]] = deque(maxlen=BACKLOG)
         self._refused: dict[str, deque[str]] = {}  # the oldest UUID first
         self._unanswered: Batch | None = None  # it was sent, and no answer came
 
     def note_online(self, uuid: str, address: str) -> None:
         """It was seen just now: a registration began or ended."""
-        self._seen[uuid] = json.dumps(LastSeen(at=time.time(), address=address))
+        self._seen[uuid] = {'at': time.time(), 'address': address}
 
     def note_rendezvous(self, uuid: str, **rendezvous: Unpack[RendezvousRow]) -> None:
         """A rendezvous is over; `history` gives the last ones."""
@@ -170,26 +170,34 @@ class Presence:
                 pause = DOWN_SECONDS
 
     def write(self, counts: Counts) -> None:
-        """Writes what has changed since the last time. Raises StoreDown, and nothing is lost."""
+        """Writes what has changed since the last time. Raises StoreDown, and nothing is lost.
+
+        What happens meanwhile is for the next time: each batch costs a disk write.
+        """
         if self._unanswered:
             self._send(self._unanswered)
-        while batch := self._batch(counts):
+        was_full = True
+        while batch := self._batch(counts, was_full):
             self._send(batch)
             gevent.sleep(0)
+            was_full = _may_be_full(batch)
 
-    def _batch(self, counts: Counts) -> Batch | None:
-        """What is to be written, or a part of it; None: there is nothing."""
+    def _batch(self, counts: Counts, with_news: bool) -> Batch | None:
+        """What is to be written, or a part of it; None: there is nothing, or nothing but news."""
         changed: dict[str, tuple[int, int] | None] = {
             uuid: count for uuid, count in counts.items() if self._written.get(uuid) != count
         }
         changed |= dict.fromkeys(self._written.keys() - counts.keys())
         is_due = counts and time.monotonic() - self._heartbeat_at > HEARTBEAT_SECONDS
-        if not (changed or self._seen or self._rendezvous or self._refused or is_due):
+        news = with_news and (self._seen or self._rendezvous or self._refused)
+        if not (changed or news or is_due):
             return None
         self._number += 1
         return {
             'counts': dict(islice(changed.items(), BATCH)),
-            'seen': {uuid: self._seen.pop(uuid) for uuid in list(islice(self._seen, BATCH))},
+            'seen': {
+                uuid: json.dumps(self._seen.pop(uuid)) for uuid in list(islice(self._seen, BATCH))
+            },
             'rows': self._rows(),
             'number': str(self._number),
         }
@@ -225,6 +233,12 @@ class Presence:
         more |= {'age': AGE_SECONDS, 'remember': DAY_SECONDS}
         keys, text = (self.key, self._number_key), json.dumps(batch | more)
         return bool(self._entries.ask(lambda redis: redis.eval(_WRITE, 2, *keys, text)))
+
+
+def _may_be_full(batch: Batch) -> bool:
+    """Whether there may have been more than the batch holds."""
+    each = len(batch['counts']), len(batch['seen'])
+    return max(each) >= BATCH or len(batch['rows']) >= BATCH // REFUSALS
 
 
 def now(entries: Entries) -> dict[str, Now]:

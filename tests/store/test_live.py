@@ -462,8 +462,30 @@ def test_rendezvous_that_end_while_a_batch_is_written_are_not_dropped(
         told.note_rendezvous(uuid, at=number, **ROW)
     monkeypatch.setattr(entries, 'ask', end_some_meanwhile)
     told.write({})
+    told.write({})  # what ended meanwhile
     kept = [*range(25, 15, -1), *range(10, 0, -1)]
     assert [each['at'] for each in presence.history(entries, uuid)] == kept
+
+
+def test_what_happens_while_a_batch_is_written_is_for_the_next_time(entries, uuid, monkeypatch):
+    """On a busy server there is always something new: it wrote batches of a few rows, endlessly."""
+    told, send, sent = Presence(entries), Presence._send, []
+
+    def send_meanwhile(presence, batch) -> None:
+        sent.append(len(batch['rows']))
+        presence.note_rendezvous(uuid, at=9.0, **ROW)
+        send(presence, batch)
+
+    monkeypatch.setattr(Presence, '_send', send_meanwhile)
+    told.note_rendezvous(uuid, at=1.0, **ROW)
+    told.write({uuid: (1, 0)})
+    assert sent == [1]
+    told.write({uuid: (1, 0)})
+    assert sent == [1, 1]
+    for _ in range(presence.BATCH):
+        told.note_rendezvous(uuid, at=1.0, **ROW)
+    told.write({})
+    assert sent[2:] == [presence.BATCH, 2]
 
 
 def test_redis_that_goes_down_is_told_each_time_once(quick, cable, start, entries, uuid, caplog):
