@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -38,6 +39,7 @@ ANSWER_BYTES = 16 * 1024
 CLOCK_IS_OFF_SECONDS = 30  # a code is right for 30 s before and after its own 30
 DAY_SECONDS = 24 * 3600
 ENDS_SOON_SECONDS, ENDS_SOON_SHARE = 14 * DAY_SECONDS, 1 / 4  # of a certificate's time, at most
+LOOK_SECONDS = 3600  # between two looks when it ends: one costs a twentieth of a visit
 # After so long the server has forgotten what a process that was killed here left there.
 LEFT_OVER_SECONDS = 120
 
@@ -208,6 +210,7 @@ class RendezvousServer:
         self._takes_long_codes = True
         # By this the server tells two machines that have the same ID.json from one another.
         self._instance, self._began = secrets.token_hex(8), time.monotonic()
+        self._look_at = -math.inf  # time.monotonic(): when its certificate is looked at again
         self._warn_once = cache(log.warning)
 
     def register(self, uuid: str, totp: pyotp.TOTP, covered: list[int]) -> Connection:
@@ -232,19 +235,23 @@ class RendezvousServer:
             sock = sockets.TLSSocket(self._context, raw, self._host)
             with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
                 with _naming_hang_ups():
-                    sock.do_handshake()
-                self._warn_of_end(sock.getpeercert())
-                head = f'CONNECT uuid:{uuid}?response={code} HTTP/1.1\r\nHost: {self.name}\r\n'
-                fields = f'Instance: {self._instance}\r\nWhich-Worker: 1\r\nProxy-Protocol: 1\r\n'
-                if covered:
-                    fields += f'Has-Worker: {", ".join(map(str, covered))}\r\n'
-                sockets.send(sock, f'{head}{fields}\r\n'.encode())
+                    sock.do_handshake(self._request(uuid, code, covered))
                 answer, octets = read_answer(sock)
+            if time.monotonic() >= self._look_at:
+                self._look_at = time.monotonic() + LOOK_SECONDS
+                self._warn_of_end(sock.getpeercert())
             self._warn_of_others(answer)
             return Connection(sock, octets, worker(answer))
         except BaseException:
             raw.close()
             raise
+
+    def _request(self, uuid: str, code: str, covered: list[int]) -> bytes:
+        head = f'CONNECT uuid:{uuid}?response={code} HTTP/1.1\r\nHost: {self.name}\r\n'
+        fields = f'Instance: {self._instance}\r\nWhich-Worker: 1\r\nProxy-Protocol: 1\r\n'
+        if covered:
+            fields += f'Has-Worker: {", ".join(map(str, covered))}\r\n'
+        return f'{head}{fields}\r\n'.encode()
 
     def _warn_of_end(self, certificate: dict) -> None:
         """Warns once of a certificate that ends soon."""

@@ -151,11 +151,13 @@ class TLSSocket(Wrapped):
         self._sending = Semaphore()  # one greenlet at a time, or records would be mixed up
         self.is_whole = True  # no record has been sent in part
 
-    def do_handshake(self) -> None:
-        """Raises OSError, of which ssl.SSLError is one."""
+    def do_handshake(self, octets: bytes = b'') -> None:
+        """`octets` go out with a client's last flight. Raises OSError, of which SSLError is one."""
         while True:
             try:
                 self.tls.do_handshake()
+                if octets:
+                    self.tls.write(octets)
                 return self._flush()
             except SSLWantReadError:
                 self._flush()

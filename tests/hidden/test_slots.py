@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import time
 from collections import Counter
 from contextlib import suppress
@@ -88,6 +89,26 @@ def test_malformed_request_is_no_endless_loop(stranger, hide, caplog):
     hide(refusing, count=1)
     until(lambda: said(caplog), 'it says so')
     assert len(refusing.tries) == 2
+
+
+def test_connect_comes_with_the_last_flight_of_the_handshake(stranger, hide, pair):
+    """Both ends have one packet less to handle."""
+    context, heads = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), []
+    context.load_cert_chain(pair['crt_file'], pair['key_file'])
+
+    def register(peer):
+        came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(came, goes, server_side=True)
+        for _ in range(2):
+            came.write(peer.sock.recv(65536))
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            peer.send(goes.read())
+        heads.append(tls.read(65536))
+
+    hide(stranger(register, tls=False), count=1)
+    until(lambda: heads, 'it registers')
+    assert heads[0].startswith(b'CONNECT uuid:')
 
 
 def test_local_server_hears_nothing_before_the_first_octet(server, uuid, hide, listen, connect):
