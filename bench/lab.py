@@ -108,9 +108,7 @@ class Lab:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for pid in family:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        processes.kill(family)
 
     def reach(self, port: int) -> None:
         def reached() -> bool:

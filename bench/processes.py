@@ -81,6 +81,12 @@ def connections(pid: int) -> list[tuple[int, int]]:
     return [(int(near, 16), int(far, 16)) for near, far in ends]
 
 
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def stop(pid: int) -> None:
     """SIGSTOP; when this returns, it runs no more."""
     while _fields(pid)[0] != 'T':

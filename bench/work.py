@@ -1,0 +1,338 @@
+"""The pieces of work that each peer does, and what one round of each cost.
+
+A piece is a function of a `Subject`; it gives figures by name. The CPU is that of the server's part
+of the peer, with all its children, until everything that drains or lingers has ended; what it
+costs idle is taken off. The loads are ab, wrk and curl, and the two programs of `loads/`.
+"""
+
+import http.client
+import json
+import re
+import resource
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.lab import GIGABYTE, ROOT, SMALL, Lab
+from bench.peers import Peer, Running
+from bench.processes import connections, family, family_cpu_seconds, kill
+
+Figures = dict[str, float]
+LOAD_SECONDS = 90  # the most that a load takes
+# How long the server's connections are as many as before, or do not become fewer, until the work
+# has ended; and what is still open then is kept open.
+STEADY_SECONDS, STAYS_SECONDS, SETTLE_SECONDS = 0.15, 2.0, 8
+IDLE_SECONDS = 5
+VISIT_SECONDS, VISITS_AT_A_TIME, CURLS = 1.5, 4, 80
+SOCKETS, SOCKET_SECONDS = 200, 2.0
+AWAY_SECONDS, BACK_SECONDS = 1.0, 15.0
+BULK = {'down': 1, 'up': 1, 'eight': 8}  # how many at once
+
+
+@dataclass
+class Used:
+    """CPU seconds of the server's part and of the hidden one; the work's own time."""
+
+    server: float = 0.0
+    hidden: float = 0.0
+    seconds: float = 0.0
+
+
+class Subject:
+    """A peer that runs in the lab."""
+
+    def __init__(self, lab: Lab, peer: Peer, running: Running):
+        self.lab, self.peer, self.running = lab, peer, running
+        self.idle = Used()  # a second
+        self.visits = 0  # that take about VISIT_SECONDS
+
+    @property
+    def headers(self) -> list[str]:
+        return [word for header in self.running.headers for word in ('-H', header)]
+
+    def url(self, path: str = '') -> str:
+        return self.running.url + path
+
+    def prepare(self) -> None:
+        """Waits for the first answer, and finds how many visits a round has."""
+        self.lab.until(self.answers, f'{self.peer.name} answers')
+        self.settle(None)
+        for count in (20, 100):
+            began = time.monotonic()
+            ab(self, count)
+            self.visits = max(50, int(VISIT_SECONDS * count / (time.monotonic() - began)))
+
+    def answers(self) -> bool:
+        """Whether a request gets the small file's answer."""
+        where = urlsplit(self.running.url)
+        context = ssl._create_unverified_context()
+        kind = http.client.HTTPConnection
+        more = {}
+        if where.scheme == 'https':
+            kind, more = http.client.HTTPSConnection, {'context': context}
+        connection = kind(where.netloc, timeout=BACK_SECONDS, **more)
+        try:
+            fields = dict(header.split(': ', 1) for header in self.running.headers)
+            connection.request('GET', '/', headers=fields | {'Connection': 'close'})
+            answer = connection.getresponse()
+            return answer.status == 200 and answer.read() in (SMALL, b'hello')
+        except http.client.HTTPException:
+            return False
+        finally:
+            connection.close()
+
+    def connections(self) -> int:
+        return sum(len(connections(pid)) for pid in family(self.running.server))
+
+    def settle(self, steady: int | None) -> None:
+        """Waits until the server's part has `steady` connections, or else a number that stays."""
+        deadline, since, last = time.monotonic() + SETTLE_SECONDS, time.monotonic(), -1
+        while time.monotonic() < deadline:
+            if (now := self.connections()) != last:
+                since, last = time.monotonic(), now
+            if time.monotonic() - since > (STEADY_SECONDS if now == steady else STAYS_SECONDS):
+                return
+            time.sleep(0.05)
+
+    @contextmanager
+    def measured(self) -> Iterator[Used]:
+        """The CPU from here until all that drains has ended."""
+        used, steady = Used(), self.connections()
+        before = self.cpu()
+        yield used
+        used.seconds = time.monotonic() - before.seconds
+        self.settle(steady)
+        ended = self.between(before, self.cpu())
+        used.server, used.hidden = ended.server, ended.hidden
+
+    def between(self, before: Used, after: Used) -> Used:
+        """What was used between two moments, less what it costs idle."""
+        seconds = after.seconds - before.seconds
+        server = after.server - before.server - self.idle.server * seconds
+        hidden = after.hidden - before.hidden - self.idle.hidden * seconds
+        return Used(server, hidden, seconds)
+
+    def cpu(self) -> Used:
+        parts = self.running.server, self.running.hidden
+        return Used(*map(family_cpu_seconds, parts), time.monotonic())
+
+
+def find_idle(subjects: Sequence[Subject]) -> None:
+    """What each costs while nothing happens."""
+    before = [subject.cpu() for subject in subjects]
+    time.sleep(IDLE_SECONDS)
+    for subject, was in zip(subjects, before, strict=True):
+        now = subject.cpu()
+        seconds = now.seconds - was.seconds
+        parts = now.server - was.server, now.hidden - was.hidden
+        subject.idle = Used(*(part / seconds for part in parts))
+
+
+def load(
+    *commands: Sequence[object], watch: Callable[[subprocess.Popen], object] = id
+) -> tuple[list[str], float]:
+    """Runs them at once. Gives what they print, and how many cores each of them used.
+
+    `watch` is called with one of them while they run. Raises RuntimeError if one fails.
+    """
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    pipes: dict[str, Any] = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    running = [subprocess.Popen([*map(str, words)], **pipes) for words in commands]
+    try:
+        watch(running[0])
+        outputs = [process.communicate(timeout=LOAD_SECONDS) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    for process, words, (output, error) in zip(running, commands, outputs, strict=True):
+        if process.returncode:
+            raise RuntimeError(f'{words[0]}: {error.strip() or output.strip()}'[-200:])
+    return [output for output, _ in outputs], cpu / (time.monotonic() - began) / len(commands)
+
+
+# (a) and (b): a rendezvous
+
+
+def ab(subject: Subject, count: int) -> Figures:
+    command = ['ab', '-q', '-n', count, '-c', VISITS_AT_A_TIME, '-s', 20, *subject.headers]
+    (output,), share = load([*command, subject.url()])
+    rate = re.search(r'Requests per second:\s+([\d.]+)', output)
+    lines = re.findall(r'(?:Failed requests|Non-2xx responses):\s+(\d+)', output)
+    done = re.search(r'Complete requests:\s+(\d+)', output)
+    if not rate or not done:
+        raise RuntimeError(output[-200:])
+    failed = count - int(done[1]) + max(map(int, lines))
+    return {'rate': float(rate[1]), 'failed': failed, 'load': share}
+
+
+def new_connections(subject: Subject) -> Figures:
+    """(b): each request on a new connection, without a 401."""
+    with subject.measured() as used:
+        figures = ab(subject, subject.visits)
+    return figures | each(used, subject.visits)
+
+
+def each(used: Used, count: float, scale: float = 1000) -> Figures:
+    """`ms`, or whatever unit has so many in a second, of the server's part for one of `count`."""
+    return {'cpu': used.server / count * scale, 'hidden': used.hidden / count * scale}
+
+
+def challenged(subject: Subject) -> Figures:
+    """(a): the same, with a 401 and Digest where there is one; curl, a process each."""
+    digest = f'--digest -u {subject.running.digest}:x' if subject.running.digest else ''
+    curl = f'curl -sS {digest} --cacert {subject.lab.ca} -o /dev/null -w %{{http_code}}\\n'
+    command = f'seq {CURLS} | xargs -P {VISITS_AT_A_TIME} -I N {curl} {subject.url()}'
+    with subject.measured() as used:
+        (output,), share = load(['sh', '-c', command.replace('\\', '\\\\')])
+    failed = CURLS - output.split().count('200')
+    rate = CURLS / used.seconds
+    return {'rate': rate, 'failed': failed, 'load': share} | each(used, CURLS)
+
+
+# (c): small requests
+
+
+def kept_open(subject: Subject, count: int) -> Figures:
+    """Small requests, one after the other on each of `count` connections.
+
+    The CPU is that between two moments when all connections are long open: how many requests came
+    between them, the local web server knows.
+    """
+    seconds = 1 if subject.peer.kind == 'tunnel' else 2
+    command = ['wrk', '-t', 1, '-c', count, '-d', f'{seconds}s', *subject.headers]
+    command += ['-s', ROOT / 'bench' / 'latency.lua', subject.url()]
+    found: list[tuple[Used, int]] = []
+
+    def watch(_) -> None:
+        for pause in (0.4 * seconds, 0.5 * seconds):
+            time.sleep(pause)
+            found.append((subject.cpu(), requests(subject.lab)))
+
+    with subject.measured():
+        (output,), share = load(command, watch=watch)
+    (first, before), (last, after) = found
+    used, count = subject.between(first, last), after - before - 1  # less our own question
+    figures = json.loads(output)
+    kept = {name: figures[name] for name in ('failed', 'p50', 'p99', 'p99.9')}
+    return kept | {'rate': count / used.seconds, 'load': share} | each(used, max(count, 1), 1e6)
+
+
+def requests(lab: Lab) -> int:
+    """How many the local web server has had."""
+    connection = http.client.HTTPConnection('127.0.0.1', lab.http, timeout=10)
+    connection.request('GET', '/count')
+    numbers = re.findall(r'\d+', connection.getresponse().read().decode())
+    connection.close()
+    return int(numbers[3])
+
+
+# (d): bulk
+
+
+def bulk(subject: Subject, way: str) -> Figures:
+    """One file down or up, or eight down at once: 1 GB in all, and 125 MB of a tunnel."""
+    at_once = BULK[way]
+    name = 'eighth' if at_once > 1 or subject.peer.kind == 'tunnel' else 'large'
+    octets = GIGABYTE if name == 'large' else GIGABYTE // 8
+    curl = ['curl', '-sS', '--cacert', subject.lab.ca, '-o', '/dev/null', *subject.headers]
+    written = '%{http_code} %{size_download}'
+    what: list[object] = [subject.url(name)]
+    if way == 'up':
+        written = '%{http_code} %{size_upload}'
+        what = ['-T', subject.lab.folder / 'www' / name, '-H', 'Expect:', subject.url('sink')]
+    with subject.measured() as used:
+        outputs, share = load(*[[*curl, '-w', written, *what]] * at_once)
+    if any(output.split() != ['200', str(octets)] for output in outputs):
+        raise RuntimeError(f'not all octets came: {outputs[0]}')
+    gigabytes = octets * at_once / GIGABYTE
+    return {'rate': gigabytes / used.seconds, 'load': share} | each(used, gigabytes, 1)
+
+
+# (f): WebSockets; (h): a page
+
+
+def python(subject: Subject, name: str, path: str, *arguments: object) -> list[object]:
+    fields = [word for header in subject.running.headers for word in ('--header', header)]
+    program = ROOT / 'bench' / 'loads' / name
+    return [sys.executable, program, subject.url(path), *arguments, *fields]
+
+
+def websockets(subject: Subject) -> Figures:
+    """The CPU is that of a stretch in which all connections are open."""
+    how = '--connections', SOCKETS, '--seconds', SOCKET_SECONDS
+    moments: list[Used] = []
+
+    def watch(process: subprocess.Popen) -> None:
+        while process.poll() is None:
+            moments.append(subject.cpu())
+            time.sleep(0.05)
+
+    with subject.measured():
+        (output,), share = load(python(subject, 'websocket.py', 'echo', *how), watch=watch)
+    end, figures = moments[-1].seconds, json.loads(output)
+    open_all = [moment for moment in moments if 0.3 < end - moment.seconds < SOCKET_SECONDS - 0.2]
+    used, rate = subject.between(open_all[0], open_all[-1]), figures['messages_a_second']
+    kept = {'failed': figures['bad'], 'p50': figures['p50_ms'], 'p99': figures['p99_ms']}
+    return kept | {'rate': rate, 'load': share} | each(used, max(rate * used.seconds, 1), 1e6)
+
+
+def page(subject: Subject) -> Figures:
+    """Sixty requests over six connections."""
+    with subject.measured() as used:
+        (output,), share = load(python(subject, 'page.py', '', '--pages', 1))
+    figures = json.loads(output)
+    return {'failed': figures['failed'], 'page': figures['page_ms'], 'load': share} | each(used, 60)
+
+
+# (g): back after a kill
+
+
+def back(subject: Subject) -> Figures:
+    """Seconds from the moment when a killed server accepts again to its first good answer."""
+    assert subject.running.again
+    kill(family(subject.running.server))
+    time.sleep(AWAY_SECONDS)
+    subject.running.server = subject.running.again()
+    port = urlsplit(subject.running.url).port
+    assert port
+    subject.lab.reach(port)
+    began = time.monotonic()
+    subject.lab.until(subject.answers, 'an answer', BACK_SECONDS)
+    seconds = time.monotonic() - began
+    subject.settle(None)
+    return {'seconds': seconds}
+
+
+@dataclass
+class Piece:
+    """A piece of work: `letter` is that of the list in `cannot`."""
+
+    letter: str
+    what: str
+    unit: str  # of `cpu`
+    run: Callable[[Subject], Figures]
+
+
+PIECES = {
+    'a': Piece('a', 'rendezvous with a 401', 'ms', challenged),
+    'b': Piece('b', 'rendezvous', 'ms', new_connections),
+    'c1': Piece('c', 'small requests on 1 connection', 'us', partial(kept_open, count=1)),
+    'c4': Piece('c', 'small requests on 4 connections', 'us', partial(kept_open, count=4)),
+    'c64': Piece('c', 'small requests on 64 connections', 'us', partial(kept_open, count=64)),
+    'down': Piece('d', '1 GB down', 's', partial(bulk, way='down')),
+    'up': Piece('d', '1 GB up', 's', partial(bulk, way='up')),
+    'eight': Piece('d', '1 GB down, eight at once', 's', partial(bulk, way='eight')),
+    'f': Piece('f', 'a WebSocket message, 200 connections', 'us', websockets),
+    'g': Piece('g', 'back after a kill', 's', back),
+    'h': Piece('h', 'a page, each of 60 requests', 'ms', page),
+}
