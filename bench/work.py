@@ -72,12 +72,12 @@ class Subject:
     def answers(self) -> bool:
         """Whether a request gets the small file's answer."""
         where = urlsplit(self.running.url)
-        context = ssl._create_unverified_context()
-        kind = http.client.HTTPConnection
-        more = {}
+        connection = http.client.HTTPConnection(where.netloc, timeout=BACK_SECONDS)
         if where.scheme == 'https':
-            kind, more = http.client.HTTPSConnection, {'context': context}
-        connection = kind(where.netloc, timeout=BACK_SECONDS, **more)
+            context = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection(
+                where.netloc, timeout=BACK_SECONDS, context=context
+            )
         try:
             fields = dict(header.split(': ', 1) for header in self.running.headers)
             connection.request('GET', '/', headers=fields | {'Connection': 'close'})
@@ -120,8 +120,9 @@ class Subject:
         return Used(server, hidden, seconds)
 
     def cpu(self) -> Used:
-        parts = self.running.server, self.running.hidden
-        return Used(*map(family_cpu_seconds, parts), time.monotonic())
+        running = self.running
+        parts = family_cpu_seconds(running.server), family_cpu_seconds(running.hidden)
+        return Used(*parts, time.monotonic())
 
 
 def find_idle(subjects: Sequence[Subject]) -> None:
@@ -129,10 +130,8 @@ def find_idle(subjects: Sequence[Subject]) -> None:
     before = [subject.cpu() for subject in subjects]
     time.sleep(IDLE_SECONDS)
     for subject, was in zip(subjects, before, strict=True):
-        now = subject.cpu()
-        seconds = now.seconds - was.seconds
-        parts = now.server - was.server, now.hidden - was.hidden
-        subject.idle = Used(*(part / seconds for part in parts))
+        used = subject.between(was, subject.cpu())
+        subject.idle = Used(used.server / used.seconds, used.hidden / used.seconds)
 
 
 def load(

@@ -33,8 +33,11 @@ class Running:
 
 
 class Peer(Protocol):
-    name: str  # in the table: 'OpenSSH -R'
-    kind: Literal['ours', 'floor', 'tunnel']
-    cannot: dict[str, str]  # a piece of work, 'a' to 'i', and why there is a dash
+    @property
+    def name(self) -> str: ...  # in the table: 'OpenSSH -R'
+    @property
+    def kind(self) -> Literal['ours', 'floor', 'tunnel']: ...
+    @property
+    def cannot(self) -> dict[str, str]: ...  # a piece of work, 'a' to 'i', and why it has a dash
 
     def start(self, lab: 'Lab') -> Running: ...
