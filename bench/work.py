@@ -221,7 +221,7 @@ def kept_open(subject: Subject, count: int) -> Figures:
         (output,), share = load(command, watch=watch)
     (first, before), (last, after) = found
     used, count = subject.between(first, last), after - before - 1  # less our own question
-    figures = json.loads(output)
+    figures = json.loads(output.splitlines()[-1])
     kept = {name: figures[name] for name in ('failed', 'p50', 'p99', 'p99.9')}
     return kept | {'rate': count / used.seconds, 'load': share} | each(used, max(count, 1), 1e6)
 

@@ -40,7 +40,6 @@ class Server:
         lab.until(lambda: 'listening on' in self.log.read_text(), 'it serves')
         self.workers = workers(self.process.pid)
         self.entry = self.add()
-        self.parameters = json.loads(self.entry.read_text())['authParams']
 
     @property
     def pids(self) -> list[int]:
@@ -65,10 +64,11 @@ class Server:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.context.wrap_socket(sock, server_hostname='127.0.0.1') if self.context else sock
 
-    def register(self) -> socket.socket:
-        sock = self.connect()
-        code = codes.totp(self.parameters).now()
-        sock.sendall(f'CONNECT uuid:{self.entry.stem}?response={code} HTTP/1.1\r\n\r\n'.encode())
+    def register(self, entry: Path | None = None) -> socket.socket:
+        """A registration that waits; of another entry, no visit of `serve` takes it."""
+        sock, entry = self.connect(), entry or self.entry
+        code = codes.totp(json.loads(entry.read_text())['authParams']).now()
+        sock.sendall(f'CONNECT uuid:{entry.stem}?response={code} HTTP/1.1\r\n\r\n'.encode())
         assert sock.recv(100).startswith(b'HTTP/1.1 200 ')
         return sock
 

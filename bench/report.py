@@ -1,0 +1,331 @@
+"""The figures of a run as tables, JSON and a picture.
+
+A figure is the median of its rounds by the median of HAProxy's in the same run; in brackets are the
+least and the most of the rounds, by the same median. HAProxy's own figures are in the footnotes.
+"""
+
+import json
+import os
+import platform
+import ssl
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.work import PIECES, Figures
+
+BASE = 'HAProxy'
+OURS, TWO = 'this server', 'this server, 2 workers'
+Found = Mapping[str, Mapping[str, list[Figures]]]
+DASH = '–'  # noqa: RUF001
+# The columns of the small table: a piece of work, a figure of it, and what it is
+COLUMNS = (
+    ('b', 'cpu', 'new connection: CPU'),
+    ('c64', 'cpu', 'small request: CPU'),
+    ('c64', 'rate', 'small requests a second'),
+    ('down', 'cpu', '1 GB down: CPU'),
+    ('up', 'cpu', '1 GB up: CPU'),
+    ('down', 'rate', '1 GB down: speed'),
+    ('f', 'cpu', 'WebSocket message: CPU'),
+)
+LONG = {
+    'cpu': 'CPU of the server',
+    'hidden': 'CPU of the hidden part',
+    'rate': 'rate',
+    'p50': 'p50',
+    'p99': 'p99',
+    'p99.9': 'p99.9',
+    'page': 'page',
+    'seconds': 'seconds',
+}
+ABSOLUTE = {'seconds'}
+
+
+@dataclass
+class Peers:
+    """What the report knows of those that took part."""
+
+    kinds: dict[str, str]
+    legs: dict[str, str]
+    reasons: dict[str, dict[str, str]]  # piece of work, peer: why there is a dash
+
+
+def median(found: Found, piece: str, peer: str, name: str) -> float | None:
+    values = [each[name] for each in found.get(piece, {}).get(peer, []) if name in each]
+    return statistics.median(values) if values else None
+
+
+def ratio(found: Found, piece: str, peer: str, name: str) -> float | None:
+    value, base = median(found, piece, peer, name), median(found, piece, BASE, name)
+    return value / base if value is not None and base else None
+
+
+def with_spread(found: Found, piece: str, peer: str, name: str) -> str:
+    values = [each[name] for each in found.get(piece, {}).get(peer, []) if name in each]
+    base = 1.0 if name in ABSOLUTE else median(found, piece, BASE, name)
+    if not values or not base:
+        return DASH
+    middle, least, most = (f(values) / base for f in (statistics.median, min, max))
+    return f'{middle:.2f} ({least:.2f} to {most:.2f})'
+
+
+def failures(found: Found, piece: str, peer: str) -> int:
+    return int(sum(each.get('failed', 0) for each in found.get(piece, {}).get(peer, [])))
+
+
+# The tables
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    lines.insert(1, '| --- |' + ' ---: |' * (len(rows[0]) - 1))
+    return '\n'.join(lines) + '\n'
+
+
+def small(found: Found, peers: Peers) -> str:
+    """The table of the README: a row a peer."""
+    rows = [['', *(title for _, _, title in COLUMNS), 'back after a kill', 'failed of a page']]
+    for peer in peers.kinds:
+        cells = [ratio(found, piece, peer, name) for piece, name, _ in COLUMNS]
+        row = [f'**{peer}**' if peer == OURS else peer]
+        row += [DASH if cell is None else f'{cell:.2f}' for cell in cells]
+        back = median(found, 'g', peer, 'seconds')
+        row.append(DASH if back is None else f'{back:.2f} s')
+        did = found.get('h', {}).get(peer)
+        row.append(f'{failures(found, "h", peer)} of {60 * len(did)}' if did else DASH)
+        rows.append(row)
+    return table(rows)
+
+
+def long(found: Found, peers: Peers) -> Iterator[str]:
+    """A table for each piece of work, with spread and footnotes."""
+    for key, piece in PIECES.items():
+        by_peer, reasons = found.get(key, {}), peers.reasons.get(key, {})
+        if not by_peer and not reasons:
+            continue
+        names = [name for name in LONG if any(name in each[0] for each in by_peer.values())]
+        rows = [['', *(LONG[name] for name in names), 'failed', 'cores of a load']]
+        notes = []
+        for peer in peers.kinds:
+            if figures := by_peer.get(peer):
+                cells = [with_spread(found, key, peer, name) for name in names]
+                share = max(each.get('load', 0) for each in figures)
+                rows.append([peer, *cells, str(failures(found, key, peer)), f'{share:.2f}'])
+            if why := reasons.get(peer):
+                notes.append(f'{peer}: {DASH}, {why}')
+        if BASE in by_peer:
+            own = ', '.join(f'{LONG[name]} {own_figure(found, key, name)}' for name in names)
+            notes.insert(0, f'{BASE}: {own}')
+        heading = f'### ({piece.letter}) {piece.what}\n\n'
+        yield heading + table(rows) + '\n' + '\n'.join(f'- {note}.' for note in notes) + '\n'
+
+
+def own_figure(found: Found, key: str, name: str) -> str:
+    value = median(found, key, BASE, name)
+    if name in ('cpu', 'hidden'):
+        return f'{value:.2f} {PIECES[key].unit}'
+    unit = {'rate': 'GB/s' if PIECES[key].letter == 'd' else '/s', 'seconds': 's'}.get(name, 'ms')
+    return f'{value:.2f} {unit}'
+
+
+def alone(found: Found) -> str:
+    """(e) and (i): what has no peer."""
+    rows = [['', 'figure', 'median (least to most)']]
+    for key in ('e', 'i'):
+        for what, figures in found.get(key, {}).items():
+            for name in figures[0]:
+                values = [each[name] for each in figures]
+                middle = f'{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})'
+                rows.append([f'({key}) {what}', UNITS.get(name, name), middle])
+    return table(rows) if rows[1:] else ''
+
+
+UNITS = {
+    'each': 'KB of memory each',
+    'kept': 'MB of memory kept',
+    'idle': 'ms of CPU a second, idle',
+    'cpu': 'CPU each',
+    'hidden': 'CPU of the hidden part',
+    'load': 'cores of a load',
+}
+
+
+# The bars
+
+
+@dataclass
+class Bound:
+    """What has to be reached."""
+
+    what: str
+    figure: float | None
+    limit: float
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        if self.figure is None:
+            return f'not measured  {self.what}'
+        figure = round(self.figure, 2)
+        kept = figure >= self.limit if self.at_least else figure <= self.limit
+        sign = '>=' if self.at_least else '<='
+        how = 'kept    ' if kept else 'NOT KEPT'
+        return f'{how}  {self.what}: {figure:.2f} ({sign} {self.limit:g})'
+
+
+def quotient(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
+
+
+def bounds(found: Found, peers: Peers) -> Iterator[Bound]:
+    def of(piece: str, name: str = 'cpu', peer: str = OURS) -> float | None:
+        return ratio(found, piece, peer, name)
+
+    yield Bound('(b) CPU of a rendezvous, HAProxy is 1', of('b'), 1.4)
+    for key in ('down', 'up', 'eight'):
+        what = PIECES[key].what
+        yield Bound(f'(d) CPU of {what}, HAProxy is 1', of(key), 1)
+        other = median(found, key, 'stunnel, twice', 'cpu')
+        figure = quotient(median(found, key, OURS, 'cpu'), other)
+        yield Bound(f'(d) CPU of {what}, stunnel is 1', figure, 1)
+    yield Bound('(d) speed of 1 GB down, HAProxy is 1', of('down', 'rate'), 1, at_least=True)
+    tunnels = [name for name, kind in peers.kinds.items() if kind == 'tunnel']
+    for key in ('c1', 'c4', 'c64'):
+        what = PIECES[key].what
+        yield Bound(f'(c) CPU of {what}, HAProxy is 1', of(key), 1.3)
+        rates = [median(found, key, peer, 'rate') or 0 for peer in tunnels]
+        figure = quotient(median(found, key, OURS, 'rate'), max(rates, default=0))
+        yield Bound(f'(c) rate of {what}, the best tunnel is 1', figure, 1.5, at_least=True)
+    yield from ahead(found, tunnels)
+    yield from ahead(found, ['stunnel, twice'])  # no tunnel through a NAT, but like one
+    yield from bounds_alone(found)
+
+
+def ahead(found: Found, tunnels: Sequence[str]) -> Iterator[Bound]:
+    """Of the best of these, in every piece of work: CPU, and rate."""
+    for key, piece in PIECES.items():
+        for name, best, at_least in (('cpu', min, False), ('rate', max, True)):
+            theirs = [(median(found, key, peer, name), peer) for peer in tunnels]
+            there = [(value, peer) for value, peer in theirs if value is not None]
+            if there:
+                value, peer = best(there)
+                what = f'({piece.letter}) {LONG[name]}, {piece.what}: {peer} is 1'
+                figure = quotient(median(found, key, OURS, name), value)
+                yield Bound(what, figure, 1, at_least)
+
+
+def bounds_alone(found: Found) -> Iterator[Bound]:
+    def of(key: str, what: str, name: str) -> float | None:
+        return median(found, key, what, name)
+
+    for who in ('1,000 wait', '5,000 wait'):
+        yield Bound(f'(e) KB a waiting registration, {who}', of('e', who, 'each'), 20)
+    figure = quotient(of('e', 'beside 5,000', 'cpu'), of('e', 'beside 10', 'cpu'))
+    yield Bound('(e) a rendezvous beside 5,000 that wait, beside 10 is 1', figure, 1.05)
+    yield Bound('(e) MB kept after 3,000 have left', of('e', '3,000 have left', 'kept'), 20)
+    for peer in (OURS, TWO):
+        yield Bound(f'(g) seconds, {peer}', of('g', peer, 'seconds'), 0.3)
+        failed = failures(found, 'h', peer) if found.get('h', {}).get(peer) else None
+        yield Bound(f'(h) requests of pages that failed, {peer}', failed, 0)
+    for key in ('b', 'c64', 'eight'):
+        two, one = (of('i', f'{key}, {count} workers', 'rate') for count in (2, 1))
+        what = f'(i) {PIECES[key].what}: rate of two workers on two cores, one on one is 1'
+        yield Bound(what, quotient(two, one), 1.6, at_least=True)
+
+
+# What is written
+
+
+def machine() -> str:
+    cpu = Path('/proc/cpuinfo').read_text().partition('model name')[2]
+    cpu = cpu.partition('\n')[0].strip(': \t')
+    cores = len(os.sched_getaffinity(0))
+    haproxy = first_line(['haproxy', '-v']).split(' ')[2]
+    return (
+        f'{cores} cores of {cpu}, Linux {platform.release()}, '
+        f'Python {platform.python_version()}, {ssl.OPENSSL_VERSION.rsplit(" ", 3)[0]}, HAProxy '
+        f'{haproxy}, load {os.getloadavg()[1]:.1f}'
+    )
+
+
+def first_line(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout.partition('\n')[0]
+
+
+def note(found: Found, rounds: int) -> str:
+    own = [
+        f'{title} {own_figure(found, piece, name)}'
+        for piece, name, title in COLUMNS
+        if median(found, piece, BASE, name) is not None
+    ]
+    day = time.strftime('%Y-%m-%d')
+    return (
+        f'HAProxy is 1.00: {"; ".join(own)}. Medians of {rounds} rounds that took turns, '
+        f'{day}, on {machine()}.\n'
+    )
+
+
+def write(folder: Path, found: Found, peers: Peers, rounds: int) -> None:
+    folder.mkdir(exist_ok=True)
+    plain = {key: dict(by_peer) for key, by_peer in found.items()}
+    everything = {
+        'machine': machine(),
+        'rounds': rounds,
+        'legs': peers.legs,
+        'found': plain,
+        'reasons': peers.reasons,
+        'bars': [str(bound) for bound in bounds(found, peers)],
+    }
+    (folder / 'results.json').write_text(json.dumps(everything, indent=1) + '\n')
+    legs = '\n'.join(f'- {peer}: {legs}' for peer, legs in peers.legs.items())
+    (folder / 'table.md').write_text(f'{small(found, peers)}\n{note(found, rounds)}')
+    bars = '\n'.join(f'    {bound}' for bound in bounds(found, peers))
+    parts = [small(found, peers), note(found, rounds), __doc__.partition('\n\n')[2]]
+    parts += [*long(found, peers), alone(found)]
+    parts += ["What protects the mobile client's leg, and the tunnel's:\n", legs, '', bars]
+    (folder / 'all.md').write_text('\n'.join(parts) + '\n')
+    (folder / 'picture.svg').write_text(picture(found, peers))
+
+
+# The picture
+
+WIDTH, NAMES, ROW, PANEL, MOST = 860, 200, 16, 190, 4.0
+COLOURS = {'ours': '#0b6e4f', 'floor': '#9aa0a6', 'tunnel': '#d9822b'}
+Draw = Callable[[float, float, str], str]
+
+
+def picture(found: Found, peers: Peers) -> str:
+    """A row a peer and a column a figure; bars up to MOST times HAProxy's."""
+    columns = [each for each in COLUMNS if each[0] in found][:6]
+    panel = (WIDTH - NAMES) / max(len(columns), 1)
+    height, lines = 60 + ROW * len(peers.kinds), []
+    for number, (piece, name, title) in enumerate(columns):
+        left = NAMES + number * panel
+        lines.append(text(left, 30, title, 11, 'font-weight="bold"'))
+        for row, (peer, kind) in enumerate(peers.kinds.items()):
+            lines += cell(ratio(found, piece, peer, name), left, 50 + row * ROW, panel, kind)
+        one = left + (panel - 50) / MOST
+        lines.append(f'<path d="M{one:.0f} 42V{height - 14}" stroke="#555" stroke-dasharray="2"/>')
+    for row, peer in enumerate(peers.kinds):
+        lines.append(text(4, 50 + row * ROW, peer, 11))
+    lines.append(text(4, 14, 'HAProxy (dashed) is 1: less CPU and more speed are better', 12))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="sans-serif"><rect width="100%" height="100%" fill="#fff"/>\n'
+        + '\n'.join(lines)
+        + '\n</svg>\n'
+    )
+
+
+def cell(value: float | None, left: float, top: float, panel: float, kind: str) -> list[str]:
+    if value is None:
+        return [text(left, top, DASH, 10)]
+    wide = (panel - 50) * min(value, MOST) / MOST
+    bar = f'x="{left:.0f}" y="{top - 9:.0f}" width="{wide:.1f}" height="11"'
+    return [f'<rect {bar} fill="{COLOURS[kind]}"/>', text(left + wide + 3, top, f'{value:.2f}', 10)]
+
+
+def text(left: float, top: float, words: str, size: int, more: str = '') -> str:
+    return f'<text x="{left:.0f}" y="{top:.0f}" font-size="{size}" {more}>{words}</text>'
