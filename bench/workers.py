@@ -1,8 +1,8 @@
-"""What several workers cost and gain: ratios, not figures.
+"""What several workers cost, and how connections are spread: ratios, not figures.
 
-    .venv/bin/python bench/workers.py [PART ...]
+    .venv/bin/python -m bench.workers [PART ...]
 
-PART is `cost`, `rate`, `spread` or `crossing`; without one it takes all: about ten minutes. The CPU
+PART is `cost`, `spread` or `crossing`; without one it takes all: about eight minutes. The CPU
 is that of the parent and its workers, user and system, from before the first connection until the
 last one has ended. To have a connection with a certain worker, the others are stopped (SIGSTOP)
 while it is made; what that costs, and what idle workers do, is taken off. Rounds of what is
@@ -13,24 +13,24 @@ import os
 import random
 import re
 import socket
+import ssl
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
-from compare import Set, download, free_port, in_child, send
-from processes import connections, cpu_seconds, stopped
+from bench.lab import Lab
+from bench.peers.ours import Server
+from bench.processes import connections, family_cpu_seconds, stopped
 
 ROUNDS, RENDEZVOUS = 6, 100
 GIBIBYTES, PIPE_ROUNDS = 1, 2
+MEBIBYTE = bytes(1024 * 1024)
 IDLE_SECONDS, STOPS = 5, 200
-PIPES, RATE_ROUNDS = 4, 2
 SPREAD_TRIALS = 5
 VISITS = 200
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok'
@@ -55,23 +55,19 @@ StreamServer(('127.0.0.1', int(port)), answer).serve_forever()
 
 @contextmanager
 def served(**options):
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Set(Path(folder), **options)
-        try:
-            yield bench
-        finally:
-            bench.end()
+    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab:
+        yield Server(lab, **options)
 
 
-def at(bench: Set, worker: int, make):
+def at(bench: Server, worker: int, make):
     """What `make()` gives, a connection, with that worker."""
     with stopped(pid for pid in bench.workers if pid != worker):
         return make()
 
 
-def until_alone(bench: Set) -> None:
+def until_alone(bench: Server) -> None:
     """Until all connections have ended."""
-    bench.until(lambda: not any(map(connections, bench.workers)), 'all connections end')
+    bench.lab.until(lambda: not any(map(connections, bench.workers)), 'all connections end')
 
 
 # Cost
@@ -79,14 +75,14 @@ def until_alone(bench: Set) -> None:
 WAYS = 'one worker', 'two, nothing crosses', 'two, all crosses'
 
 
-def pairs(bench: Set, way: str, count: int) -> list[tuple[int, int]]:
+def pairs(bench: Server, way: str, count: int) -> list[tuple[int, int]]:
     """So many times, with which workers the mobile client and the hidden server are."""
     first, last = bench.workers[0], bench.workers[-1]
     turns = [(first, last), (last, first)] if way == WAYS[2] else [(first, first), (last, last)]
     return (turns * count)[:count]
 
 
-def rendezvous(bench: Set, mobile_at: int, hidden_at: int) -> None:
+def rendezvous(bench: Server, mobile_at: int, hidden_at: int) -> None:
     with (
         closing(at(bench, hidden_at, bench.register)) as hidden,
         closing(at(bench, mobile_at, bench.connect)) as mobile,
@@ -106,7 +102,7 @@ def request(uuid: str) -> bytes:
     return f'GET /?rendezvous={uuid} HTTP/1.1\r\nHost: x\r\n\r\n'.encode()
 
 
-def pipe(bench: Set, mobile_at: int, hidden_at: int) -> None:
+def pipe(bench: Server, mobile_at: int, hidden_at: int) -> None:
     hidden = at(bench, hidden_at, bench.register)
     child = in_child(send, hidden, GIBIBYTES)
     mobile = at(bench, mobile_at, bench.connect)
@@ -114,6 +110,30 @@ def pipe(bench: Set, mobile_at: int, hidden_at: int) -> None:
     mobile.close()
     hidden.close()
     os.waitpid(child, 0)
+
+
+def download(sock: socket.socket, uuid: str) -> int:
+    """The octets that come for a request, by the method of least work."""
+    sock.sendall(request(uuid))
+    buffer, count = bytearray(65536), 0
+    while octets := sock.recv_into(buffer):
+        count += octets
+    return count
+
+
+def send(sock: ssl.SSLSocket, gibibytes: int) -> None:
+    sock.recv(65536)
+    for _ in range(gibibytes * 1024):
+        sock.sendall(MEBIBYTE)
+    sock.unwrap()
+
+
+def in_child(work, *arguments) -> int:
+    pid = os.fork()
+    if not pid:
+        work(*arguments)
+        os._exit(0)
+    return pid
 
 
 def cost() -> None:
@@ -127,26 +147,26 @@ def cost() -> None:
             took: dict[str, list[float]] = {way: [] for way in WAYS}
             for _ in range(rounds):
                 for way, bench in benches.items():
-                    began, before = time.monotonic(), cpu_seconds(bench.pids)
+                    began, before = time.monotonic(), family_cpu_seconds(bench.pids)
                     for pair in pairs(bench, way, each):
                         do(bench, *pair)
                     until_alone(bench)
-                    used = cpu_seconds(bench.pids) - before
+                    used = family_cpu_seconds(bench.pids) - before
                     a_second, a_stop = idle[bench]
                     used -= a_second * (time.monotonic() - began) + a_stop * each
                     took[way].append(used / each)
             print_costs(what, took)
 
 
-def idle_cpu(bench: Set) -> tuple[float, float]:
+def idle_cpu(bench: Server) -> tuple[float, float]:
     """CPU seconds a second of a server that does nothing, and those of the stops for one pair."""
-    before = cpu_seconds(bench.pids)
+    before = family_cpu_seconds(bench.pids)
     time.sleep(IDLE_SECONDS)
-    a_second = (cpu_seconds(bench.pids) - before) / IDLE_SECONDS
-    began, before = time.monotonic(), cpu_seconds(bench.pids)
+    a_second = (family_cpu_seconds(bench.pids) - before) / IDLE_SECONDS
+    began, before = time.monotonic(), family_cpu_seconds(bench.pids)
     for worker in bench.workers * STOPS:
         at(bench, worker, lambda: None)
-    used = cpu_seconds(bench.pids) - before - a_second * (time.monotonic() - began)
+    used = family_cpu_seconds(bench.pids) - before - a_second * (time.monotonic() - began)
     a_stop = 2 * used / STOPS / len(bench.workers)
     count = len(bench.workers)
     print(f'{count} workers, idle: {a_second * 1000:.1f} ms of CPU a second; not counted below')
@@ -159,50 +179,6 @@ def print_costs(what: str, took: dict[str, list[float]]) -> None:
     for way, seconds in took.items():
         mean = statistics.mean(seconds)
         print(f'{way}: {mean * scale:.2f} {what} of CPU, ratio {mean / base:.2f}', flush=True)
-
-
-# Rate: of bulk data, on one core and on two. The clients (a process for each end) share these with
-# the server and take a third of its CPU.
-
-
-def rate() -> None:
-    all_cores = sorted(os.sched_getaffinity(0))
-    found: dict[int, list[tuple[float, float, float]]] = {1: [], 2: []}
-    for _ in range(RATE_ROUNDS):
-        for count, rounds in found.items():
-            os.sched_setaffinity(0, all_cores[:count])  # of this process and those that it starts
-            with served(workers=count) as bench:
-                rounds.append(pipes_at_once(bench))
-    os.sched_setaffinity(0, all_cores)
-    base = means(found[1])
-    for count, rounds in found.items():
-        rate, cpu, cores = means(rounds)
-        print(
-            f'{count} workers on {count} cores: {rate:.2f} GiB a second ({rate / base[0]:.2f} '
-            f'times), {cpu:.2f} s CPU a GiB ({cpu / base[1]:.2f} times), {cores:.2f} cores used by '
-            'the server',
-            flush=True,
-        )
-
-
-def pipes_at_once(bench: Set) -> tuple[float, float, float]:
-    """GiB a second in all, the server's CPU seconds of each, and how many cores it used."""
-    began, before, processes = time.monotonic(), cpu_seconds(bench.pids), []
-    for mobile_at, hidden_at in pairs(bench, WAYS[1], PIPES):
-        with (
-            closing(at(bench, hidden_at, bench.register)) as hidden,
-            closing(at(bench, mobile_at, bench.connect)) as mobile,
-        ):
-            processes.append(in_child(send, hidden, GIBIBYTES))
-            processes.append(in_child(download, mobile, bench.entry.stem))
-    for process in processes:
-        os.waitpid(process, 0)
-    seconds, cpu = time.monotonic() - began, cpu_seconds(bench.pids) - before
-    return GIBIBYTES * PIPES / seconds, cpu / GIBIBYTES / PIPES, cpu / seconds
-
-
-def means(rounds: Sequence[tuple[float, ...]]) -> list[float]:
-    return [statistics.mean(each) for each in zip(*rounds, strict=True)]
 
 
 # How evenly connections are spread
@@ -221,7 +197,7 @@ def spread() -> None:
                     )
 
 
-def spread_of(bench: Set, count: int, come) -> float:
+def spread_of(bench: Server, count: int, come) -> float:
     with ExitStack() as stack:
         for sock in come(bench, count):
             stack.enter_context(sock)
@@ -231,16 +207,16 @@ def spread_of(bench: Set, count: int, come) -> float:
             found[:] = [len(connections(pid)) for pid in bench.workers]
             return sum(found) >= count
 
-        bench.until(all_there, 'all are accepted')
+        bench.lab.until(all_there, 'all are accepted')
     until_alone(bench)
     return max(found) * len(found) / sum(found)
 
 
-def one_by_one(bench: Set, count: int) -> list[socket.socket]:
+def one_by_one(bench: Server, count: int) -> list[socket.socket]:
     return [bench.connect() for _ in range(count)]
 
 
-def at_once(bench: Set, count: int) -> list[socket.socket]:
+def at_once(bench: Server, count: int) -> list[socket.socket]:
     return [socket.create_connection(('127.0.0.1', bench.port)) for _ in range(count)]
 
 
@@ -263,10 +239,10 @@ def crossed(workers: int, count: int, registrations: int, at_a_time: int) -> tup
     """The share of visits that cross, and how many fail."""
     with served(workers=workers) as bench, ExitStack() as stack:
         entries = [bench.entry, *(bench.add() for _ in range(count - 1))]
-        command = [sys.executable, '-c', HIDDEN, str(free_port()), str(registrations)]
-        bench.start([*command, *map(str, entries)], stderr=subprocess.DEVNULL)
+        command = [sys.executable, '-c', HIDDEN, str(Lab.free_port()), str(registrations)]
+        bench.lab.start([*command, *entries], cwd=bench.folder)
         log = bench.folder / 'server.log'
-        bench.until(
+        bench.lab.until(
             lambda: log.read_text().count(' registered ') >= count * registrations, 'all wait'
         )
         time.sleep(1)  # those that looked for another worker have found it
@@ -287,7 +263,7 @@ def crossed(workers: int, count: int, registrations: int, at_a_time: int) -> tup
     return others / (ours + others), VISITS - good
 
 
-PARTS = {'cost': cost, 'rate': rate, 'spread': spread, 'crossing': crossing}
+PARTS = {'cost': cost, 'spread': spread, 'crossing': crossing}
 
 
 def main() -> None:
