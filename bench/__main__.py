@@ -65,7 +65,7 @@ class Bench:
             try:
                 if peer.name in ON_ALL_ADDRESSES and not is_private():
                     raise RuntimeError('listens on all addresses: it needs a network of its own')
-                if {'b', 'c'} <= peer.cannot.keys():
+                if {*'bcdfh'} <= peer.cannot.keys():
                     raise RuntimeError(peer.cannot['b'])
                 subject = Subject(self.lab, peer, peer.start(self.lab))
                 subject.prepare()

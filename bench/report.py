@@ -11,7 +11,7 @@ import ssl
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from bench.work import PIECES, Figures
 BASE = 'HAProxy'
 OURS, TWO = 'this server', 'this server, 2 workers'
 Found = Mapping[str, Mapping[str, list[Figures]]]
-DASH = '–'  # noqa: RUF001
+DASH, FAILED = '–', '†'  # noqa: RUF001
+BOTH = 'TLS, TLS'  # what protects the mobile client's leg, and the tunnel's
 # The columns of the small table: a piece of work, a figure of it, and what it is
 COLUMNS = (
     ('b', 'cpu', 'new connection: CPU'),
@@ -58,15 +59,24 @@ def median(found: Found, piece: str, peer: str, name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
+def quotient(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
+
+
 def ratio(found: Found, piece: str, peer: str, name: str) -> float | None:
-    value, base = median(found, piece, peer, name), median(found, piece, BASE, name)
-    return value / base if value is not None and base else None
+    return quotient(median(found, piece, peer, name), base_of(found, piece, name))
+
+
+def base_of(found: Found, piece: str, name: str) -> float | None:
+    if name in ABSOLUTE:
+        return 1.0
+    return median(found, piece, BASE, 'cpu' if name == 'hidden' else name)
 
 
 def with_spread(found: Found, piece: str, peer: str, name: str) -> str:
     values = [each[name] for each in found.get(piece, {}).get(peer, []) if name in each]
-    base = 1.0 if name in ABSOLUTE else median(found, piece, BASE, name)
-    if not values or not base:
+    base = base_of(found, piece, name)
+    if not values or not base or (name == 'hidden' and not any(values)):
         return DASH
     middle, least, most = (f(values) / base for f in (statistics.median, min, max))
     return f'{middle:.2f} ({least:.2f} to {most:.2f})'
@@ -85,13 +95,25 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def label(peer: str, peers: Peers) -> str:
+    """Its name, and what its two legs have where it is not TLS and TLS."""
+    legs = peers.legs.get(peer, BOTH)
+    name = f'**{peer}**' if peer == OURS else peer
+    return name if legs == BOTH else f'{name} ({legs})'
+
+
+def cell_of(found: Found, piece: str, peer: str, name: str) -> str:
+    value = ratio(found, piece, peer, name)
+    mark = FAILED if failures(found, piece, peer) else ''
+    return DASH if value is None else f'{value:.2f}{mark}'
+
+
 def small(found: Found, peers: Peers) -> str:
     """The table of the README: a row a peer."""
     rows = [['', *(title for _, _, title in COLUMNS), 'back after a kill', 'failed of a page']]
     for peer in peers.kinds:
-        cells = [ratio(found, piece, peer, name) for piece, name, _ in COLUMNS]
-        row = [f'**{peer}**' if peer == OURS else peer]
-        row += [DASH if cell is None else f'{cell:.2f}' for cell in cells]
+        row = [label(peer, peers)]
+        row += [cell_of(found, piece, peer, name) for piece, name, _ in COLUMNS]
         back = median(found, 'g', peer, 'seconds')
         row.append(DASH if back is None else f'{back:.2f} s')
         did = found.get('h', {}).get(peer)
@@ -117,7 +139,9 @@ def long(found: Found, peers: Peers) -> Iterator[str]:
             if why := reasons.get(peer):
                 notes.append(f'{peer}: {DASH}, {why}')
         if BASE in by_peer:
-            own = ', '.join(f'{LONG[name]} {own_figure(found, key, name)}' for name in names)
+            own = ', '.join(
+                f'{LONG[name]} {own_figure(found, key, name)}' for name in names if name != 'hidden'
+            )
             notes.insert(0, f'{BASE}: {own}')
         heading = f'### ({piece.letter}) {piece.what}\n\n'
         yield heading + table(rows) + '\n' + '\n'.join(f'- {note}.' for note in notes) + '\n'
@@ -125,7 +149,7 @@ def long(found: Found, peers: Peers) -> Iterator[str]:
 
 def own_figure(found: Found, key: str, name: str) -> str:
     value = median(found, key, BASE, name)
-    if name in ('cpu', 'hidden'):
+    if name == 'cpu':
         return f'{value:.2f} {PIECES[key].unit}'
     unit = {'rate': 'GB/s' if PIECES[key].letter == 'd' else '/s', 'seconds': 's'}.get(name, 'ms')
     return f'{value:.2f} {unit}'
@@ -173,10 +197,6 @@ class Bound:
         sign = '>=' if self.at_least else '<='
         how = 'kept    ' if kept else 'NOT KEPT'
         return f'{how}  {self.what}: {figure:.2f} ({sign} {self.limit:g})'
-
-
-def quotient(one: float | None, other: float | None) -> float | None:
-    return one / other if one is not None and other else None
 
 
 def bounds(found: Found, peers: Peers) -> Iterator[Bound]:
@@ -260,11 +280,28 @@ def note(found: Found, rounds: int) -> str:
         for piece, name, title in COLUMNS
         if median(found, piece, BASE, name) is not None
     ]
-    day = time.strftime('%Y-%m-%d')
+    day, share = time.strftime('%Y-%m-%d'), busiest(found)
     return (
-        f'HAProxy is 1.00: {"; ".join(own)}. Medians of {rounds} rounds that took turns, '
-        f'{day}, on {machine()}.\n'
+        f'HAProxy is 1.00: {"; ".join(own)}. Medians of {rounds} rounds that took turns, {day}, on '
+        f'{machine()}. CPU is that of the server alone. In brackets: what protects the leg of the '
+        'mobile client and that of the tunnel, where it is not TLS and TLS. Tunnels moved an '
+        f'eighth of the GB, scaled. {FAILED}: some requests failed. {DASH}: cannot, or had no '
+        f'part; all.md says why. No program that makes load used more than {share:.2f} of a core.\n'
     )
+
+
+def left_out(peers: Peers) -> Iterable[tuple[str, str]]:
+    return peers.reasons.get('start', {}).items()
+
+
+def busiest(found: Found) -> float:
+    """The largest part of a core that a load used, in the median of its rounds."""
+    every = [
+        statistics.median(each.get('load', 0) for each in figures)
+        for by_peer in found.values()
+        for figures in by_peer.values()
+    ]
+    return max(every, default=0)
 
 
 def write(folder: Path, found: Found, peers: Peers, rounds: int) -> None:
@@ -279,12 +316,12 @@ def write(folder: Path, found: Found, peers: Peers, rounds: int) -> None:
         'bars': [str(bound) for bound in bounds(found, peers)],
     }
     (folder / 'results.json').write_text(json.dumps(everything, indent=1) + '\n')
-    legs = '\n'.join(f'- {peer}: {legs}' for peer, legs in peers.legs.items())
     (folder / 'table.md').write_text(f'{small(found, peers)}\n{note(found, rounds)}')
     bars = '\n'.join(f'    {bound}' for bound in bounds(found, peers))
     parts = [small(found, peers), note(found, rounds), __doc__.partition('\n\n')[2]]
     parts += [*long(found, peers), alone(found)]
-    parts += ["What protects the mobile client's leg, and the tunnel's:\n", legs, '', bars]
+    parts += [f'{peer} has no part: {why}\n' for peer, why in left_out(peers)]
+    parts += ['### Bars\n', bars]
     (folder / 'all.md').write_text('\n'.join(parts) + '\n')
     (folder / 'picture.svg').write_text(picture(found, peers))
 
