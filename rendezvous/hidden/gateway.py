@@ -258,7 +258,9 @@ class Gateway(Wrapped, _Reader):
         _Reader.__init__(self, octets)
         self._sock, self._rewrite = sock, rewrite
         self._host: str | None = None  # of the first request
-        self._written: list[bytes] = []  # for the local server; the pipe does not have it yet
+        # For the local server; the pipe does not have it yet.
+        self._written: list[bytes] = []
+        self._ready = b''
         self._is_in_body = self._is_sending = self._is_over = False
         self._had_head = False
         self._answers, self._progress = Answers(), Event()
@@ -270,6 +272,13 @@ class Gateway(Wrapped, _Reader):
         Raises Refusal when it is to be sent as the last answer, OSError, and Ended.
         """
         return next(self._requests, b'')
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """The same, into a buffer: the number of octets."""
+        self._ready = self._ready or self.recv(len(buffer))
+        octets, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(octets)] = octets
+        return len(octets)
 
     def send(self, octets: bytes | memoryview) -> int:
         """Sends all of an answer's octets to the mobile client."""

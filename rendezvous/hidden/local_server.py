@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import gevent
 from gevent.pool import Pool
@@ -107,23 +108,23 @@ class _Connection(socket.socket):
 
     on_first_octets: Callable[[bytes], None] | None = None
 
-    def recv(self, *how) -> bytes:
-        octets = super().recv(*how)
+    def recv_into(self, buffer: Any, *how: int) -> int:
+        count = super().recv_into(buffer, *how)
         if self.on_first_octets:
-            self.on_first_octets(octets)
+            self.on_first_octets(bytes(buffer[:count]))
             self.on_first_octets = None
-        return octets
+        return count
 
 
 class _TLSConnection(sockets.TLSSocket):
     """A connection by TLS: an end without a close_notify cuts an answer off (RFC 8446 6.1)."""
 
-    def recv(self, most: int) -> bytes:
+    def recv_into(self, buffer: memoryview) -> int:
         """Raises ConnectionError where the answer is cut off."""
-        octets = super().recv(most)
-        if not octets and not self.has_said_goodbye:
+        count = super().recv_into(buffer)
+        if not (count or self.has_said_goodbye):
             raise ConnectionError('cut off')
-        return octets
+        return count
 
 
 def _proxy_line(visitor: Peer | None) -> bytes:

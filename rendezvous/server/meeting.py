@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -65,18 +66,17 @@ class OtherWorker(socket.socket):
         """To a question: YES, EXPECTED or NO."""
         return super().recv(1)
 
-    def recv(self, *how) -> bytes:
+    def recv_into(self, buffer: Any, *how: int) -> int:
         """Of a visit, as a socket's. Raises ConnectionError where the answer is cut off."""
-        octets = super().recv(*how)
-        if octets and not self._began:
-            self._began = True
-            self.got_nothing = octets[:1] == RETRY
-            octets = octets[1:] or (b'' if self.got_nothing else super().recv(*how))
-        if not octets:
+        if not self._began:
+            mark = super().recv(1)
+            self._began, self.got_nothing = bool(mark), mark == RETRY
+        count = super().recv_into(buffer, *how) if self._began and not self.got_nothing else 0
+        if not count:
             self.has_ended = True
             if not self.got_nothing and is_polled(self, select.POLLHUP):
                 raise ConnectionResetError('cut off')
-        return octets
+        return count
 
 
 class HeldElsewhere(Held):
@@ -100,6 +100,9 @@ class Visitor(Wrapped):
 
     def recv(self, most: int) -> bytes:
         return self.raw.recv(most)
+
+    def recv_into(self, buffer: memoryview) -> int:
+        return self.raw.recv_into(buffer)
 
     def send(self, octets: bytes | memoryview) -> int:
         if self._began:

@@ -18,7 +18,7 @@ from rendezvous.wire.sockets import (
     Ended,
     Socket,
     close_gracefully,
-    receive,
+    receive_shared,
     send,
     tcp_info,
     watch,
@@ -153,14 +153,14 @@ class Pipe:
             return max(self._closed_at, self.hidden.read_at)
         return time.monotonic()
 
-    def _keep(self, octets: bytes) -> None:
+    def _keep(self, octets: bytes | memoryview) -> None:
         if self._kept is not None:
             if len(self._kept) + len(octets) > KEEP_BYTES or not self.hidden.got_nothing():
                 self._kept = None
             else:
                 self._kept += octets
 
-    def _copy(self, octets: bytes, source: End, sink: End) -> How:
+    def _copy(self, octets: bytes | memoryview, source: End, sink: End) -> How:
         """Copies until one of the two ends; returns which, and how."""
         from_mobile = source is self.mobile
         while True:
@@ -174,14 +174,14 @@ class Pipe:
                 preface, sink.preface = sink.preface, b''
                 sink.filling = True
                 try:
-                    send(sink.sock, preface + octets)
+                    send(sink.sock, preface + octets if preface else octets)
                 except OSError as error:
                     # EPIPE: it had ended before; the greenlet that reads from it knows how
                     self._lost |= from_mobile and error.errno != errno.EPIPE
                     return How.HIDDEN_RESET if from_mobile else How.MOBILE_RESET
                 sink.filling = False
             try:
-                octets = receive(source.sock)
+                octets = receive_shared(source.sock)
             except OSError:
                 return How.MOBILE_RESET if from_mobile else How.HIDDEN_RESET
             if not octets:

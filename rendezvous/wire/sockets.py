@@ -24,7 +24,9 @@ from rendezvous.wire.keep_alive import keep_alive as keep_alive
 from rendezvous.wire.keep_alive import set_tcp as set_tcp
 
 CHUNK_BYTES = 96 * 1024  # of one read; a larger one saves nothing per octet
-RECORD_BYTES = 16 * 1024  # the largest TLS record (RFC 8446 section 5.1)
+RECORD_BYTES = 16 * 1024  # in the largest TLS record (RFC 8446 section 5.1)
+WHOLE_RECORD_BYTES = 5 + RECORD_BYTES + 2048  # with its header, and what TLS 1.2 may add
+BUFFER_BYTES = CHUNK_BYTES + WHOLE_RECORD_BYTES
 # OpenSSL handles all records that it is given in one call, and a KeyUpdate takes it 30 us. So it is
 # given at most so many at a time.
 FEED_RECORDS = 32
@@ -45,6 +47,7 @@ class Socket(Protocol):
     """What a pipe needs of a socket: of a plain one, one with TLS, one to another worker."""
 
     def recv(self, most: int, /) -> bytes: ...
+    def recv_into(self, buffer: memoryview, /) -> int: ...
     def send(self, octets: bytes | memoryview, /) -> int: ...
     def close(self) -> None: ...
     def fileno(self) -> int: ...
@@ -90,12 +93,41 @@ def receive(sock: Socket) -> bytes:
     return sock.recv(CHUNK_BYTES)
 
 
-def send(sock: Socket, octets: bytes) -> None:
+def receive_shared(sock: Socket) -> memoryview:
+    """As `receive`, in a buffer that belongs to the caller until the next yield."""
+    if not isinstance(sock, TLSSocket):  # which takes its turns itself
+        take_turn()
+    return _octets[: sock.recv_into(_octets)]
+
+
+def send(sock: Socket, octets: bytes | memoryview) -> None:
     """Sends all of `octets`, however slow the reader is; a call costs less than sendall."""
+    if not isinstance(sock, TLSSocket):  # which encrypts them at once: others may yield first
+        octets = bytes(octets)
     sent = sock.send(octets)
     while sent < len(octets):
         take_turn()
         sent += sock.send(memoryview(octets)[sent:])
+
+
+# What all connections share, each from one yield to the next: octets in records as they came, and
+# without TLS; and what OpenSSL reads from and writes to.
+_records, _octets = memoryview(bytearray(BUFFER_BYTES)), memoryview(bytearray(BUFFER_BYTES))
+_in, _out = MemoryBIO(), MemoryBIO()
+
+
+def _end_of_records(came: memoryview, start: int) -> int:
+    """Where the last of the next few whole records ends (RFC 8446 section 5.1)."""
+    for _ in range(FEED_RECORDS):
+        if len(came) < start + 5:
+            break
+        end = start + 5 + (came[start + 3] << 8) + came[start + 4]
+        if came[start] not in RECORD_TYPES or end > start + WHOLE_RECORD_BYTES:
+            return len(came)  # OpenSSL says what is wrong with it
+        if end > len(came):
+            break
+        start = end
+    return start
 
 
 class Wrapped:
@@ -126,6 +158,10 @@ class TLSSocket(Wrapped):
     OpenSSL does not see the connection, only octets in memory. So it can be given few records at a
     time, an error of one connection does not stay for the next one
     (https://github.com/python/cpython/issues/148594), and a reset is not taken for an end.
+
+    All connections share that memory: OpenSSL gets whole records and uses them up at once, what it
+    has written is taken at once, and no other greenlet runs in between. So a connection that waits
+    holds no buffer, and the buffers are in the cache of the processor.
     """
 
     def __init__(
@@ -140,12 +176,11 @@ class TLSSocket(Wrapped):
         `came`: octets that were read from `sock` already.
         """
         super().__init__(sock)
-        self._in, self._out = MemoryBIO(), MemoryBIO()
         server_side = server_hostname is None
-        self.tls = context.wrap_bio(self._in, self._out, server_side, server_hostname)
+        self.tls = context.wrap_bio(_in, _out, server_side, server_hostname)
         self._came, self._given = came, 0  # octets from the connection; OpenSSL has so many of them
-        self._lacking = 0  # so many octets of the last record that OpenSSL was given have not come
         self._plain = b''  # decrypted octets that `recv` has not returned yet
+        self._encrypted = b''  # records that are to be sent
         self._has_ended = False
         self.has_said_goodbye = False  # the peer, by a close_notify: what came is all
         self._sending = Semaphore()  # one greenlet at a time, or records would be mixed up
@@ -153,92 +188,131 @@ class TLSSocket(Wrapped):
 
     def do_handshake(self, octets: bytes = b'') -> None:
         """`octets` go out with a client's last flight. Raises OSError, of which SSLError is one."""
-        while True:
-            try:
-                self.tls.do_handshake()
-                if octets:
-                    self.tls.write(octets)
-                return self._flush()
-            except SSLWantReadError:
-                self._flush()
-            except SSLError:
-                with suppress(OSError):
-                    self._flush()  # the alert that says why
-                raise
+        while not self._is_open():
+            self._flush()
             self._give_records()
             if self._has_ended:
                 raise ConnectionError('TLS: hung up during the handshake')
+        if octets:
+            self.send(octets)
+        else:
+            self._flush()
 
     def recv(self, most: int) -> bytes:
         """As a socket's: b'' if the peer has ended, with or without a close_notify.
 
         Raises OSError if the connection is broken.
         """
-        while not (self._plain or self._has_ended):
-            self._plain = self._decrypted()
-            if not self._plain:
-                take_turn()  # there may be thousands of records without octets for us
+        if not self._plain:
+            octets = bytes(_octets[: self.recv_into(_octets)])
+            if len(octets) <= most:
+                return octets
+            self._plain = octets
         octets, self._plain = self._plain[:most], self._plain[most:]
         return octets
 
+    def recv_into(self, buffer: memoryview) -> int:
+        """The same, into a buffer of BUFFER_BYTES: gives the number of octets."""
+        count = len(self._plain)
+        buffer[:count], self._plain = self._plain, b''
+        while not (count or self._has_ended):
+            if len(self._encrypted) > (RECORD_BYTES if self._sending.locked() else 0):
+                self._flush()
+            self._give_records()
+            count = self._decrypt(buffer)
+        return count
+
     def send(self, octets: bytes | memoryview) -> int:
         """Sends all of `octets`."""
+        if self._sending.locked():
+            octets = bytes(octets)  # they may be in a buffer of all
         with self._sending:
-            self.tls.write(octets)
-            self._flush_out()
+            try:
+                self.tls.write(octets)
+            finally:
+                self._take()
+            self._send_encrypted()
         return len(octets)
 
     def close_notify(self) -> None:
         """Says that this was all (RFC 8446 section 6.1), unless a record was sent in part."""
         with self._sending:
             if self.is_whole:
-                with suppress(SSLError, ValueError):  # wants the peer's close_notify; or is broken
+                try:
                     self.tls.unwrap()
-                self._flush_out()
+                except (SSLError, ValueError):  # wants the peer's close_notify; or is broken
+                    pass
+                finally:
+                    self._take()
+                self._send_encrypted()
 
-    def _decrypted(self) -> bytes:
-        """The octets of the next few records; may be none, since some are for OpenSSL alone."""
-        if not self._in.pending:
-            self._give_records()
-        parts: list[bytes] = []
-        with suppress(SSLWantReadError):  # only records for OpenSSL, or a part of one, were given
-            while self._in.pending:
-                parts.append(self.tls.read(RECORD_BYTES))
-                if not parts[-1]:  # a close_notify
+    def _is_open(self) -> bool:
+        """Whether the handshake is over; if not, the peer has to send more. Raises OSError."""
+        try:
+            self.tls.do_handshake()
+            # What came behind the handshake.
+            self._came, self._given = _in.read() + self._came[self._given :], 0
+            return True
+        except SSLWantReadError:
+            return False
+        except SSLError:
+            self._take()
+            with suppress(OSError):
+                self._flush()  # the alert that says why
+            raise
+        finally:
+            self._take()
+
+    def _decrypt(self, buffer: memoryview) -> int:
+        """The octets of the records that were given: maybe none, some are for OpenSSL alone."""
+        count = 0
+        try:
+            while _in.pending:
+                more: Any = self.tls.read(RECORD_BYTES, buffer[count:])  # how many: an int
+                count += more
+                if not more:  # a close_notify
                     self._has_ended = self.has_said_goodbye = True
                     break
-        if self._out.pending and not self._sending.locked():
-            self._flush()
-        return b''.join(parts)
+        except SSLWantReadError:
+            pass  # the last one was for OpenSSL alone
+        finally:
+            self._take()
+        return count
+
+    def _take(self) -> None:
+        """Clears the memory that all connections share: what OpenSSL wrote there is to be sent."""
+        if _out.pending:
+            self._encrypted += _out.read()
+        if _in.pending:
+            _in.read()  # behind an error, or behind the end
 
     def _give_records(self) -> None:
-        """Gives OpenSSL a few records (RFC 8446 section 5.1), and of the last one what has come."""
-        came, start = self._came, self._given
-        if len(came) - start < (1 if self._lacking else 5):
-            more = receive(self.raw)
-            self._has_ended = not more
-            came, start = came[start:] + more, 0
-        end = min(start + self._lacking, len(came))
-        self._lacking -= end - start
-        for _ in range(FEED_RECORDS):
-            if len(came) < end + 5:
-                break
-            if came[end] not in RECORD_TYPES:
-                end = len(came)  # OpenSSL reports what is wrong with it
-                break
-            after = end + 5 + int.from_bytes(came[end + 3 : end + 5], 'big')
-            end, self._lacking = min(after, len(came)), max(0, after - len(came))
-        self._in.write(memoryview(came)[start:end])
-        # No memory is used while nothing comes.
-        self._came, self._given = (came, end) if end < len(came) else (b'', 0)
+        """Gives OpenSSL a few whole records."""
+        take_turn()
+        came, start = memoryview(self._came), self._given
+        while (end := _end_of_records(came, start)) == start:
+            self._came, self._given = bytes(came[start:]), 0  # of a record that is not whole
+            kept = len(self._came)
+            count = self.raw.recv_into(_records[kept : kept + CHUNK_BYTES])
+            if not count:
+                self._has_ended = True
+                return
+            _records[:kept] = self._came
+            came, start = _records[: kept + count], 0
+        _in.write(came[start:end])
+        if came.obj is not self._came:
+            self._came, self._given = bytes(came[end:]), 0
+        else:
+            self._given = end
 
     def _flush(self) -> None:
         """Sends what OpenSSL has to send of its own."""
         with self._sending:
-            self._flush_out()
+            self._send_encrypted()
 
-    def _flush_out(self) -> None:
-        while octets := self._out.read():
+    def _send_encrypted(self) -> None:
+        while self._encrypted:
+            octets, self._encrypted = self._encrypted, b''
             self.is_whole = False
             send(self.raw, octets)
             self.is_whole = True

@@ -1,8 +1,9 @@
 """A TLS connection of ours and its client, without a server between them."""
 
+import os
 import socket
 import ssl
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import gevent
 import pytest
@@ -19,8 +20,8 @@ def context(pair):
     return context
 
 
-@pytest.fixture
-def connection(pair):
+@contextmanager
+def connected(pair):
     """Our end of a connection that nobody serves, and its client's; neither has said a word."""
     how = {'server_hostname': '127.0.0.1', 'do_handshake_on_connect': False}
     with (
@@ -32,16 +33,38 @@ def connection(pair):
         yield near, far
 
 
+@contextmanager
+def joined(context, pair):
+    """The same, and both have shaken hands."""
+    with connected(pair) as (raw, far):
+        near = sockets.TLSSocket(context, raw)
+        shake_hands(near, far)
+        yield near, far
+
+
 def shake_hands(near: sockets.TLSSocket, far: ssl.SSLSocket) -> None:
     gevent.joinall([gevent.spawn(each.do_handshake) for each in (near, far)], raise_error=True)
 
 
 @pytest.fixture
-def both_ends(context, connection):
-    near, far = connection
-    near = sockets.TLSSocket(context, near)
-    shake_hands(near, far)
-    return near, far
+def both_ends(context, pair):
+    with joined(context, pair) as ends:
+        yield ends
+
+
+@pytest.fixture
+def others(context, pair):
+    """Of another connection."""
+    with joined(context, pair) as ends:
+        yield ends
+
+
+def both_ways(near: sockets.TLSSocket, far: ssl.SSLSocket) -> None:
+    """Octets come through as they were sent."""
+    far.sendall(b'words')
+    assert near.recv(100) == b'words'
+    near.send(b'answer')
+    assert far.recv(100) == b'answer'
 
 
 def test_whole_answer_into_a_full_buffer_gets_its_close_notify(both_ends):
@@ -67,13 +90,109 @@ def test_whole_answer_into_a_full_buffer_gets_its_close_notify(both_ends):
 
 
 @pytest.mark.parametrize('count', [1, 5, 100, 16384])
-def test_octets_that_were_read_before_go_first(context, connection, count):
-    raw, far = connection
-    shaking = gevent.spawn(far.do_handshake)
-    near = sockets.TLSSocket(context, raw, came=raw.recv(count))
-    near.do_handshake()
-    shaking.get()
+def test_octets_that_were_read_before_go_first(context, pair, count):
+    with connected(pair) as (raw, far):
+        shaking = gevent.spawn(far.do_handshake)
+        near = sockets.TLSSocket(context, raw, came=raw.recv(count))
+        near.do_handshake()
+        shaking.get()
+        both_ways(near, far)
+
+
+BAD_RECORD = b'\x17\x03\x03\x00\x20' + b'x' * 32
+
+
+def send_raw(far: ssl.SSLSocket, octets: bytes) -> None:
+    """Below TLS."""
+    gevent.socket.socket.send(far, octets)  # its sendall calls the send of TLS
+
+
+def test_bad_record_does_not_reach_another_connection(both_ends, others):
+    """All share the memory from which OpenSSL reads: what it left there has to go."""
+    near, far = both_ends
+    send_raw(far, BAD_RECORD * 3)
+    with pytest.raises(ssl.SSLError):
+        near.recv(100)
+    both_ways(*others)
+    leaving = gevent.spawn(sockets.close_gracefully, near)
+    with pytest.raises(ssl.SSLError, match=r'(?i)alert|bad record'):
+        far.recv(1)
+    far.close()
+    leaving.get()
+
+
+def test_octets_behind_a_close_notify_do_not_reach_another_connection(both_ends, others):
+    near, far = both_ends
     far.sendall(b'words')
+    far.settimeout(0.0)
+    with pytest.raises(ssl.SSLWantReadError):
+        far.unwrap()
+    send_raw(far, BAD_RECORD)
     assert near.recv(100) == b'words'
-    near.send(b'answer')
-    assert far.recv(100) == b'answer'
+    assert near.recv(100) == b''
+    assert near.has_said_goodbye
+    both_ways(*others)
+
+
+def test_failed_handshake_does_not_reach_another_connection(context, pair, others):
+    with connected(pair) as (raw, far):
+        near = sockets.TLSSocket(context, raw)
+        send_raw(far, b'GET / HTTP/1.1\r\n\r\n')
+        with pytest.raises(ssl.SSLError):
+            near.do_handshake()
+        both_ways(*others)
+
+
+@pytest.mark.parametrize('size', [1, 100, 16384])
+def test_octets_come_whole_through_records_of_each_size(both_ends, size):
+    """More records, and more octets, than OpenSSL is given at a time; and parts of records."""
+    near, far = both_ends
+    words = os.urandom(min(size * 2000, 2**22))
+
+    def send() -> None:
+        for start in range(0, len(words), size):
+            far.sendall(words[start : start + size])
+        far.close()
+
+    sending, came = gevent.spawn(send), b''
+    while octets := near.recv(5000):
+        came += octets
+    assert came == words
+    sending.get()
+
+
+def test_records_that_come_octet_by_octet_arrive(context, pair):
+    """From the handshake on."""
+    raw, slow = socket.socketpair()
+    fast, far = socket.socketpair()
+
+    def drip() -> None:
+        while octet := fast.recv(1):
+            slow.sendall(octet)
+            gevent.sleep(0)
+
+    def answer() -> None:
+        while octets := slow.recv(65536):
+            fast.sendall(octets)
+
+    how = {'server_hostname': '127.0.0.1', 'do_handshake_on_connect': False}
+    with raw, slow, fast, client_context(pair['crt_file']).wrap_socket(far, **how) as far:
+        passing = gevent.spawn(drip), gevent.spawn(answer)
+        near = sockets.TLSSocket(context, raw)
+        shake_hands(near, far)
+        both_ways(near, far)
+        gevent.killall(passing)
+
+
+def test_what_waits_for_a_slow_reader_stays_what_it_was(both_ends, others):
+    """A pipe sends from a buffer that the next pipe fills while the reader is slow."""
+    near, far = both_ends
+    buffer = bytearray(b'x' * 2**17)
+    sending = [gevent.spawn(near.send, memoryview(buffer)) for _ in range(64)]
+    gevent.sleep(0.05)  # until the first ones wait
+    buffer[:] = b'y' * len(buffer)
+    came = b''
+    while len(came) < 64 * len(buffer):
+        came += far.recv(65536)
+    assert came == b'x' * len(came)
+    gevent.joinall(sending, raise_error=True)
