@@ -6,7 +6,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import gevent
 from gevent.pool import Pool
@@ -93,7 +92,7 @@ class LocalServer:
         return near
 
     def _plain(self, raw: socket.socket) -> sockets.Socket:
-        near = _Connection(fileno=raw.detach())
+        near = _Connection(raw)
         near.on_first_octets = self._warn_if_it_wants_tls
         return near
 
@@ -103,13 +102,13 @@ class LocalServer:
             self._warn_once(f'{sentence}: write https:// before it')
 
 
-class _Connection(socket.socket):
+class _Connection(sockets.Wrapped):
     """A connection to the local server that shows the first octets of the answer to somebody."""
 
     on_first_octets: Callable[[bytes], None] | None = None
 
-    def recv_into(self, buffer: Any, *how: int) -> int:
-        count = super().recv_into(buffer, *how)
+    def recv_into(self, buffer: memoryview) -> int:
+        count = super().recv_into(buffer)
         if self.on_first_octets:
             self.on_first_octets(bytes(buffer[:count]))
             self.on_first_octets = None

@@ -98,12 +98,6 @@ class Visitor(Wrapped):
         self._began = False
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
 
-    def recv(self, most: int) -> bytes:
-        return self.raw.recv(most)
-
-    def recv_into(self, buffer: memoryview) -> int:
-        return self.raw.recv_into(buffer)
-
     def send(self, octets: bytes | memoryview) -> int:
         if self._began:
             return self.raw.send(octets)

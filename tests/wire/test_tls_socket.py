@@ -184,15 +184,16 @@ def test_records_that_come_octet_by_octet_arrive(context, pair):
         gevent.killall(passing)
 
 
-def test_what_waits_for_a_slow_reader_stays_what_it_was(both_ends, others):
+def test_what_waits_for_a_slow_reader_stays_what_it_was(both_ends):
     """A pipe sends from a buffer that the next pipe fills while the reader is slow."""
     near, far = both_ends
-    buffer = bytearray(b'x' * 2**17)
-    sending = [gevent.spawn(near.send, memoryview(buffer)) for _ in range(64)]
-    gevent.sleep(0.05)  # until the first ones wait
+    buffer, much = bytearray(b'x' * 2**16), b'x' * 2**24  # more than the kernel takes
+    sending = [gevent.spawn(near.send, octets) for octets in (much, memoryview(buffer))]
+    gevent.sleep(0)  # both wait
     buffer[:] = b'y' * len(buffer)
-    came = b''
-    while len(came) < 64 * len(buffer):
-        came += far.recv(65536)
-    assert came == b'x' * len(came)
+    count = 0
+    while count < len(much) + len(buffer):
+        came = far.recv(65536)
+        assert came == b'x' * len(came)
+        count += len(came)
     gevent.joinall(sending, raise_error=True)
