@@ -6,7 +6,7 @@ from collections import Counter
 
 import gevent
 
-from rendezvous.server.admitted import DECOY, Admitted, stamp_of
+from rendezvous.server.admitted import Admitted, stamp_of
 from rendezvous.server.reasons import WRONG, Reasons
 from rendezvous.store import rations
 from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
@@ -21,6 +21,9 @@ log = logging.getLogger('admission')
 
 UNKNOWN, UNUSABLE = 'no such entry', 'the entry cannot be used'
 KNOWN = 10_000  # UUIDs that are remembered to have an entry
+
+# Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
+_DECOY = {'authParams': {'base32': 'A' * 64, 'algorithm': 'sha1', 'step': 30}}
 
 
 class Admission:
@@ -42,10 +45,9 @@ class Admission:
         """The stamp of the entry, as it is now. Raises Refusal, which says why to the log alone."""
         place = network(address) if self._by_address else ''
         now, monotonic = time.time(), time.monotonic()
-        if not self._tries.to_wait(place, monotonic):
-            remembered = self.admitted.stamp(uuid, place, code, now)
-            if remembered is not None:
-                return remembered
+        known = self.admitted.stamp((uuid, place, code), now)
+        if known is not None and not self._tries.to_wait(place, monotonic):
+            return known
         changes, entry, right = self.admitted.changes, None, False
         with self._tries.turn(place):
             verdict = Verdict(1, self._tries.to_wait(place, monotonic))
@@ -53,7 +55,7 @@ class Admission:
                 entry, right, verdict = self._look(uuid, code, place, now)
             if entry and right and not verdict.ration and not entry.get('disabled'):
                 if not verdict.refused:  # or Redis has not written down that it is a friend
-                    self.admitted.note(uuid, place, entry, changes)
+                    self.admitted.note((uuid, place, code), entry, now, changes)
                 return stamp_of(entry)
             if not right or verdict.ration:
                 self._tries.note(place, monotonic)
@@ -68,7 +70,7 @@ class Admission:
         """The entry, whether the code is right, and what the rations say; raises Refusal."""
         try:
             entry = self._entries.get(uuid)
-            right = self._is_right(uuid, entry or DECOY, code, now) and entry is not None
+            right = self._is_right(uuid, entry or _DECOY, code, now) and entry is not None
             verdict = self._count(uuid, code, place, entry is not None, right, now)
         except StoreDown as error:
             self._down.begins(str(error))
@@ -139,7 +141,7 @@ class Admission:
         """
         if why in (WRONG, UNKNOWN):
             try:
-                found = self._reasons.find(uuid, entry or DECOY, code, now)
+                found = self._reasons.find(uuid, entry or _DECOY, code, now)
             except (ValueError, TypeError, KeyError, AttributeError):
                 found = UNUSABLE
             if entry and found != WRONG:

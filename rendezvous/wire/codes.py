@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyotp
 
@@ -33,64 +33,53 @@ def totp(parameters: Mapping[str, Any]) -> pyotp.TOTP:
     )
 
 
-class Secret(NamedTuple):
-    """What makes the codes of an entry, read from its authParams once."""
-
-    key: bytes
-    algorithm: str
-    step: int  # seconds
-    digits: int
-
-
-Given = Secret | pyotp.TOTP | Mapping[str, Any]  # the last one is authParams
-
-
-def secret(given: Given) -> Secret:
-    """Raises as totp does."""
-    if isinstance(given, Secret):
-        return given
-    maker = given if isinstance(given, pyotp.TOTP) else totp(given)
-    return Secret(maker.byte_secret(), maker.digest().name, maker.interval, maker.digits)
-
-
-def long_code(given: Given, now: float) -> str:
+def long_code(totp_or_parameters: pyotp.TOTP | Mapping[str, Any], now: float) -> str:
     """The long code at `now`, in seconds since 1970: nobody can guess it. Raises as totp does.
 
     It is the whole HMAC from which the short code is cut (RFC 4226 section 5.3), in hexadecimal.
     """
-    maker = secret(given)
-    return _hmac_of_step(maker, _step_at(maker, now)).hex()
+    given = totp_or_parameters
+    maker = given if isinstance(given, pyotp.TOTP) else totp(given)
+    return _hmac_of_step(_keyed_hmac(maker), _step_at(maker, now)).hex()
 
 
-def code_is_right(given: Given, code: str, now: float) -> bool:
+def code_is_right(parameters: Mapping[str, Any], code: str, now: float) -> bool:
     """Whether `code`, short or long, is right at `now`, in seconds since 1970. Raises as totp does.
 
     The codes of the step before and of the step after are right, too.
     """
-    return steps_off(given, code, now, WINDOW) is not None
+    return steps_off(parameters, code, now, WINDOW) is not None
 
 
-def steps_off(given: Given, code: str, now: float, steps: Iterable[int]) -> int | None:
+def steps_off(
+    parameters: Mapping[str, Any], code: str, now: float, steps: Iterable[int]
+) -> int | None:
     """The first of these steps, counted from `now`, that has this code. Raises as totp does.
 
     It always looks at all of them: the time that it takes does not tell which one it found.
     """
-    maker, found = secret(given), None
-    current, is_short = _step_at(maker, now), len(code) <= SHORT_DIGITS
+    maker, found = totp(parameters), None
+    current, keyed, is_short = _step_at(maker, now), _keyed_hmac(maker), len(code) <= SHORT_DIGITS
     for step in steps:
-        whole = _hmac_of_step(maker, max(0, current + step))
+        whole = _hmac_of_step(keyed, max(0, current + step))
         right = _short_code(whole, maker.digits) if is_short else whole.hex()
         if hmac.compare_digest(code, right) and found is None:
             found = step
     return found
 
 
-def _step_at(maker: Secret, now: float) -> int:
-    return int(now // maker.step)
+def _step_at(maker: pyotp.TOTP, now: float) -> int:
+    return int(now // maker.interval)
 
 
-def _hmac_of_step(maker: Secret, step: int) -> bytes:
-    return hmac.digest(maker.key, step.to_bytes(8, 'big'), maker.algorithm)
+def _keyed_hmac(maker: pyotp.TOTP) -> hmac.HMAC:
+    return hmac.new(maker.byte_secret(), None, maker.digest)
+
+
+def _hmac_of_step(keyed: hmac.HMAC, step: int) -> bytes:
+    copied = keyed.copy()
+    copied.update(step.to_bytes(8, 'big'))
+    return copied.digest()
 
 
 def _short_code(whole: bytes, digits: int) -> str:

@@ -14,10 +14,15 @@ from rendezvous.server import admitted
 from rendezvous.server.admitted import Admitted, stamp_of
 from rendezvous.wire import codes
 
-PARAMETERS = {'base32': 'A' * 32, 'step': 30}
-ENTRY = {'authParams': PARAMETERS}
-NOW = 1_800_000_000.0
-LONG = codes.long_code(PARAMETERS, NOW)
+ENTRY = {'authParams': {'base32': 'A' * 32, 'step': 30}}
+NOW = 1_800_000_000.0  # a step begins
+QUESTION = 'uuid', 'place', codes.long_code(ENTRY['authParams'], NOW)
+
+
+@pytest.fixture(autouse=True)
+def remembered_for_long(monkeypatch):
+    """Nothing is forgotten meanwhile on a slow machine."""
+    monkeypatch.setattr(admitted, 'REMEMBER_SECONDS', 120)
 
 
 @pytest.fixture
@@ -70,19 +75,36 @@ def long_code(entries, uuid: str) -> str:
     return codes.long_code(entries.get(uuid)['authParams'], time.time())
 
 
-def test_who_comes_back_with_a_long_code_costs_redis_nothing(server, entries, uuid, knock, asked):
-    questions = asked(server)
-    assert [knock(server, uuid, long_code(entries, uuid)) for _ in range(5)] == [200] * 5
-    assert questions == ['get', 'count_try']
-    assert knock(server, uuid, code(entries, uuid)) == 200
-    assert questions == ['get', 'count_try'] * 2
+@pytest.fixture
+def questions(server, entries, uuid, knock, asked):
+    """What Redis is asked where these addresses come one after the other, with long codes."""
+    found = asked(server)
+
+    def questions(*addresses: str) -> list[str]:
+        step = -1.0
+        while time.time() // 30 != step:  # of the codes: with the next one Redis is asked again
+            server.rendezvous.admission.admitted.forget()
+            step = time.time() // 30
+            found.clear()
+            for address in addresses:
+                assert knock(server, uuid, long_code(entries, uuid), address) == 200
+        return found
+
+    return questions
 
 
-def test_each_address_is_asked_for(server, entries, uuid, knock, asked):
-    questions = asked(server)
-    for address in ('127.0.0.1', '127.0.0.2', '127.0.0.1', '127.0.0.2'):
-        assert knock(server, uuid, long_code(entries, uuid), address) == 200
-    assert questions == ['get', 'count_try'] * 2
+def test_who_comes_back_with_a_long_code_costs_redis_nothing(questions):
+    assert questions(*['127.0.0.1'] * 5) == ['get', 'count_try']
+
+
+def test_each_address_is_asked_for(questions):
+    assert questions(*['127.0.0.1', '127.0.0.2'] * 2) == ['get', 'count_try'] * 2
+
+
+def test_short_code_is_asked_for_each_time(server, entries, uuid, knock, asked):
+    found = asked(server)
+    assert [knock(server, uuid, code(entries, uuid)) for _ in range(2)] == [200, 200]
+    assert found == ['get', 'count_try'] * 2
 
 
 @pytest.mark.parametrize(
@@ -125,26 +147,27 @@ def test_ration_of_an_address_holds_for_those_that_are_remembered(server, entrie
 
 def test_nobody_is_remembered_while_nobody_tells_of_changes():
     memory = Admitted()
-    memory.note('uuid', 'place', ENTRY, memory.changes)  # not subscribed yet
-    assert memory.stamp('uuid', 'place', LONG, NOW) is None
+    memory.note(QUESTION, ENTRY, NOW, memory.changes)  # not subscribed yet
+    assert memory.stamp(QUESTION, NOW) is None
     memory.forget()
     before = memory.changes
-    memory.note('uuid', 'place', ENTRY, before)
-    assert memory.stamp('uuid', 'place', LONG, NOW) == stamp_of(ENTRY)
+    memory.note(QUESTION, ENTRY, NOW, before)
+    assert memory.stamp(QUESTION, NOW) == stamp_of(ENTRY)
     memory.forget()
-    memory.note('uuid', 'place', ENTRY, before)  # it changed while Redis was asked
-    assert memory.stamp('uuid', 'place', LONG, NOW) is None
-    memory.note('uuid', 'place', ENTRY, memory.changes)
+    memory.note(QUESTION, ENTRY, NOW, before)  # it changed while Redis was asked
+    assert memory.stamp(QUESTION, NOW) is None
+    memory.note(QUESTION, ENTRY, NOW, memory.changes)
     memory.forget(is_told=False)  # the subscription is lost
-    memory.note('uuid', 'place', ENTRY, memory.changes)
-    assert memory.stamp('uuid', 'place', LONG, NOW) is None
+    memory.note(QUESTION, ENTRY, NOW, memory.changes)
+    assert memory.stamp(QUESTION, NOW) is None
 
 
-def test_code_of_the_entry_that_stands_in_for_nobody_lets_nobody_in():
+def test_code_is_remembered_no_longer_than_its_step():
     memory = Admitted()
     memory.forget()
-    long = codes.long_code(admitted.DECOY['authParams'], NOW)
-    assert memory.stamp('uuid', 'place', long, NOW) is None
+    memory.note(QUESTION, ENTRY, NOW + 3, memory.changes)
+    asked = [NOW + seconds for seconds in (-1, 0, 29, 30) if memory.stamp(QUESTION, NOW + seconds)]
+    assert asked == [NOW, NOW + 29]
 
 
 def test_no_more_are_remembered_than_there_is_room_for(monkeypatch):
@@ -152,9 +175,8 @@ def test_no_more_are_remembered_than_there_is_room_for(monkeypatch):
     memory = Admitted()
     memory.forget()
     for uuid in 'abcad':
-        memory.note(uuid, 'place', ENTRY, memory.changes)
-    known = [uuid for uuid in 'abcd' if memory.stamp(uuid, 'place', LONG, NOW) is not None]
-    assert known == ['a', 'c', 'd']
-    monkeypatch.setattr(admitted, 'REMEMBER_SECONDS', -1)
-    memory.note('e', 'place', ENTRY, memory.changes)
-    assert memory.stamp('e', 'place', LONG, NOW) is None
+        memory.note((uuid, *QUESTION[1:]), ENTRY, NOW, memory.changes)
+    assert [uuid for uuid in 'abcd' if memory.stamp((uuid, *QUESTION[1:]), NOW)] == ['a', 'c', 'd']
+    monkeypatch.setattr(admitted, 'REMEMBER_SECONDS', 0)
+    memory.note(QUESTION, ENTRY, NOW, memory.changes)
+    assert memory.stamp(QUESTION, NOW) is None
