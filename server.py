@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-# The groups for the key exchange, which OpenSSL reads when it is loaded, in every process of ours.
+# Groups of the key exchange and ciphers: OpenSSL reads it when it is loaded, in all our processes.
 os.environ['OPENSSL_CONF'] = str(Path(__file__).resolve().parent / 'rendezvous/server/openssl.cnf')
 
 from rendezvous.wire import programs

@@ -12,7 +12,8 @@ from rendezvous.wire.programs import Mistake
 log = logging.getLogger('tls')
 
 # What Mozilla calls intermediate: TLS 1.2 with forward secrecy and authenticated encryption, 1.3.
-# Python 3.11 can set no list of groups for the key exchange: openssl.cnf has it.
+# Python 3.11 can set no list of groups for the key exchange, nor of ciphers of TLS 1.3: openssl.cnf
+# has them.
 CIPHERS = 'ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL'
 
 

@@ -760,3 +760,23 @@ def test_limit_for_an_address_is_for_all_workers_together(server):
                 assert refused.recv(1) == b''
         assert sum(server.sockets().values()) == before + PER_ADDRESS
     server.until_logged('127.0.0.1 has max_connections_per_address and gets no more')
+
+
+@pytest.mark.skipif(not shutil.which('openssl'), reason='openssl is not installed')
+def test_the_cheapest_cipher_is_preferred_and_the_others_of_tls_1_3_are_there(server):
+    """A client's own order does not matter: nearly all put AES-256 first."""
+
+    def agreed(suites: str) -> str:
+        where = f'127.0.0.1:{server.port}'
+        ran = subprocess.run(
+            ['openssl', 's_client', '-connect', where, '-ciphersuites', suites],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+        return re.search(r'Cipher is (\S+)', ran.stdout)[1]
+
+    suites = 'TLS_AES_256_GCM_SHA384', 'TLS_CHACHA20_POLY1305_SHA256', 'TLS_AES_128_GCM_SHA256'
+    assert agreed(':'.join(suites)) == 'TLS_AES_128_GCM_SHA256'
+    assert [agreed(suite) for suite in suites] == [*suites]
