@@ -14,7 +14,7 @@ from rendezvous.server import credentials, pages
 from rendezvous.wire import proxy_line
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import HTML, JSON, Head, HeadReader, Refusal, error_body, response
-from rendezvous.wire.sockets import Ended, TLSSocket, receive, send, set_tcp, take_turn
+from rendezvous.wire.sockets import Ended, TLSSocket, has_spoken, receive, send, set_tcp, take_turn
 
 HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
 HEAD_SECONDS = 15  # from the first octet to the last, however they drip
@@ -89,9 +89,11 @@ def read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:
     if not octets:
         return None, b''
     reader = HeadReader()
+    if found := reader.feed(octets):  # nearly always: no timer for those
+        return found
     with gevent.Timeout(HEAD_SECONDS, Refusal(408, f'the head took over {HEAD_SECONDS} seconds')):
-        while not (found := reader.feed(octets)):
-            octets = _more(sock)
+        while not (found := reader.feed(_more(sock))):
+            pass
     return found
 
 
@@ -135,6 +137,8 @@ def say_at_once(sock, octets: bytes) -> None:
 
 def spoke(sock) -> bool:
     """Whether octets have come that nobody has read, without waiting for any."""
+    if not (has_spoken(sock) or (isinstance(sock, TLSSocket) and sock.has_octets())):
+        return False  # a read that finds nothing costs ten times as much
     sock.settimeout(0.0)
     try:
         with gevent.Timeout(HEAD_SECONDS, ConnectionError('TLS: nothing but records of its own')):

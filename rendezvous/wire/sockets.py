@@ -213,6 +213,8 @@ class TLSSocket(Wrapped):
 
     def do_handshake(self, octets: bytes = b'') -> None:
         """`octets` go out with a client's last flight. Raises OSError, of which SSLError is one."""
+        if self._came:
+            self._give_records()
         while not self._is_open():
             self._flush()
             self._give_records()
@@ -342,6 +344,10 @@ class TLSSocket(Wrapped):
             self.is_whole = False
             send(self.raw, octets)
             self.is_whole = True
+
+    def has_octets(self) -> bool:
+        """Whether octets have come that `recv` has not returned; maybe less than a record."""
+        return bool(self._plain or self._came)
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         return self.tls.getpeercert(binary_form)
