@@ -6,11 +6,12 @@ import math
 import os
 import re
 import secrets
+import select
 import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -20,6 +21,7 @@ from typing import NamedTuple, Protocol
 import gevent
 import pyotp
 from gevent import Greenlet
+from gevent.select import POLLOUT, poll
 
 from rendezvous.wire import addresses, codes, sockets
 
@@ -42,6 +44,8 @@ ENDS_SOON_SECONDS, ENDS_SOON_SHARE = 14 * DAY_SECONDS, 1 / 4  # of a certificate
 LOOK_SECONDS = 3600  # between two looks when it ends: one costs a twentieth of a visit
 # After so long the server has forgotten what a process that was killed here left there.
 LEFT_OVER_SECONDS = 120
+
+HAS_POLL = hasattr(select, 'poll')  # Windows has none; gevent's is slower
 
 Address = tuple[socket.AddressFamily, tuple]  # an IP address with its port, as socket takes it
 
@@ -153,50 +157,60 @@ def _race(addresses: list[Address]) -> tuple[Address, socket.socket, list[Addres
 
     Raises OSError, the last one that came.
     """
-    tries: dict[Greenlet, Address] = {}
-    began, error = time.monotonic(), TimeoutError('timed out')
+    tries: dict[socket.socket, Address] = {}
+    began = time.monotonic()
+    error: OSError = TimeoutError('timed out')
     try:
         for number, address in enumerate([*addresses * ROUNDS, None]):
             turn, place = divmod(number, len(addresses))
             starts = began + turn * ROUND_SECONDS + place * NEXT_SECONDS
             while tries and (seconds := starts - time.monotonic()) > 0:
-                for done in gevent.wait(list(tries), seconds, 1):
-                    earlier = list(tries.values())[: list(tries).index(done)]
-                    answered = tries.pop(done)
-                    if isinstance(done.value, socket.socket):
-                        return answered, done.value, list(dict.fromkeys(earlier))
-                    error = done.value
+                for sock in _ready([*tries], seconds):
+                    earlier = [*tries.values()][: [*tries].index(sock)]
+                    answered = tries.pop(sock)
+                    failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if not failed:
+                        sock.settimeout(None)
+                        return answered, sock, list(dict.fromkeys(earlier))
+                    sock.close()
+                    error = OSError(failed, os.strerror(failed))
                     if place:
                         starts = 0  # the next address need not wait
             if turn and not place and not tries:
                 break  # all have failed
             if address:
-                tries[gevent.spawn(_connected, *address)] = address
+                try:
+                    tries[_connecting(*address)] = address
+                except OSError as failure:
+                    error = failure
         raise error
     finally:
-        _give_up(list(tries))
+        for sock in tries:
+            sock.close()
 
 
-def _connected(family: int, address: tuple) -> socket.socket | OSError:
+def _ready(socks: list[socket.socket], seconds: float) -> list[socket.socket]:
+    """Those that are connected by then, or have failed."""
+    poller = poll()
+    for sock in socks:
+        if HAS_POLL and sockets.is_polled(sock, POLLOUT):
+            return [sock]  # one of this machine is made at once
+        poller.register(sock, POLLOUT)
+    ready = {descriptor for descriptor, _ in poller.poll(1000 * seconds)}
+    return [sock for sock in socks if sock.fileno() in ready]
+
+
+def _connecting(family: int, address: tuple) -> socket.socket:
+    """Raises OSError."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        return error
-    try:
-        sock.connect(address)
+        sock.settimeout(0)
+        with suppress(BlockingIOError):
+            sock.connect(address)
         return sock
-    except BaseException as error:
+    except BaseException:
         sock.close()
-        if isinstance(error, OSError):
-            return error
         raise
-
-
-def _give_up(tries: list[Greenlet]) -> None:
-    gevent.killall(tries)
-    for each in tries:
-        if isinstance(each.value, socket.socket):  # it succeeded in the same moment
-            each.value.close()
 
 
 class RendezvousServer:
