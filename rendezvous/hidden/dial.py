@@ -37,6 +37,7 @@ CONNECT_SECONDS = 15  # for the handshake and the answer, and for a name that do
 NEXT_SECONDS, ROUND_SECONDS, ROUNDS = 0.25, 3, 5
 MOST_ADDRESSES = 8
 KNOWN_SECONDS = 1  # for a name server, where there are addresses of an earlier answer
+FRESH_SECONDS = 30  # in which no name server is asked again, while one of its addresses answers
 ANSWER_BYTES = 16 * 1024
 CLOCK_IS_OFF_SECONDS = 30  # a code is right for 30 s before and after its own 30
 DAY_SECONDS = 24 * 3600
@@ -95,6 +96,7 @@ class Addresses:
     def __init__(self, host: str, port: int):
         self._host, self._port = host, port
         self._known: list[Address] = []
+        self._fresh_until = -math.inf  # time.monotonic()
         self._is_number = addresses.is_number(host)
         self._lookup: Greenlet | None = None  # one at a time: each needs a thread
         self.last: Address | None = None  # that answered
@@ -102,7 +104,11 @@ class Addresses:
 
     def connect(self) -> socket.socket:
         """A connection to the address that answers first (RFC 8305). Raises OSError."""
-        address, sock, silent = _race(self._look_up())
+        try:
+            address, sock, silent = _race(self._look_up())
+        except OSError:
+            self._fresh_until = -math.inf  # the host may have moved
+            raise
         if silent and address != self.last:
             names = ', '.join(host for _, (host, *_) in silent)
             self._warn_once(f'{names} did not answer: {address[1][0]} of {self._host} did')
@@ -124,7 +130,7 @@ class Addresses:
         """Raises OSError. Earlier addresses will do while no name server answers."""
         seconds = KNOWN_SECONDS if self._known else CONNECT_SECONDS
         lookup = self._lookup
-        if not (self._known and self._is_number):
+        if not self._known or (not self._is_number and time.monotonic() >= self._fresh_until):
             if lookup is None or lookup.ready():
                 lookup = self._lookup = gevent.spawn(self._resolve)
             elif self._known:
@@ -141,6 +147,7 @@ class Addresses:
         except OSError as error:
             return error
         self._known = by_turns([(family, where) for family, *_, where in found])
+        self._fresh_until = time.monotonic() + FRESH_SECONDS
         return None
 
 

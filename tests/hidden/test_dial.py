@@ -153,6 +153,7 @@ def test_families_come_by_turns():
 
 
 def test_what_was_right_before_does_while_the_name_does_not_resolve(port, resolves, monkeypatch):
+    monkeypatch.setattr(dial, 'FRESH_SECONDS', 0)
     resolves(GOOD)
     addresses = dial.Addresses('example.com', port)
     assert reached(addresses) == GOOD
@@ -190,6 +191,19 @@ def test_name_server_is_asked_once_at_a_time_and_may_be_late(port, resolves, mon
     assert len(asked) == 1
     answers.set()
     gevent.sleep(0)
+    assert reached(addresses) == GOOD
+
+
+def test_name_is_asked_again_when_its_address_answers_no_more(port, resolves, monkeypatch):
+    """Until then one answer does for many visits."""
+    resolves(OTHER)
+    addresses = dial.Addresses('example.com', port)
+    with socket.create_server((OTHER, port)):
+        assert reached(addresses) == OTHER
+        resolves(GOOD)
+        assert reached(addresses) == OTHER
+    with pytest.raises(ConnectionRefusedError):
+        addresses.connect()
     assert reached(addresses) == GOOD
 
 
