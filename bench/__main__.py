@@ -26,7 +26,7 @@ from bench.report import Peers
 from bench.work import PIECES, Figures, Subject, find_idle
 
 PEERS: tuple[Peer, ...] = (Ours(1), Ours(2), *FLOORS)
-ALL = (*'abcdfghei',)
+ALL = (*'abcdfhgei',)
 ON_ALL_ADDRESSES = {'pipenet', 'localtunnel'}
 ERRORS = OSError, RuntimeError, ValueError, IndexError, subprocess.TimeoutExpired
 TRIES = 2  # a peer that fails so often at a piece of work is not asked again

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from bench.lab import Lab
+from bench.peers import Running
 from bench.peers.ours import Ours, Server
 from bench.processes import confine, family, family_cpu_seconds, memory_bytes
 from bench.work import PIECES, Figures, Subject, new_connections
@@ -17,12 +18,14 @@ TRIM_SECONDS = 3  # after that the server has given back what it does not need
 
 
 class Waiting:
-    """A server with registrations that wait, and with hidden.py for visits."""
+    """A server with registrations that wait, and perhaps with hidden.py for visits."""
 
-    def __init__(self, lab: Lab):
+    def __init__(self, lab: Lab, is_visited: bool = True):
         self.server = Server(lab)
-        self.subject = Subject(lab, Ours(1), self.server.serve())
-        self.subject.prepare()
+        running = self.server.serve() if is_visited else Running('', self.server.pids)
+        self.subject = Subject(lab, Ours(1), running)
+        if is_visited:
+            self.subject.prepare()
         self._waiting: list[socket.socket] = []
         self._entry = self.server.add()
         self.fill(FEW)
@@ -57,7 +60,7 @@ class Waiting:
 
 def growing(lab: Lab) -> Figures:
     """KB that each of 1,000 registrations takes, of a new server."""
-    waiting = Waiting(lab)
+    waiting = Waiting(lab, is_visited=False)
     before = waiting.memory()
     waiting.fill(SOME)
     octets = waiting.memory() - before
