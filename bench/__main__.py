@@ -7,6 +7,7 @@ hits all alike. Writes bench/results/.
 
 import argparse
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from bench.lab import ROOT, Lab
 from bench.peers import Peer
 from bench.peers.floors import FLOORS
 from bench.peers.ours import Ours
+from bench.peers.tunnels import TUNNELS
 from bench.report import Peers
 from bench.work import PIECES, Figures, Subject, find_idle
 
-PEERS: tuple[Peer, ...] = (Ours(1), Ours(2), *FLOORS)
+PEERS: tuple[Peer, ...] = (Ours(1), Ours(2), *FLOORS, *TUNNELS)
 ALL = (*'abcdfhgei',)
 ON_ALL_ADDRESSES = {'pipenet', 'localtunnel'}
 ERRORS = OSError, RuntimeError, ValueError, IndexError, subprocess.TimeoutExpired
@@ -149,6 +151,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     steps = len(peers) * (1 + rounds * len(pieces))
     steps += rounds * (2 * ('e' in letters) + 6 * ('i' in letters)) + ('e' in letters)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended, too
     bar = Bar(steps)
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab:
         lab.serve()

@@ -11,7 +11,7 @@ import ssl
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ BOTH = 'TLS, TLS'  # what protects the mobile client's leg, and the tunnel's
 COLUMNS = (
     ('b', 'cpu', 'new connection: CPU'),
     ('c64', 'cpu', 'small request: CPU'),
-    ('c64', 'rate', 'small requests a second'),
+    ('c64', 'rate', 'small requests: rate'),
     ('down', 'cpu', '1 GB down: CPU'),
     ('up', 'cpu', '1 GB up: CPU'),
     ('down', 'rate', '1 GB down: speed'),
@@ -328,25 +328,25 @@ def write(folder: Path, found: Found, peers: Peers, rounds: int) -> None:
 
 # The picture
 
-WIDTH, NAMES, ROW, PANEL, MOST = 860, 200, 16, 190, 4.0
+WIDTH, NAMES, ROW, MOST = 1000, 230, 16, 4.0
 COLOURS = {'ours': '#0b6e4f', 'floor': '#9aa0a6', 'tunnel': '#d9822b'}
-Draw = Callable[[float, float, str], str]
 
 
 def picture(found: Found, peers: Peers) -> str:
     """A row a peer and a column a figure; bars up to MOST times HAProxy's."""
     columns = [each for each in COLUMNS if each[0] in found][:6]
     panel = (WIDTH - NAMES) / max(len(columns), 1)
-    height, lines = 60 + ROW * len(peers.kinds), []
+    height, lines = 72 + ROW * len(peers.kinds), []
     for number, (piece, name, title) in enumerate(columns):
         left = NAMES + number * panel
-        lines.append(text(left, 30, title, 11, 'font-weight="bold"'))
+        for line, words in enumerate(title.split(': ')):
+            lines.append(text(left, 34 + 14 * line, words, 11, 'font-weight="bold"'))
         for row, (peer, kind) in enumerate(peers.kinds.items()):
-            lines += cell(ratio(found, piece, peer, name), left, 50 + row * ROW, panel, kind)
+            lines += cell(ratio(found, piece, peer, name), left, 66 + row * ROW, panel, kind)
         one = left + (panel - 50) / MOST
-        lines.append(f'<path d="M{one:.0f} 42V{height - 14}" stroke="#555" stroke-dasharray="2"/>')
+        lines.append(f'<path d="M{one:.0f} 54V{height - 12}" stroke="#555" stroke-dasharray="2"/>')
     for row, peer in enumerate(peers.kinds):
-        lines.append(text(4, 50 + row * ROW, peer, 11))
+        lines.append(text(4, 66 + row * ROW, peer, 11))
     lines.append(text(4, 14, 'HAProxy (dashed) is 1: less CPU and more speed are better', 12))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
