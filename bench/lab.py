@@ -22,6 +22,7 @@ from rendezvous.admin import certificate
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = b'hello from hidden server\n'
 GIGABYTE = 1_000_000_000
+PARTS = {'large': 1, 'eighth': 8, 'part': 64}  # of a GB, each a file
 UNTIL_SECONDS = 30
 NGINX = """
 daemon off; worker_processes 1; worker_rlimit_nofile 20000; pid {folder}/nginx.pid;
@@ -73,9 +74,9 @@ class Lab:
         www = self.folder / 'www'
         www.mkdir()
         (www / 'index.html').write_bytes(SMALL)
-        for name, size in (('large', GIGABYTE), ('eighth', GIGABYTE // 8)):
+        for name, parts in PARTS.items():
             (www / name).touch()
-            os.truncate(www / name, size)
+            os.truncate(www / name, GIGABYTE // parts)
         self.start([sys.executable, ROOT / 'bench' / 'sink.py', self.sink])
         echo = ROOT / 'bench' / 'loads' / 'echo.py'
         if echo.exists():

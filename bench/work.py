@@ -21,19 +21,19 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.lab import GIGABYTE, ROOT, SMALL, Lab
+from bench.lab import GIGABYTE, PARTS, ROOT, SMALL, Lab
 from bench.peers import Peer, Running
 from bench.processes import connections, family, family_cpu_seconds, kill
 
 Figures = dict[str, float]
 LOAD_SECONDS = 60  # the most that a load takes
-# How long the server's connections are as many as before, or do not become fewer, until the work
-# has ended; and what is still open then is kept open.
-STEADY_SECONDS, STAYS_SECONDS, SETTLE_SECONDS = 0.15, 2.0, 8
+# The work has ended when the server's connections are as many as before for so long, or no others
+# for so long: a pipe of ours drains for up to a second. What is open after the last is kept open.
+STEADY_SECONDS, STAYS_SECONDS, SETTLE_SECONDS = 0.15, {'ours': 1.5, 'floor': 0.6, 'tunnel': 0.6}, 8
 IDLE_SECONDS = 5
-VISIT_SECONDS, VISITS_AT_A_TIME, CURLS = 1.5, 4, 80
-SOCKETS, SOCKET_SECONDS = 200, 2.0
-AWAY_SECONDS, BACK_SECONDS = 1.0, 15.0
+VISIT_SECONDS, VISITS_AT_A_TIME, CURLS = 1.0, 4, 60
+SOCKETS, SOCKET_SECONDS = 200, 1.5
+AWAY_SECONDS, BACK_SECONDS = 1.0, 10.0
 BULK = {'down': 1, 'up': 1, 'eight': 8}  # how many at once
 
 
@@ -102,11 +102,12 @@ class Subject:
 
     def settle(self, steady: int | None) -> None:
         """Waits until the server's part has `steady` connections, or else a number that stays."""
+        stays = STAYS_SECONDS[self.peer.kind]
         deadline, since, last = time.monotonic() + SETTLE_SECONDS, time.monotonic(), -1
         while time.monotonic() < deadline:
             if (now := self.connections()) != last:
                 since, last = time.monotonic(), now
-            if time.monotonic() - since > (STEADY_SECONDS if now == steady else STAYS_SECONDS):
+            if time.monotonic() - since > (STEADY_SECONDS if now == steady else stays):
                 return
             time.sleep(0.05)
 
@@ -248,10 +249,11 @@ def requests(lab: Lab) -> int:
 
 
 def bulk(subject: Subject, way: str) -> Figures:
-    """One file down or up, or eight down at once: 1 GB in all, and 125 MB of a tunnel."""
+    """One file down or up, or eight down at once: 1 GB in all, and an eighth of it of a tunnel."""
     at_once = BULK[way]
-    name = 'eighth' if at_once > 1 or subject.peer.kind == 'tunnel' else 'large'
-    octets = GIGABYTE if name == 'large' else GIGABYTE // 8
+    parts = at_once * (8 if subject.peer.kind == 'tunnel' else 1)
+    name = next(name for name, count in PARTS.items() if count == parts)
+    octets = GIGABYTE // parts
     curl = ['curl', '-sS', '--cacert', subject.lab.ca, '-o', '/dev/null', *subject.headers]
     written = '%{http_code} %{size_download}'
     what: list[object] = [subject.url(name)]

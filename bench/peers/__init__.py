@@ -4,8 +4,8 @@ Each peer has a class with the attributes of `Peer`, in a file of this folder; `
 lists them. All serve the same local web server, `lab.http` (plain) and `lab.https` (TLS):
 
     /         a small file
-    /large    1 GB            /eighth   an eighth of that
-    /sink     takes uploads   /echo     a WebSocket that echoes
+    /large    1 GB              /eighth, /part    an eighth, a 64th of that
+    /sink     takes uploads     /echo             a WebSocket that echoes
 """
 
 from collections.abc import Callable
