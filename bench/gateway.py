@@ -132,6 +132,7 @@ class HiddenEnd:
 def cpu_seconds(pair: dict[str, Path], what: str, count: int, is_forwarded: bool) -> float:
     command = [sys.executable, __file__]
     local = subprocess.Popen([*command, 'local', what, str(count)], stdout=subprocess.PIPE)
+    assert local.stdout
     try:
         hidden = HiddenEnd(pair, int(local.stdout.readline()), is_forwarded)
         began = time.process_time()
@@ -152,7 +153,7 @@ def main(mebibytes: int) -> None:
     print(f'{"":24}{"copied":>12}{"forwarded":>12}{"ratio":>8}')
     with tempfile.TemporaryDirectory() as folder:
         pair = {name: Path(folder, name) for name in ('key_file', 'crt_file')}
-        certificate.write_pair('127.0.0.1', **pair)
+        certificate.write_pair('127.0.0.1', pair['key_file'], pair['crt_file'])
         for what, count in kinds.items():
             copied, forwarded = (
                 min(cpu_seconds(pair, what, count, forwards) for _ in range(ROUNDS))
