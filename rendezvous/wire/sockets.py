@@ -23,7 +23,7 @@ from rendezvous.wire.keep_alive import PROBES, USER_TIMEOUT_SECONDS
 from rendezvous.wire.keep_alive import keep_alive as keep_alive
 from rendezvous.wire.keep_alive import set_tcp as set_tcp
 
-CHUNK_BYTES = 96 * 1024  # of one read; a larger one saves nothing per octet
+CHUNK_BYTES = 192 * 1024  # of one read; a slow reader holds as much
 RECORD_BYTES = 16 * 1024  # in the largest TLS record (RFC 8446 section 5.1)
 WHOLE_RECORD_BYTES = 5 + RECORD_BYTES + 2048  # with its header, and what TLS 1.2 may add
 BUFFER_BYTES = CHUNK_BYTES + WHOLE_RECORD_BYTES
@@ -117,7 +117,7 @@ _records, _octets = memoryview(bytearray(BUFFER_BYTES)), memoryview(bytearray(BU
 _in, _out = MemoryBIO(), MemoryBIO()
 
 
-def _end_of_records(came: memoryview, start: int) -> int:
+def _end_of_records(came: bytes | memoryview, start: int) -> int:
     """Where the last of the next few whole records ends (RFC 8446 section 5.1)."""
     for _ in range(FEED_RECORDS):
         if len(came) < start + 5:
@@ -240,10 +240,12 @@ class TLSSocket(Wrapped):
 
     def recv_into(self, buffer: memoryview) -> int:
         """The same, into a buffer of BUFFER_BYTES: gives the number of octets."""
-        count = len(self._plain)
-        buffer[:count], self._plain = self._plain, b''
+        count = 0
+        if self._plain:
+            count = len(self._plain)
+            buffer[:count], self._plain = self._plain, b''
         while not (count or self._has_ended):
-            if len(self._encrypted) > (RECORD_BYTES if self._sending.locked() else 0):
+            if self._encrypted and self._may_flush():
                 self._flush()
             self._give_records()
             count = self._decrypt(buffer)
@@ -317,21 +319,28 @@ class TLSSocket(Wrapped):
         """Gives OpenSSL a few whole records."""
         if self._came:
             take_turn()  # there may be thousands of records, without octets for us
-        came, start = memoryview(self._came), self._given
-        while (end := _end_of_records(came, start)) == start:
-            self._came, self._given = bytes(came[start:]), 0  # of a record that is not whole
-            kept = len(self._came)
+            start, self._given = self._given, _end_of_records(self._came, self._given)
+            if self._given > start:
+                _in.write(memoryview(self._came)[start : self._given])
+                return
+        came: bytes | memoryview = self._came[self._given :]
+        end = 0
+        while not end:
+            self._came, self._given = bytes(came), 0  # of a record that is not whole
+            kept = len(came)
             count = super().recv_into(_records[kept : kept + CHUNK_BYTES])
             if not count:
                 self._has_ended = True
                 return
             _records[:kept] = self._came
-            came, start = _records[: kept + count], 0
-        _in.write(came[start:end])
-        if came.obj is self._came:
-            self._given = end
-        else:
-            self._came, self._given = bytes(came[end:]), 0
+            came = _records[: kept + count]
+            end = _end_of_records(came, 0)
+        _in.write(came[:end])
+        self._came = bytes(came[end:])
+
+    def _may_flush(self) -> bool:
+        """Another greenlet that sends will send it, too; but its reader may have stopped."""
+        return len(self._encrypted) > RECORD_BYTES or not self._sending.locked()
 
     def _flush(self) -> None:
         """Sends what OpenSSL has to send of its own."""

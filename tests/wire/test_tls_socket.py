@@ -5,9 +5,10 @@ import socket
 import ssl
 from contextlib import contextmanager, suppress
 
+import blast
 import gevent
 import pytest
-from conftest import client_context
+from conftest import client_context, until
 
 from rendezvous.wire import sockets
 
@@ -197,3 +198,25 @@ def test_what_waits_for_a_slow_reader_stays_what_it_was(both_ends):
         assert came == b'x' * len(came)
         count += len(came)
     gevent.joinall(sending, raise_error=True)
+
+
+def test_peer_that_makes_us_answer_and_reads_nothing_fills_no_memory(
+    context, pair, others, monkeypatch
+):
+    """Each KeyUpdate may ask for one of ours (RFC 8446 section 4.6.3)."""
+    monkeypatch.setattr(blast, 'KEY_UPDATES', 2000)
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        port = listener.getsockname()[1]
+        connecting = gevent.spawn(blast.Client, port, pair['crt_file'])
+        with listener.accept()[0] as raw:
+            near = sockets.TLSSocket(context, raw)
+            near.do_handshake()
+            with connecting.get().sock as far:
+                much = b'x' * 2**24  # more than the kernel takes
+                busy = [gevent.spawn(near.send, much), gevent.spawn(near.recv, 1)]
+                busy.append(gevent.spawn(far.sendall, connecting.value.key_updates(1)))
+                until(lambda: near._encrypted, 'it has answers to send')
+                for _ in range(200):  # in each turn it may read another 32
+                    both_ways(*others)
+                assert len(near._encrypted) < 2 * sockets.RECORD_BYTES
+                gevent.killall(busy)
