@@ -57,7 +57,9 @@ def _digest_parameters(text: str) -> dict[str, str]:
         if not match or match[1].lower() in found or len(found) == PARAMETERS:
             raise Refusal(400, 'the Digest parameters cannot be read')
         quoted = match[2]
-        found[match[1].lower()] = match[3] if quoted is None else re.sub(r'\\(.)', r'\1', quoted)
+        if quoted and '\\' in quoted:  # a substitution costs more than the match
+            quoted = re.sub(r'\\(.)', r'\1', quoted)
+        found[match[1].lower()] = match[3] if quoted is None else quoted
         position = match.end()
     if not found:
         raise Refusal(400, 'there are no Digest parameters')
