@@ -21,7 +21,7 @@ from gevent.server import StreamServer
 
 from rendezvous.hidden import hidden_server
 from rendezvous.hidden.target import Target
-from rendezvous.wire import codes
+from rendezvous.server.admission import Admission
 
 for name in ('https_proxy', 'HTTPS_PROXY'):
     os.environ.pop(name, None)  # the tests have proxies of their own
@@ -132,13 +132,13 @@ def run_hidden(folder, start, entry):
 @pytest.fixture
 def shown(monkeypatch):
     """The codes that the rendezvous servers in this process are shown."""
-    found, check = [], codes.code_is_right
+    found, admit = [], Admission.admit
 
-    def code_is_right(parameters, code, now):
+    def noted(admission, uuid: str, code: str, address: str) -> int:
         found.append(code)
-        return check(parameters, code, now)
+        return admit(admission, uuid, code, address)
 
-    monkeypatch.setattr(codes, 'code_is_right', code_is_right)
+    monkeypatch.setattr(Admission, 'admit', noted)
     return found
 
 
