@@ -9,6 +9,7 @@ two yields nothing here is half done.
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 import gevent
 from gevent.event import AsyncResult
@@ -20,6 +21,7 @@ from rendezvous.wire.sockets import Ended, Socket, hang_up_of, has_shut, has_spo
 
 AGAIN_SECONDS = 1  # between two rounds of questions to others, while a mobile client waits
 RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to come back
+LOOKED_AT = 100  # registrations, to find another process that has the same entry
 MAX_MOBILE_CLIENTS = 100  # may wait for one UUID; a browser opens six connections at once
 # After a 200: an old hidden server loses a request that comes in the same read.
 HAND_OVER_SECONDS = 0.05
@@ -89,7 +91,8 @@ class Registry:
 
     def __init__(self, max_waiting: int):
         self._max_waiting, self._since = max_waiting, time.monotonic()
-        self._registrations: dict[str, list[Registration]] = {}  # oldest first
+        # The oldest first. Dicts: thousands may wait for one UUID, and any of them may leave.
+        self._registrations: dict[str, dict[Registration, None]] = {}
         self._mobile_clients: dict[str, deque[AsyncResult]] = {}  # first come first
         self._handed: dict[str, set[Registration]] = {}
         self._pipes: dict[str, set[Registration]] = {}
@@ -101,9 +104,9 @@ class Registry:
     def other(self, registration: Registration) -> str:
         """Where another process of the same UUID waits; '' where none does that told its name."""
         mine = registration.instance
-        waiting = self._registrations.get(registration.uuid, ())
-        others = [each.connection.peer.host for each in waiting if each.instance not in ('', mine)]
-        return others[-1] if mine and others else ''
+        newest = islice(reversed(self._registrations.get(registration.uuid, {})), LOOKED_AT)
+        others = (each.connection.peer.host for each in newest if each.instance not in ('', mine))
+        return next(others, '') if mine else ''
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """By UUID, the registrations that wait and the pipes."""
@@ -125,8 +128,12 @@ class Registry:
     def add(self, registration: Registration) -> Registration | None:
         """Lets it wait, or hands it to the first that waits for it; answers with one it evicts."""
         self.unclaim(registration)
-        registrations = self._registrations.get(registration.uuid, [])
-        return registrations.pop(0) if len(registrations) > self._max_waiting else None
+        registrations = self._registrations.get(registration.uuid, {})
+        if len(registrations) <= self._max_waiting:
+            return None
+        oldest = next(iter(registrations))
+        del registrations[oldest]
+        return oldest
 
     def unclaim(self, held: Held) -> None:
         """It was claimed in vain: it waits on, or the next that waits for it has it."""
@@ -140,7 +147,7 @@ class Registry:
             self._mobile_clients[held.uuid].popleft().set(held)
             self._hand_over(held)
         else:
-            self._registrations.setdefault(held.uuid, []).append(held)
+            self._registrations.setdefault(held.uuid, {})[held] = None
 
     def remove(self, registration: Registration) -> None:
         """Forgets it, and only it, for good."""
@@ -148,7 +155,7 @@ class Registry:
         self._take_from_handed(registration)
         self._note_here(registration.uuid)
         if registration in self._registrations.get(registration.uuid, ()):
-            self._registrations[registration.uuid].remove(registration)
+            del self._registrations[registration.uuid][registration]
             self._drop_empty(registration.uuid)
 
     def claim(
@@ -162,10 +169,10 @@ class Registry:
         """
         deadline, first = time.monotonic() + seconds, False
         while True:
-            registrations = self._registrations.get(uuid, [])
+            registrations = self._registrations.get(uuid, {})
             newest = next((each for each in reversed(registrations) if each.is_good()), None)
             if newest:
-                registrations.remove(newest)
+                del registrations[newest]
                 self._hand_over(newest)
                 return newest
             held = self._wait(uuid, deadline - time.monotonic(), first, sock, ask_others)
