@@ -104,8 +104,6 @@ class Rendezvous:
         try:
             if self.options.proxy_protocol:
                 connection.peer = self._announced(connection)
-            elif self.context:
-                connection.peer = near._replace(reached=_peer(connection.sock.getsockname()))
             self.limits.admit(connection)
             if self.context:
                 connection.sock = dialogue.shake_hands(connection.sock, self.context)
@@ -318,6 +316,9 @@ class Rendezvous:
 
     def _mobile_client(self, connection: Connection, uuid: str, octets: bytes) -> Close:
         peer = connection.peer
+        if self.context and not self.options.proxy_protocol:
+            reached = _peer(connection.sock.raw.getsockname())
+            peer = connection.peer = peer._replace(reached=reached)
         self.unknown_uuids.check(peer.host)
         mobile, began = End(connection.sock), time.monotonic()
         self.limits.begin_visit(connection, uuid)
