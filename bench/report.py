@@ -156,25 +156,33 @@ def own_figure(found: Found, key: str, name: str) -> str:
 
 
 def alone(found: Found) -> str:
-    """(e) and (i): what has no peer."""
+    """(e), and (i): what two workers on two cores do, by what one does on one."""
     rows = [['', 'figure', 'median (least to most)']]
-    for key in ('e', 'i'):
-        for what, figures in found.get(key, {}).items():
-            for name in figures[0]:
-                values = [each[name] for each in figures]
-                middle = f'{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})'
-                rows.append([f'({key}) {what}', UNITS.get(name, name), middle])
+    for what, figures in found.get('e', {}).items():
+        for name in figures[0].keys() & UNITS.keys():
+            values = [each[name] for each in figures]
+            middle = f'{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})'
+            rows.append([f'(e) {what}', UNITS[name], middle])
+    for key in ALONE if 'i' in found else ():
+        for name in ('rate', 'cpu'):
+            rows.append(
+                [
+                    f'(i) {PIECES[key].what}',
+                    f'{LONG[name]}, times',
+                    f'{gain(found, key, name) or 0:.2f}',
+                ]
+            )
     return table(rows) if rows[1:] else ''
 
 
-UNITS = {
-    'each': 'KB of memory each',
-    'kept': 'MB of memory kept',
-    'idle': 'ms of CPU a second, idle',
-    'cpu': 'CPU each',
-    'hidden': 'CPU of the hidden part',
-    'load': 'cores of a load',
-}
+def gain(found: Found, key: str, name: str) -> float | None:
+    """How many times as much two workers have as one."""
+    two, one = (median(found, 'i', f'{key}, {count} workers', name) for count in (2, 1))
+    return quotient(two, one)
+
+
+UNITS = {'each': 'KB each', 'kept': 'MB kept', 'idle': 'ms of CPU a second', 'cpu': 'ms of CPU'}
+ALONE = 'b', 'c64', 'eight'
 
 
 # The bars
@@ -213,27 +221,28 @@ def bounds(found: Found, peers: Peers) -> Iterator[Bound]:
     yield Bound('(d) speed of 1 GB down, HAProxy is 1', of('down', 'rate'), 1, at_least=True)
     tunnels = [name for name, kind in peers.kinds.items() if kind == 'tunnel']
     for key in ('c1', 'c4', 'c64'):
-        what = PIECES[key].what
-        yield Bound(f'(c) CPU of {what}, HAProxy is 1', of(key), 1.3)
-        rates = [median(found, key, peer, 'rate') or 0 for peer in tunnels]
-        figure = quotient(median(found, key, OURS, 'rate'), max(rates, default=0))
-        yield Bound(f'(c) rate of {what}, the best tunnel is 1', figure, 1.5, at_least=True)
-    yield from ahead(found, tunnels)
-    yield from ahead(found, ['stunnel, twice'])  # no tunnel through a NAT, but like one
+        yield Bound(f'(c) CPU of {PIECES[key].what}, HAProxy is 1', of(key), 1.3)
+        yield from ahead(found, tunnels, key, 'rate', 1.5)
+    encrypted = [name for name in tunnels if peers.legs.get(name, '').startswith('TLS')]
+    for group in (tunnels, encrypted, ['stunnel, twice']):
+        for key in PIECES:
+            for what in ('cpu', 'rate', 'seconds'):
+                yield from ahead(found, group, key, what, 1)
     yield from bounds_alone(found)
 
 
-def ahead(found: Found, tunnels: Sequence[str]) -> Iterator[Bound]:
-    """Of the best of these, in every piece of work: CPU, and rate."""
-    for key, piece in PIECES.items():
-        for name, best, at_least in (('cpu', min, False), ('rate', max, True)):
-            theirs = [(median(found, key, peer, name), peer) for peer in tunnels]
-            there = [(value, peer) for value, peer in theirs if value is not None]
-            if there:
-                value, peer = best(there)
-                what = f'({piece.letter}) {LONG[name]}, {piece.what}: {peer} is 1'
-                figure = quotient(median(found, key, OURS, name), value)
-                yield Bound(what, figure, 1, at_least)
+def ahead(found: Found, group: Sequence[str], key: str, name: str, limit: float) -> Iterator[Bound]:
+    """Beside the best of these peers, of those without a failure."""
+    theirs = [
+        (median(found, key, peer, name), peer) for peer in group if not failures(found, key, peer)
+    ]
+    there = [(value, peer) for value, peer in theirs if value is not None]
+    if there:
+        at_least = name == 'rate'
+        value, peer = max(there) if at_least else min(there)
+        figure = quotient(median(found, key, OURS, name), value)
+        what = f'({PIECES[key].letter}) {LONG[name]}, {PIECES[key].what}: {peer} is 1'
+        yield Bound(what, figure, limit, at_least)
 
 
 def bounds_alone(found: Found) -> Iterator[Bound]:
@@ -249,10 +258,9 @@ def bounds_alone(found: Found) -> Iterator[Bound]:
         yield Bound(f'(g) seconds, {peer}', of('g', peer, 'seconds'), 0.3)
         failed = failures(found, 'h', peer) if found.get('h', {}).get(peer) else None
         yield Bound(f'(h) requests of pages that failed, {peer}', failed, 0)
-    for key in ('b', 'c64', 'eight'):
-        two, one = (of('i', f'{key}, {count} workers', 'rate') for count in (2, 1))
+    for key in ALONE:
         what = f'(i) {PIECES[key].what}: rate of two workers on two cores, one on one is 1'
-        yield Bound(what, quotient(two, one), 1.6, at_least=True)
+        yield Bound(what, gain(found, key, 'rate'), 1.6, at_least=True)
 
 
 # What is written

@@ -7,15 +7,17 @@ costs idle is taken off. The loads are ab, wrk and curl, and the two programs of
 
 import http.client
 import json
+import os
 import re
 import resource
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -153,13 +155,15 @@ def load(
     """
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     pipes: dict[str, Any] = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    pipes['process_group'] = 0
     running = [subprocess.Popen([*map(str, words)], **pipes) for words in commands]
     try:
         watch(running[0])
         outputs = [process.communicate(timeout=LOAD_SECONDS) for process in running]
     finally:
         for process in running:
-            process.kill()
+            with suppress(ProcessLookupError):  # it and its children have ended
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -192,7 +196,7 @@ def new_connections(subject: Subject) -> Figures:
 
 
 def each(used: Used, count: float, scale: float = 1000) -> Figures:
-    """`ms`, or whatever unit has so many in a second, of the server's part for one of `count`."""
+    """The CPU of one of `count`, in a unit of which a second has `scale`."""
     return {'cpu': used.server / count * scale, 'hidden': used.hidden / count * scale}
 
 
