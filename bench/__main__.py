@@ -57,7 +57,7 @@ class Bench:
     def __init__(self, lab: Lab, rounds: int):
         self.lab, self.rounds = lab, rounds
         self.found: dict[str, dict[str, list[Figures]]] = {}
-        self.peers = Peers({}, {}, {})
+        self.peers = Peers({}, {}, {'start': {}})
         self.subjects: list[Subject] = []
 
     def start(self, peers: Sequence[Peer], bar: Bar) -> None:
@@ -118,12 +118,15 @@ class Bench:
 
     def alone(self, letters: Sequence[str], bar: Bar) -> None:
         """(e) and (i)."""
-        if 'e' in letters:
-            self.found['e'] = alone.waiting(self.lab, self.rounds, partial(bar.step, '(e)'))
-            self.found['e'] |= alone.others(self.subjects)
         ours = [subject for subject in self.subjects if subject.peer.kind == 'ours']
-        if 'i' in letters and len(ours) == 2:
-            self.found['i'] = alone.two_workers(ours, self.rounds, partial(bar.step, '(i)'))
+        try:
+            if 'e' in letters:
+                self.found['e'] = alone.waiting(self.lab, self.rounds, partial(bar.step, '(e)'))
+                self.found['e'] |= alone.others(self.subjects)
+            if 'i' in letters and len(ours) == 2:
+                self.found['i'] = alone.two_workers(ours, self.rounds, partial(bar.step, '(i)'))
+        except ERRORS as error:
+            self.peers.reasons['start']['(e) or (i)'] = str(error)
 
 
 def is_private() -> bool:

@@ -159,7 +159,7 @@ def alone(found: Found) -> str:
     """(e), and (i): what two workers on two cores do, by what one does on one."""
     rows = [['', 'figure', 'median (least to most)']]
     for what, figures in found.get('e', {}).items():
-        for name in figures[0].keys() & UNITS.keys():
+        for name in (name for name in UNITS if name in figures[0]):
             values = [each[name] for each in figures]
             middle = f'{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})'
             rows.append([f'(e) {what}', UNITS[name], middle])
@@ -181,7 +181,13 @@ def gain(found: Found, key: str, name: str) -> float | None:
     return quotient(two, one)
 
 
-UNITS = {'each': 'KB each', 'kept': 'MB kept', 'idle': 'ms of CPU a second', 'cpu': 'ms of CPU'}
+UNITS = {
+    'all': 'MB in all',
+    'each': 'KB each',
+    'kept': 'MB kept',
+    'idle': 'ms of CPU a second',
+    'cpu': 'ms of CPU each',
+}
 ALONE = 'b', 'c64', 'eight'
 
 
