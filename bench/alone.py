@@ -13,7 +13,7 @@ from bench.work import PIECES, Figures, Subject, new_connections
 
 FEW, SOME, MANY, LEAVE = 10, 1000, 5000, 3000
 OTHERS = 5  # clients of a tunnel: a process each
-QUIET_SECONDS = 5
+QUIET_SECONDS = 3
 TRIM_SECONDS = 3  # after that the server has given back what it does not need
 
 

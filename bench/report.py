@@ -298,9 +298,10 @@ def note(found: Found, rounds: int) -> str:
     return (
         f'HAProxy is 1.00: {"; ".join(own)}. Medians of {rounds} rounds that took turns, {day}, on '
         f'{machine()}. CPU is that of the server alone. In brackets: what protects the leg of the '
-        'mobile client and that of the tunnel, where it is not TLS and TLS. Tunnels moved an '
-        f'eighth of the GB, scaled. {FAILED}: some requests failed. {DASH}: cannot, or had no '
-        f'part; all.md says why. No program that makes load used more than {share:.2f} of a core.\n'
+        'mobile client and that of the tunnel, where it is not TLS and TLS. Tunnels and nginx '
+        f'moved an eighth of the GB, scaled. {FAILED}: some requests failed. {DASH}: cannot, or '
+        'had no part; all.md says why. No program that makes load used more than '
+        f'{share:.2f} of a core.\n'
     )
 
 
