@@ -110,7 +110,7 @@ class Bench:
     def why_not(self, name: str, subject: Subject) -> str | None:
         """Why the peer does not do this work."""
         letter = PIECES[name].letter
-        if letter == 'a' and subject.peer.kind == 'tunnel':
+        if letter == 'a' and not subject.in_bars:
             return 'it asks for no name: (b) is what it does'
         if letter == 'g' and not subject.running.again:
             return subject.peer.cannot.get('g', 'cannot be started again alone')

@@ -299,9 +299,9 @@ def websockets(subject: Subject) -> Figures:
 
     with subject.measured():
         (output,), share = load(python(subject, 'websocket.py', 'echo', *how), watch=watch)
-    end, figures = moments[-1].seconds, json.loads(output)
-    open_all = [moment for moment in moments if 0.3 < end - moment.seconds < SOCKET_SECONDS - 0.2]
-    used, rate = subject.between(open_all[0], open_all[-1]), figures['messages_a_second']
+    figures = json.loads(output)
+    while_open = [m for m in moments if figures['from'] <= m.seconds <= figures['to']]
+    used, rate = subject.between(while_open[0], while_open[-1]), figures['messages_a_second']
     kept = {'failed': figures['bad'], 'p50': figures['p50_ms'], 'p99': figures['p99_ms']}
     return kept | {'rate': rate, 'load': share} | each(used, max(rate * used.seconds, 1), 1e6)
 

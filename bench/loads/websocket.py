@@ -51,6 +51,8 @@ class Load:
             'bad': self.bad.total(),
             'why': dict(self.bad),
             'opened_seconds': round(opened - began, 3),
+            'from': opened,  # by the clock that all processes share
+            'to': self.ended,
             'messages': len(self.took),
             'messages_a_second': round(len(self.took) / seconds) if self.took else 0,
             'p50_ms': round(percentiles[49] * 1000, 2),

@@ -54,7 +54,11 @@ http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   ssl_session_cache off; ssl_session_tickets off;
-  map $http_upgrade $upgrade {{ default upgrade; '' close; }}
+  upstream local {{ server 127.0.0.1:{to}; keepalive 200; }}
+  # A connection that the client keeps is kept to the web server, too; a client of HTTP/1.0 is ab
+  map "$http_upgrade $server_protocol" $upgrade {{
+    default ''; "~HTTP/1.0$" close; "~^.+ HTTP" upgrade;
+  }}
   server {{
     listen 127.0.0.1:{port} ssl backlog=4096; ssl_certificate {both}; ssl_certificate_key {both};
     location / {{ {does} }}
@@ -63,7 +67,7 @@ http {{
 """
 ANSWER = 'return 200 "hello";'
 PROXY = """
-    proxy_pass https://127.0.0.1:{to}; proxy_ssl_session_reuse off; proxy_http_version 1.1;
+    proxy_pass https://local; proxy_ssl_session_reuse off; proxy_http_version 1.1;
     proxy_buffering off; proxy_request_buffering off;
     proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $upgrade;
 """
@@ -99,10 +103,10 @@ class Nginx:
         self.name, self._does, self.cannot = name, does, NO_TUNNEL | cannot
 
     def start(self, lab: Lab) -> Running:
-        port, does = lab.free_port(), self._does.format(to=lab.https)
+        port = lab.free_port()
         file = lab.folder / f'nginx-{port}.conf'
-        where = {'folder': lab.folder, 'both': lab.both}
-        file.write_text(NGINX.format(port=port, does=does, **where))
+        where = {'folder': lab.folder, 'both': lab.both, 'to': lab.https}
+        file.write_text(NGINX.format(port=port, does=self._does, **where))
         return reached(lab, port, ['nginx', '-c', file, '-e', 'stderr'])
 
 
