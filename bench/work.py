@@ -11,7 +11,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -77,14 +76,6 @@ class Subject:
             began = time.monotonic()
             ab(self, count)
             self.visits = max(50, int(VISIT_SECONDS * count / (time.monotonic() - began)))
-
-    def accepts(self) -> bool:
-        """Whether it shakes hands: the system takes connections while its workers still start."""
-        where = urlsplit(self.running.url)
-        with socket.create_connection((where.hostname, where.port), BACK_SECONDS) as sock:
-            if where.scheme == 'https':
-                ssl._create_unverified_context().wrap_socket(sock).close()
-        return True
 
     def answers(self) -> bool:
         """Whether a request gets the small file's answer."""
@@ -323,7 +314,6 @@ def back(subject: Subject) -> Figures:
     kill(family(subject.running.server))
     time.sleep(AWAY_SECONDS)
     subject.running.server = subject.running.again()
-    subject.lab.until(subject.accepts, 'it accepts', BACK_SECONDS)
     began = time.monotonic()
     subject.lab.until(subject.answers, 'an answer', BACK_SECONDS)
     seconds = time.monotonic() - began

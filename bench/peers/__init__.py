@@ -26,7 +26,8 @@ class Running:
     headers: list[str] = field(default_factory=list)  # 'Host: abc.t.lab', of each request
     legs: str = 'TLS, TLS'  # what protects the mobile client's leg, and the tunnel's
     digest: str = ''  # the user name for Digest, where there is a 401 first
-    # Starts the server's part again, which the bench has killed, and gives the new `server`.
+    # Starts the server's part again, which the bench has killed; returns the new `server` when the
+    # tunnel's clients can connect. (Its mobile clients may have no port before one has.)
     again: Callable[[], list[int]] | None = None
     # Starts one more client of the tunnel, which waits: for the memory of one at the server.
     another: Callable[[], object] | None = None

@@ -47,7 +47,13 @@ class Server:
 
     def start(self) -> list[int]:
         self.process = self.lab.start([sys.executable, 'server.py'], cwd=self.folder)
+        self.lab.until(self._accepts, 'it accepts')
         return self.pids
+
+    def _accepts(self) -> bool:
+        """Whether it shakes hands: the system takes connections while its workers still start."""
+        self.connect().close()
+        return True
 
     def add(self) -> Path:
         """A new entry's file."""
