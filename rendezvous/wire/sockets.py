@@ -136,7 +136,7 @@ class Wrapped:
 
     def __init__(self, raw: socket.socket):
         self.raw = raw
-        self._is_empty = False  # the last read took all that there was
+        self._is_read_off = False  # the last read took all that there was
         self._readable: Any = None  # the watcher that waits for more
 
     def recv(self, most: int) -> bytes:
@@ -150,13 +150,13 @@ class Wrapped:
 
         It takes its turn afterwards: of a hundred that waited, not all read in the same one.
         """
-        if self._is_empty and self.raw.gettimeout() is None:
+        if self._is_read_off and self.raw.gettimeout() is None:
             hub = gevent.get_hub()
             self._readable = self._readable or hub.loop.io(self.raw.fileno(), READ)
             hub.wait(self._readable)
         take_turn()
         count = self.raw.recv_into(buffer)
-        self._is_empty = count < len(buffer)
+        self._is_read_off = count < len(buffer)
         return count
 
     def fileno(self) -> int:
