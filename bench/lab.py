@@ -24,6 +24,8 @@ SMALL = b'hello from hidden server\n'
 GIGABYTE = 1_000_000_000
 PARTS = {'large': 1, 'eighth': 8, 'part': 64}  # of a GB, each a file
 UNTIL_SECONDS = 30
+# In this server's order, which is Mozilla's: the same TLS for all whose ciphers can be set
+CIPHERS = 'TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256'
 NGINX = """
 daemon off; worker_processes 1; worker_rlimit_nofile 20000; pid {folder}/nginx.pid;
 error_log {folder}/nginx.error;
@@ -33,7 +35,8 @@ http {{
   client_max_body_size 0; client_body_buffer_size 256k;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-  ssl_session_cache off; ssl_session_tickets off;
+  ssl_session_cache off; ssl_session_tickets off; ssl_prefer_server_ciphers on;
+  ssl_conf_command Ciphersuites {ciphers};
   server {{
     listen 127.0.0.1:{http} backlog=4096; listen 127.0.0.1:{https} ssl backlog=4096;
     ssl_certificate {both}; ssl_certificate_key {both};
@@ -82,7 +85,7 @@ class Lab:
         if echo.exists():
             self.start([sys.executable, echo, self.echo])
         file = self.folder / 'nginx.conf'
-        file.write_text(NGINX.format(**vars(self)))
+        file.write_text(NGINX.format(ciphers=CIPHERS, **vars(self)))
         self.start(['nginx', '-c', file, '-e', self.folder / 'nginx.error'])
         self.reach(self.http)
 

@@ -6,7 +6,7 @@ as many handshakes as a rendezvous has.
 
 from typing import Literal
 
-from bench.lab import Lab
+from bench.lab import CIPHERS, Lab
 from bench.peers import Running
 
 NO_TUNNEL = {'g': 'nothing comes back to it', 'e': 'nothing waits at it'}
@@ -17,6 +17,8 @@ global
   maxconn 9000
   tune.ssl.cachesize 0
   ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets
+  ssl-default-bind-ciphersuites {ciphers}
+  ssl-default-server-ciphersuites {ciphers}
 defaults
   mode tcp
   timeout connect 10s
@@ -34,6 +36,8 @@ foreground = yes
 pid =
 sessionResume = no
 options = NO_TICKET
+options = CIPHER_SERVER_PREFERENCE
+ciphersuites = {ciphers}
 socket = l:TCP_NODELAY=1
 socket = r:TCP_NODELAY=1
 [in]
@@ -53,7 +57,8 @@ http {{
   access_log off; keepalive_requests 100000000; client_max_body_size 0;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-  ssl_session_cache off; ssl_session_tickets off;
+  ssl_session_cache off; ssl_session_tickets off; ssl_prefer_server_ciphers on;
+  ssl_conf_command Ciphersuites {ciphers}; proxy_ssl_conf_command Ciphersuites {ciphers};
   upstream local {{ server 127.0.0.1:{to}; keepalive 200; }}
   # A connection that the client keeps is kept to the web server, too; a client of HTTP/1.0 is ab
   map "$http_upgrade $server_protocol" $upgrade {{
@@ -80,7 +85,7 @@ class HAProxy:
 
     def start(self, lab: Lab) -> Running:
         port, file = lab.free_port(), lab.folder / 'haproxy.cfg'
-        file.write_text(HAPROXY.format(port=port, both=lab.both, to=lab.https))
+        file.write_text(HAPROXY.format(ciphers=CIPHERS, port=port, both=lab.both, to=lab.https))
         return reached(lab, port, ['haproxy', '-db', '-f', file])
 
 
@@ -92,7 +97,7 @@ class Stunnel:
     def start(self, lab: Lab) -> Running:
         port, file = lab.free_port(), lab.folder / 'stunnel.conf'
         ports = {'port': port, 'between': lab.free_port(), 'to': lab.https}
-        file.write_text(STUNNEL.format(both=lab.both, **ports))
+        file.write_text(STUNNEL.format(ciphers=CIPHERS, both=lab.both, **ports))
         return reached(lab, port, ['stunnel', file])
 
 
@@ -105,7 +110,7 @@ class Nginx:
     def start(self, lab: Lab) -> Running:
         port = lab.free_port()
         file = lab.folder / f'nginx-{port}.conf'
-        where = {'folder': lab.folder, 'both': lab.both, 'to': lab.https}
+        where = {'ciphers': CIPHERS, 'folder': lab.folder, 'both': lab.both, 'to': lab.https}
         file.write_text(NGINX.format(port=port, does=self._does, **where))
         return reached(lab, port, ['nginx', '-c', file, '-e', 'stderr'])
 

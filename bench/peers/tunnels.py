@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench import processes
-from bench.lab import ROOT, Lab
+from bench.lab import CIPHERS, ROOT, Lab
 from bench.peers import Running
 
 BIN = ROOT / '.venv' / 'bench' / 'bin'
@@ -33,6 +33,8 @@ accept = 127.0.0.1:{port}
 connect = 127.0.0.1:{to}
 cert = {both}
 options = NO_TICKET
+options = CIPHER_SERVER_PREFERENCE
+ciphersuites = {ciphers}
 socket = l:TCP_NODELAY=1
 socket = r:TCP_NODELAY=1
 """
@@ -74,7 +76,7 @@ class Tunnel:
         scheme, port, servers = plan.scheme, plan.port, [plan.server]
         if self.behind_stunnel:
             scheme, port, file = 'https', lab.free_port(), folder / 'stunnel.conf'
-            file.write_text(STUNNEL.format(port=port, to=plan.port, both=lab.both))
+            file.write_text(STUNNEL.format(ciphers=CIPHERS, port=port, to=plan.port, both=lab.both))
             servers.append(['stunnel', file])
 
         def serve() -> list[int]:
