@@ -10,7 +10,7 @@ from typing import Any
 import gevent
 
 from rendezvous.wire.addresses import Peer
-from rendezvous.wire.sockets import Ended
+from rendezvous.wire.sockets import Ended, Wrapped
 
 READ = 1  # of a watcher: octets, an end or an error
 
@@ -42,6 +42,8 @@ class Connection:
     def own(self) -> None:
         """The current greenlet owns it. Raises Ended where it was ended before that ran."""
         self._greenlet = gevent.getcurrent()
+        if isinstance(self.sock, Wrapped):
+            self.sock.is_read_off = False  # there is something: that has woken it
         if self._why:
             raise self._why
 

@@ -10,7 +10,6 @@ import time
 
 from rendezvous.store.options import Options
 from rendezvous.wire.addresses import is_loopback
-from rendezvous.wire.keep_alive import keep_alive
 from rendezvous.wire.programs import Mistake, PassingMistake
 
 log = logging.getLogger('listening')
@@ -38,19 +37,13 @@ def address(options: Options) -> tuple[str, int]:
 
 
 def listener(options: Options, before: socket.socket | None = None) -> socket.socket:
-    """The listening socket: that of before, where it is at the same place. Raises Mistake.
-
-    Each connection inherits its options (Linux): set once here, they cost seven system calls less.
-    """
+    """The listening socket: that of before, where it is at the same place. Raises Mistake."""
     host, port = address(options)
     try:
         family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         if before and before.getsockname()[0] == where[0] and port in (before.getsockname()[1], 0):
-            sock = before
-        else:
-            sock = _bound(where[:2], family, dual_stack=host == '::')
-        keep_alive(sock)
-        return sock
+            return before
+        return _bound(where[:2], family, dual_stack=host == '::')
     except OSError as error:
         # An address or a name server that is not there yet, while the machine starts.
         is_early = error.errno in (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)

@@ -36,7 +36,7 @@ from rendezvous.wire import programs
 from rendezvous.wire.background_log import Background
 from rendezvous.wire.greenlets import keep_running
 from rendezvous.wire.programs import Mistake
-from rendezvous.wire.sockets import keep_watch
+from rendezvous.wire.sockets import keep_alive, keep_watch
 
 log = logging.getLogger('worker')
 
@@ -69,6 +69,7 @@ class Worker:
         `meeting_place`: the path of its socket for the others, beside theirs.
         """
         self.options, self.entries, self.shares = options, entries, among
+        keep_alive(listener)  # once: each connection inherits it (Linux)
         self.rendezvous = Rendezvous(options, entries, context, among, meeting_place, which)
         self.connections = self.rendezvous.connections
         self._server = Listener(listener, self.rendezvous, among)

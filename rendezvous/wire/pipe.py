@@ -13,8 +13,8 @@ from enum import Enum
 import gevent
 from gevent.event import Event
 
-from rendezvous.wire.keep_alive import USER_TIMEOUT_SECONDS
 from rendezvous.wire.sockets import (
+    USER_TIMEOUT_SECONDS,
     Ended,
     Socket,
     close_gracefully,
@@ -155,7 +155,8 @@ class Pipe:
 
     def _keep(self, octets: bytes | memoryview) -> None:
         if self._kept is not None:
-            if len(self._kept) + len(octets) > KEEP_BYTES or not self.hidden.got_nothing():
+            too_much = len(self._kept) + len(octets) > KEEP_BYTES
+            if too_much or (self._kept and not self.hidden.got_nothing()):
                 self._kept = None
             else:
                 self._kept += octets

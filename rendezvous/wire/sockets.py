@@ -19,10 +19,6 @@ import gevent
 from gevent.lock import Semaphore
 from gevent.monkey import get_original
 
-from rendezvous.wire.keep_alive import PROBES, USER_TIMEOUT_SECONDS
-from rendezvous.wire.keep_alive import keep_alive as keep_alive
-from rendezvous.wire.keep_alive import set_tcp as set_tcp
-
 CHUNK_BYTES = 192 * 1024  # of one read; a slow reader holds as much
 RECORD_BYTES = 16 * 1024  # in the largest TLS record (RFC 8446 section 5.1)
 WHOLE_RECORD_BYTES = 5 + RECORD_BYTES + 2048  # with its header, and what TLS 1.2 may add
@@ -40,6 +36,11 @@ NEXT_TURN_SECONDS = 1e-6  # after sleep(0) up to 50 turns may come before the hu
 # lingering_timeout). Otherwise an RST would destroy what we sent last.
 LINGER_SECONDS = 5
 MOMENT_SECONDS = 0.5  # for a peer that does not stop sending, after it has all that we sent
+# The first probe comes early enough to keep NAT mappings open. After three unanswered probes the
+# peer is dead.
+KEEPALIVE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
+USER_TIMEOUT_SECONDS = 60  # RFC 5482: a peer that acknowledges nothing for so long is dead
+UNSENT_BYTES = 128 * 1024  # wait in the kernel for a slow reader, at most, for each connection
 WATCH_SECONDS = 15
 LOOK_SECONDS = 0.1  # between two looks whether a waiting peer is still there
 
@@ -71,7 +72,8 @@ class _Turn:
     def is_over(self) -> bool:
         iteration = gevent.get_hub().loop.iteration
         if iteration != self._iteration:
-            self._iteration, self._began, self._reads = iteration, time.monotonic(), 0
+            self._iteration, self._began, self._reads = iteration, time.monotonic(), 1
+            return False
         self._reads += 1
         over = self._reads > TURN_READS or time.monotonic() - self._began > TURN_SECONDS
         if over and iteration < 0:  # libuv has no count: each greenlet has a turn of its own
@@ -136,7 +138,7 @@ class Wrapped:
 
     def __init__(self, raw: socket.socket):
         self.raw = raw
-        self._is_read_off = False  # the last read took all that there was
+        self.is_read_off = False  # the last read took all that there was
         self._readable: Any = None  # the watcher that waits for more
 
     def recv(self, most: int) -> bytes:
@@ -150,13 +152,13 @@ class Wrapped:
 
         It takes its turn afterwards: of a hundred that waited, not all read in the same one.
         """
-        if self._is_read_off and self.raw.gettimeout() is None:
+        if self.is_read_off and self.raw.gettimeout() is None:
             hub = gevent.get_hub()
             self._readable = self._readable or hub.loop.io(self.raw.fileno(), READ)
             hub.wait(self._readable)
         take_turn()
         count = self.raw.recv_into(buffer)
-        self._is_read_off = count < len(buffer)
+        self.is_read_off = count < len(buffer)
         return count
 
     def fileno(self) -> int:
@@ -204,6 +206,7 @@ class TLSSocket(Wrapped):
         server_side = server_hostname is None
         self.tls = context.wrap_bio(_in, _out, server_side, server_hostname)
         self._came, self._given = came, 0  # octets from the connection; OpenSSL has so many of them
+        self.is_read_off = bool(came)
         self._plain = b''  # decrypted octets that `recv` has not returned yet
         self._encrypted = b''  # records that are to be sent
         self._has_ended = False
@@ -362,6 +365,30 @@ class TLSSocket(Wrapped):
         return self.tls.getpeercert(binary_form)
 
 
+def keep_alive(sock: Socket) -> None:
+    """Sets how soon a dead peer is noticed, and switches Nagle's algorithm off.
+
+    On Linux a connection inherits all this from the socket that accepted it.
+    """
+    for name, value in (
+        ('TCP_NODELAY', 1),
+        ('TCP_KEEPIDLE', KEEPALIVE_SECONDS),
+        ('TCP_KEEPALIVE', KEEPALIVE_SECONDS),  # the same, on macOS
+        ('TCP_KEEPINTVL', PROBE_SECONDS),
+        ('TCP_KEEPCNT', PROBES),
+        ('TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000),
+        ('TCP_NOTSENT_LOWAT', UNSENT_BYTES),
+    ):
+        set_tcp(sock, name, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def set_tcp(sock: Socket, name: str, value: int) -> None:
+    """Sets an option of TCP if the system has it: hidden.py runs on macOS and Windows, too."""
+    if hasattr(socket, name):
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False) -> None:
     """Closes so that all that was sent arrives, and TLS says whether this was all.
 
@@ -373,7 +400,7 @@ def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False
         return reset(sock)
     _watched.discard(sock)
     try:
-        with suppress(OSError):  # it may be a Unix socket
+        if sock in _paused:
             set_tcp(sock, 'TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000)
         if isinstance(sock, TLSSocket) and is_whole:
             sock.close_notify()
@@ -474,6 +501,7 @@ def _poll_type() -> Any:
 
 
 _watched: weakref.WeakSet[Socket] = weakref.WeakSet()
+_paused: weakref.WeakSet[Socket] = weakref.WeakSet()  # those without a TCP_USER_TIMEOUT now
 
 
 def watch(*socks: Socket) -> None:
@@ -494,6 +522,9 @@ def keep_watch() -> None:
             take_turn()
             info = tcp_info(sock)
             paused = info.octets_not_sent and not info.segments_unacked and info.probes < PROBES
-            milliseconds = 0 if paused else USER_TIMEOUT_SECONDS * 1000
+            if bool(paused) == (sock in _paused):
+                continue
+            (_paused.add if paused else _paused.discard)(sock)
             with suppress(OSError):  # it may be closed meanwhile
+                milliseconds = 0 if paused else USER_TIMEOUT_SECONDS * 1000
                 set_tcp(sock, 'TCP_USER_TIMEOUT', milliseconds)

@@ -25,7 +25,7 @@ from programs import Folder
 
 from rendezvous.hidden import hidden_server as hidden
 from rendezvous.hidden.target import Target
-from rendezvous.wire import keep_alive, sockets
+from rendezvous.wire import sockets
 
 FAKETIME = next(Path('/usr/lib').glob('*/faketime/libfaketime.so.1'), None)
 
@@ -101,11 +101,10 @@ def until_waiting(server, uuid: str, count: int) -> None:
 @pytest.fixture
 def dead_soon(monkeypatch):
     """Dead peers are found within 3 seconds instead of a minute."""
-    monkeypatch.setattr(keep_alive, 'KEEPALIVE_SECONDS', 1)
-    monkeypatch.setattr(keep_alive, 'PROBE_SECONDS', 1)
-    monkeypatch.setattr(keep_alive, 'PROBES', 2)
-    for module in (keep_alive, sockets):
-        monkeypatch.setattr(module, 'USER_TIMEOUT_SECONDS', 2)
+    monkeypatch.setattr(sockets, 'KEEPALIVE_SECONDS', 1)
+    monkeypatch.setattr(sockets, 'PROBE_SECONDS', 1)
+    monkeypatch.setattr(sockets, 'PROBES', 2)
+    monkeypatch.setattr(sockets, 'USER_TIMEOUT_SECONDS', 2)
 
 
 @pytest.fixture

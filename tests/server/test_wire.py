@@ -16,7 +16,7 @@ from conftest import Peer, client_context, cut_off, get, until
 
 from rendezvous.admin import atomic, certificate
 from rendezvous.admin import entry_files as files
-from rendezvous.server import dialogue, listening
+from rendezvous.server import dialogue
 from rendezvous.store import options as local
 from rendezvous.wire import sockets
 
@@ -301,15 +301,13 @@ def test_stop_ends_pipes_that_do_not_finish_and_does_not_make_them_look_whole(
     stopping.get()
 
 
-def test_dead_peer_of_any_connection_is_noticed():
-    """Each connection inherits what is set on the listening socket; a start over sets it again."""
-    options = local.DEFAULTS | {'rendezvous_port': 0, 'listen_host': '127.0.0.1'}
-    with socket.create_server(('127.0.0.1', 0)) as before:
-        listener = listening.listener(options, before)
-        assert listener is before
-        with socket.create_connection(listener.getsockname()), listener.accept()[0] as sock:
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            idle = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-            user_timeout = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-            no_delay = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    assert (idle, user_timeout, bool(no_delay)) == (30, 60_000, True)
+def test_dead_peer_of_any_connection_is_noticed(server, connect):
+    """Each connection inherits what is set on the listening socket."""
+    connect(server)
+    (connection,) = until(lambda: server.connections, 'it is accepted')
+    assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    names = 'TCP_KEEPIDLE', 'TCP_USER_TIMEOUT', 'TCP_NODELAY'
+    found = [
+        connection.sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names
+    ]
+    assert found == [30, 60_000, 1]

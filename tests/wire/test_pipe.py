@@ -22,7 +22,7 @@ from conftest import (
     until,
 )
 
-from rendezvous.wire import keep_alive, sockets
+from rendezvous.wire import sockets
 from rendezvous.wire.pipe import ANSWERED_SECONDS
 
 HEAD = b'HTTP/1.1 200 OK\r\n\r\n'
@@ -453,8 +453,7 @@ def test_one_pipe_at_full_speed_lets_the_others_run(server, join):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    for module in (keep_alive, sockets):
-        monkeypatch.setattr(module, 'USER_TIMEOUT_SECONDS', 1)
+    monkeypatch.setattr(sockets, 'USER_TIMEOUT_SECONDS', 1)
     monkeypatch.setattr(sockets, 'WATCH_SECONDS', 0.1)
 
 
