@@ -210,6 +210,7 @@ class TLSSocket(Wrapped):
         self._plain = b''  # decrypted octets that `recv` has not returned yet
         self._encrypted = b''  # records that are to be sent
         self._has_ended = False
+        self._is_broken = False
         self.has_said_goodbye = False  # the peer, by a close_notify: what came is all
         self._sending = Semaphore()  # one greenlet at a time, or records would be mixed up
         self.is_whole = True  # no record has been sent in part
@@ -248,6 +249,8 @@ class TLSSocket(Wrapped):
             count = len(self._plain)
             buffer[:count], self._plain = self._plain, b''
         while not (count or self._has_ended):
+            if self._is_broken:
+                raise ConnectionError('TLS: connection broken')
             if self._encrypted and self._may_flush():
                 self._flush()
             self._give_records()
@@ -307,6 +310,10 @@ class TLSSocket(Wrapped):
                     break
         except SSLWantReadError:
             pass  # the last one was for OpenSSL alone
+        except SSLError:
+            self._is_broken = True
+            if not count:  # or what came before goes first
+                raise
         finally:
             self._take()
         return count

@@ -108,6 +108,18 @@ def send_raw(far: ssl.SSLSocket, octets: bytes) -> None:
     gevent.socket.socket.send(far, octets)  # its sendall calls the send of TLS
 
 
+def test_octets_before_a_bad_record_come_all_the_same(both_ends):
+    """Though OpenSSL is given both at once: an answer may be whole when its sender breaks down."""
+    near, far = both_ends
+    far.sendall(b'answer')
+    send_raw(far, BAD_RECORD)
+    until(lambda: len(near.raw.recv(1000, socket.MSG_PEEK)) > len(BAD_RECORD), 'both have come')
+    assert near.recv(100) == b'answer'
+    for _ in range(2):
+        with pytest.raises(OSError, match='broken'):
+            near.recv(100)
+
+
 def test_bad_record_does_not_reach_another_connection(both_ends, others):
     """All share the memory from which OpenSSL reads: what it left there has to go."""
     near, far = both_ends
