@@ -38,6 +38,8 @@ class Connection:
         self._greenlet, self._go_on = None, go_on
         self._watcher = gevent.get_hub().loop.io(self.sock.fileno(), READ)
         self._watcher.start(self._wake)
+        if self._why:  # the greenlet that owned it is over before Ended is raised there
+            self._wake()
 
     def own(self) -> None:
         """The current greenlet owns it. Raises Ended where it was ended before that ran."""
@@ -53,10 +55,10 @@ class Connection:
 
     def interrupt(self, why: type[Ended] = Ended) -> None:
         """Raises Ended in the greenlet that owns it, soon."""
+        self._why = self._why or why
         if self._greenlet is not None:
             self._greenlet.kill(why, block=False)
         else:  # a greenlet that is killed before it runs would close nothing
-            self._why = self._why or why
             self._wake()
 
     def _wake(self) -> None:

@@ -290,7 +290,9 @@ class Rendezvous:
         except Ended:
             if not registration.pipe:
                 raise
-            # The mobile client was faster: there is nothing of the hidden server's to pass on.
+            # The mobile client was faster: there is nothing of the hidden server's to pass on. Or
+            # the server stops, and the mobile client came in this moment.
+            registration.pipe.cut(How.ENDED)
         finally:
             self.registry.remove(registration)
             self.presence.note_online(uuid, connection.peer.host)

@@ -1,10 +1,17 @@
 """A connection as the others see it: a registration that waits has no greenlet."""
 
 import gc
+import socket
 
 import gevent
 import pytest
 from conftest import until
+from gevent.event import AsyncResult
+
+from rendezvous.server.accepted import Connection
+from rendezvous.server.meeting import Visitor
+from rendezvous.wire.addresses import Peer
+from rendezvous.wire.sockets import Ended
 
 
 def greenlets() -> int:
@@ -60,3 +67,40 @@ def test_registrations_that_wait_are_ended_where_the_server_stops(server, regist
     waits = register(server, uuid)
     server.stop(seconds=0)
     assert (hidden.rest(), waits.rest()) == (b'', b'')
+
+
+def test_registration_that_is_ended_while_its_greenlet_finishes_is_closed():
+    """The greenlet is dead before Ended is raised in it: where thousands are ended at once."""
+    near, far = socket.socketpair()
+    went_on = AsyncResult()
+
+    def serve() -> None:
+        connection = Connection(near, Peer('192.0.2.1', 1))
+        connection.interrupt()
+        connection.wait(lambda: went_on.set(connection))
+
+    with near, far:
+        gevent.spawn(serve)
+        with pytest.raises(Ended):
+            went_on.get().own()
+
+
+def test_registration_that_is_ended_in_the_moment_of_its_visit_ends_the_visit(
+    server, register, uuid
+):
+    """Ended, but not out of the registry yet: the next to come from another worker may claim it."""
+    register(server, uuid)
+    rendezvous = server.rendezvous
+    near, far = socket.socketpair()
+    visitor = Visitor(near)
+
+    def visit() -> None:
+        held = rendezvous.registry.claim(uuid, 0, visitor)
+        held.connection.interrupt()
+        rendezvous.visit(visitor, Peer('192.0.2.1', 1), uuid, held, b'request')
+
+    with far:
+        visiting = gevent.spawn(visit)
+        assert visiting.join(timeout=10) is None
+        assert visiting.dead
+        assert far.recv(100) == b''
