@@ -284,7 +284,8 @@ class Rendezvous:
         octets: bytes | None = None
         try:
             connection.own()
-            octets = receive(connection.sock)
+            # In a pipe it is the pipe that reads: it tells a reset from an end.
+            octets = b'' if registration.pipe else receive(connection.sock)
         except OSError:
             octets = b''  # the connection broke
         except Ended:

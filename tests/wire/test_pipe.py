@@ -129,13 +129,15 @@ def test_body_framed_by_close_is_not_taken_for_cut_off(tls, joined):
     assert mobile.rest() == HEAD + MEGABYTE
 
 
-def test_body_that_is_cut_off_is_taken_for_cut_off(tls, joined):
+@pytest.mark.parametrize('part', [b'', HEAD + b'half of it'])
+def test_answer_that_is_cut_off_is_taken_for_cut_off(part, tls, joined):
     """TLS ends without a close_notify, and without TLS an RST says so."""
     hidden, mobile = joined
     if tls:
         mobile.sock.suppress_ragged_eofs = False
-    hidden.send(HEAD + b'half of it')
-    mobile.receive(len(HEAD + b'half of it'))
+    if part:
+        hidden.send(part)
+        mobile.receive(len(part))
     hidden.reset()
     with cut_off() if tls else pytest.raises(ConnectionResetError):
         mobile.rest()
