@@ -43,6 +43,7 @@ log = logging.getLogger('worker')
 AGAIN_SECONDS = 1
 TRIM_SECONDS = 2  # it takes half a millisecond, and five where there is much to give back
 COLLECT_SECONDS = 60  # between two looks for garbage, in what came since the last one
+LOOKS = 24 * 60  # a day; the next one is at everything: each thousand that wait take 18 ms
 FINISH_SECONDS = 30  # what pipes may take to finish
 HAND_OVER_SECONDS = 60  # more for registrations that have not been ended yet
 CLOSE_SECONDS = 2
@@ -128,10 +129,12 @@ def give_memory_back() -> None:
 
 
 def collect_garbage() -> None:
-    """In cycles of references, of all ages: when we choose, and not whenever many have come."""
-    gevent.sleep(COLLECT_SECONDS)
-    gc.collect()
-    gc.freeze()  # what has survived is looked at no more: each thousand that wait take 18 ms
+    """In cycles of references: when we choose, and not whenever many have come."""
+    for _ in range(LOOKS):
+        gevent.sleep(COLLECT_SECONDS)
+        gc.collect()
+        gc.freeze()  # what has survived is not looked at until tomorrow
+    gc.unfreeze()
 
 
 class Listener(StreamServer):
