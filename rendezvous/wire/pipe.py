@@ -132,7 +132,7 @@ class Pipe:
             self._hidden_ended.set()
             self._end(how, self.mobile)
         except Ended:
-            pass
+            self._hidden_ended.set()  # nobody reads from it any more
 
     def cut(self, how: How) -> None:
         """Ends the pipe from outside, or from the greenlet of an end in which Ended was raised.

@@ -104,3 +104,23 @@ def test_registration_that_is_ended_in_the_moment_of_its_visit_ends_the_visit(
         assert visiting.join(timeout=10) is None
         assert visiting.dead
         assert far.recv(100) == b''
+
+
+def test_hidden_server_that_is_ended_alone_does_not_keep_its_visit(server, register, uuid):
+    """A worker that stops ends its registrations, and a visit from another worker after that."""
+    hidden, rendezvous = register(server, uuid), server.rendezvous
+    near, far = socket.socketpair()
+    visitor = Visitor(near)
+    held = rendezvous.registry.claim(uuid, 0, visitor)
+    peer = Peer('192.0.2.1', 1)
+    with far:
+        visiting = gevent.spawn(rendezvous.visit, visitor, peer, uuid, held, b'request')
+        hidden.receive(len(b'request'))
+        hidden.send(b'answer')
+        assert far.recv(100) == b'Aanswer'
+        held.connection.interrupt()
+        assert hidden.rest() == b''
+        hidden.close()
+        until(lambda: not server.connections, 'it has ended')
+        far.send(b'more')
+        visiting.get(timeout=10)
