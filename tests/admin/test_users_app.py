@@ -672,7 +672,7 @@ def test_ctrl_c_is_no_traceback_however_early(tmp_path, module):
         stays = f"print('now', flush=True)\nimport time\ntime.sleep({ENDS_SECONDS})\n"
         (folder.path / f'{module}.py').write_text(stays)
         program = folder.start('users_app.py', '--port', '0')
-        program.until_it_says('now')
+        program.until_it_says('now\n')
         assert program.end(signal.SIGINT) == -signal.SIGINT
         assert program.said() == 'now\n'
 
