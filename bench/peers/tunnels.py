@@ -388,9 +388,7 @@ def haproxy_cannot() -> dict[str, str]:
 TUNNELS = [
     Tunnel('OpenSSH -R', 'plain, SSH', openssh, 'sshd', {'g': SSH_ENDS}),
     Tunnel('OpenSSH -R behind stunnel', 'TLS, SSH', openssh, 'sshd', {'g': SSH_ENDS}, True),
-    Tunnel('viaduct-sh', 'plain, TLS', viaduct, BIN / 'viaduct'),
     Tunnel('viaduct-sh behind stunnel', 'TLS, TLS', viaduct, BIN / 'viaduct', {}, True),
-    Tunnel('py-simple-nat-tunnel', 'plain, TLS', nat_tunnel, BIN / 'py-frp'),
     Tunnel('py-simple-nat-tunnel behind stunnel', 'TLS, TLS', nat_tunnel, BIN / 'py-frp', {}, True),
     Tunnel('websocket-tunnel', 'plain, TLS', websocket_tunnel, BIN / 'wtunnel'),
     Tunnel('subspace-tunnel', 'plain, plain', subspace, BIN / 'subspace'),
