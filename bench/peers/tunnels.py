@@ -1,7 +1,7 @@
 """The tunnels that people would pick instead, each started as its documentation says.
 
 Where a tunnel has TLS it is on, with the lab's certificate. Most leave the TLS of their mobile
-clients to a server in front; those nearest to ours run a second time behind stunnel, whose CPU is
+clients to a server in front; OpenSSH and those nearest to ours run behind stunnel, whose CPU is
 then the server's. setup.sh installs them. Nothing is fetched here.
 """
 
