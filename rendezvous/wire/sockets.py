@@ -19,7 +19,7 @@ import gevent
 from gevent.lock import Semaphore
 from gevent.monkey import get_original
 
-CHUNK_BYTES = 192 * 1024  # of one read; a slow reader holds as much
+CHUNK_BYTES = 384 * 1024  # of one read; a slow reader holds as much
 RECORD_BYTES = 16 * 1024  # in the largest TLS record (RFC 8446 section 5.1)
 WHOLE_RECORD_BYTES = 5 + RECORD_BYTES + 2048  # with its header, and what TLS 1.2 may add
 BUFFER_BYTES = CHUNK_BYTES + WHOLE_RECORD_BYTES
