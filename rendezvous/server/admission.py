@@ -62,9 +62,7 @@ class Admission:
         why = self._why(entry, right, verdict, place)
         # When the answer is sent: how long this takes is nobody's business.
         gevent.spawn(self._afterwards, uuid, code, address, entry, why, now)
-        refusal = _refusal(right, verdict)
-        refusal.why = f'{uuid}: {why}'
-        raise refusal
+        raise _refusal(right, verdict, f'{uuid}: {why}')  # by no name here: that makes a cycle
 
     def _look(self, uuid: str, code: str, place: str, now: float) -> tuple:
         """The entry, whether the code is right, and what the rations say; raises Refusal."""
@@ -168,7 +166,13 @@ class Trouble:
         self._lasts = False
 
 
-def _refusal(right: bool, verdict: Verdict) -> Refusal:
+def _refusal(right: bool, verdict: Verdict, why: str) -> Refusal:
+    refusal = _answer(right, verdict)
+    refusal.why = why
+    return refusal
+
+
+def _answer(right: bool, verdict: Verdict) -> Refusal:
     if verdict.seconds:
         return Refusal(429, 'too many wrong codes', f'Retry-After: {verdict.seconds}')
     if right and not verdict.ration:

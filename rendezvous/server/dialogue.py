@@ -75,9 +75,13 @@ def _redirect(sock, first: bytes) -> NoReturn:
     host = head.values('host') if head else []
     if not head or not any(host) or not head.target.startswith('/'):
         raise Refusal(400, 'this port speaks TLS: https')
-    refusal = Refusal(308, 'this port speaks TLS', f'Location: https://{host[0]}{head.target}')
+    raise _moved(head, host[0])
+
+
+def _moved(head: Head, host: str) -> Refusal:
+    refusal = Refusal(308, 'this port speaks TLS', f'Location: https://{host}{head.target}')
     refusal.without_body = head.method == 'HEAD'
-    raise refusal
+    return refusal
 
 
 def read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:

@@ -5,7 +5,7 @@ import socket
 
 import gevent
 import pytest
-from conftest import until
+from conftest import connect_request, until
 from gevent.event import AsyncResult
 
 from rendezvous.server.accepted import Connection
@@ -16,6 +16,23 @@ from rendezvous.wire.sockets import Ended
 
 def greenlets() -> int:
     return sum(isinstance(each, gevent.Greenlet) and not each.dead for each in gc.get_objects())
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_refused_connection_leaves_no_garbage(server, connect, uuid, no_collector):
+    """Or a flood of wrong codes would be kept until the next look for garbage."""
+    peer = connect(server)
+    peer.send(connect_request(uuid, '000000'))
+    assert peer.answer().status == 401
+    peer.close()
+    until(lambda: not any(isinstance(each, Connection) for each in gc.get_objects()), 'it has gone')
 
 
 def the_one_that_waits(server):
