@@ -184,7 +184,7 @@ class Records:
 
     def _begin(self, secret: bytes) -> None:
         self._secret, self._count = secret, 0
-        self._aead = AESGCM(expanded(secret, b'key', 32))
+        self._aead = AESGCM(expanded(secret, b'key', 32 if len(secret) == 48 else 16))
         self._iv = int.from_bytes(expanded(secret, b'iv', 12))
 
     def __call__(self, octets: bytes, kind: int = DATA) -> bytes:
@@ -195,7 +195,7 @@ class Records:
 
     def key_update(self, asks: bool) -> bytes:
         octets = self(b'\x18\0\0\1' + bytes([asks]), HANDSHAKE)
-        self._begin(expanded(self._secret, b'traffic upd', 48))
+        self._begin(expanded(self._secret, b'traffic upd', len(self._secret)))
         return octets
 
     def each(self, octets: bytes) -> bytes:
@@ -204,9 +204,9 @@ class Records:
 
 
 def expanded(secret: bytes, label: bytes, length: int) -> bytes:
-    """HKDF-Expand-Label (RFC 8446 section 7.1), for SHA-384."""
+    """HKDF-Expand-Label (RFC 8446 section 7.1), for SHA-384 or SHA-256, as long as the secret."""
     info = length.to_bytes(2) + bytes([len(label) + 6]) + b'tls13 ' + label + b'\0\1'
-    return hmac.digest(secret, info, 'sha384')[:length]
+    return hmac.digest(secret, info, f'sha{8 * len(secret)}')[:length]
 
 
 def shaken(sock, context: ssl.SSLContext, server_side: bool = False):
@@ -215,7 +215,7 @@ def shaken(sock, context: ssl.SSLContext, server_side: bool = False):
         context.keylog_filename = file.name
         tls = context.wrap_socket(sock, server_side=server_side)
         log = Path(file.name).read_text()
-    assert tls.cipher()[0] == 'TLS_AES_256_GCM_SHA384', tls.cipher()
+    assert tls.cipher()[0] in ('TLS_AES_128_GCM_SHA256', 'TLS_AES_256_GCM_SHA384'), tls.cipher()
     side = 'SERVER' if server_side else 'CLIENT'
     secret = re.search(rf'{side}_TRAFFIC_SECRET_0 \w+ (\w+)', log)[1]
     raw = socket.socket(fileno=os.dup(tls.fileno()))
