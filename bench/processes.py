@@ -56,11 +56,6 @@ def _fields(pid: int) -> list[str]:
     return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
 
 
-def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time of these processes."""
-    return sum(int(ticks) for pid in pids for ticks in _fields(pid)[11:13]) / TICKS
-
-
 def memory_bytes(pids: Iterable[int]) -> int:
     """Their resident memory. What they share counts for each."""
     found = [re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text()) for pid in pids]

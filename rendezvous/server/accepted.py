@@ -10,9 +10,7 @@ from typing import Any
 import gevent
 
 from rendezvous.wire.addresses import Peer
-from rendezvous.wire.sockets import Ended, Wrapped
-
-READ = 1  # of a watcher: octets, an end or an error
+from rendezvous.wire.sockets import READ, Ended, Wrapped
 
 
 class Connection:
