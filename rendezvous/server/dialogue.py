@@ -63,8 +63,9 @@ def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:
         if not first[:1].isalpha():  # a handshake begins with 22
             tls = TLSSocket(context, sock, came=first)
             tls.do_handshake()
-            # We have nothing to send, and the delayed ACK would hold up a client's request.
-            set_tcp(tls, 'TCP_QUICKACK', 1)
+            if not tls.has_octets():
+                # We have nothing to send: the delayed ACK would hold up a client's request.
+                set_tcp(tls, 'TCP_QUICKACK', 1)
             return tls
     return _redirect(sock, first)
 

@@ -154,22 +154,22 @@ class Pipe:
         return time.monotonic()
 
     def _keep(self, octets: bytes | memoryview) -> None:
-        if self._kept is not None:
-            too_much = len(self._kept) + len(octets) > KEEP_BYTES
-            if too_much or (self._kept and not self.hidden.got_nothing()):
-                self._kept = None
-            else:
-                self._kept += octets
+        assert self._kept is not None
+        too_much = len(self._kept) + len(octets) > KEEP_BYTES
+        if too_much or (self._kept and not self.hidden.got_nothing()):
+            self._kept = None
+        else:
+            self._kept += octets
 
     def _copy(self, octets: bytes | memoryview, source: End, sink: End) -> How:
         """Copies until one of the two ends; returns which, and how."""
         from_mobile = source is self.mobile
         while True:
             if octets:
-                if from_mobile:
-                    self._keep(octets)
-                else:
+                if not from_mobile:
                     self._kept = None
+                elif self._kept is not None:
+                    self._keep(octets)
                 source.octets += len(octets)
                 source.read_at = time.monotonic()
                 preface, sink.preface = sink.preface, b''

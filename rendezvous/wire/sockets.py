@@ -7,15 +7,16 @@ to it meanwhile.
 import select
 import socket
 import struct
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from ssl import MemoryBIO, SSLContext, SSLError, SSLWantReadError
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import gevent
+from gevent import get_hub
 from gevent.lock import Semaphore
 from gevent.monkey import get_original
 
@@ -69,25 +70,20 @@ class _Turn:
         self._iteration: int | None = None
         self._began, self._reads = 0.0, 0
 
-    def is_over(self) -> bool:
-        iteration = gevent.get_hub().loop.iteration
+    def take(self) -> None:
+        """Lets the others run if this turn is over: every loop that is driven by input calls it."""
+        iteration = get_hub().loop.iteration
         if iteration != self._iteration:
-            self._iteration, self._began, self._reads = iteration, time.monotonic(), 1
-            return False
+            self._iteration, self._began, self._reads = iteration, monotonic(), 1
+            return
         self._reads += 1
-        over = self._reads > TURN_READS or time.monotonic() - self._began > TURN_SECONDS
-        if over and iteration < 0:  # libuv has no count: each greenlet has a turn of its own
-            self._iteration = None
-        return over
+        if self._reads > TURN_READS or monotonic() - self._began > TURN_SECONDS:
+            if iteration < 0:  # libuv has no count: each greenlet has a turn of its own
+                self._iteration = None
+            gevent.sleep(NEXT_TURN_SECONDS)
 
 
-_turn = _Turn()
-
-
-def take_turn() -> None:
-    """Lets the others run if this turn is over: every loop that is driven by input calls it."""
-    if _turn.is_over():
-        gevent.sleep(NEXT_TURN_SECONDS)
+take_turn = _Turn().take
 
 
 def receive(sock: Socket) -> bytes:
@@ -116,18 +112,22 @@ def send(sock: Socket, octets: bytes | memoryview) -> None:
 # What all connections share, each from one yield to the next: octets in records as they came, and
 # without TLS; and what OpenSSL reads from and writes to.
 _records, _octets = memoryview(bytearray(BUFFER_BYTES)), memoryview(bytearray(BUFFER_BYTES))
+_chunk = _records[:CHUNK_BYTES]
 _in, _out = MemoryBIO(), MemoryBIO()
+_record = struct.Struct('>BxxH').unpack_from  # the type of a record and its length
 
 
 def _end_of_records(came: bytes | memoryview, start: int) -> int:
     """Where the last of the next few whole records ends (RFC 8446 section 5.1)."""
+    stop = len(came)
     for _ in range(FEED_RECORDS):
-        if len(came) < start + 5:
+        if stop < start + 5:
             break
-        end = start + 5 + (came[start + 3] << 8) + came[start + 4]
-        if came[start] not in RECORD_TYPES or end > start + WHOLE_RECORD_BYTES:
-            return len(came)  # OpenSSL says what is wrong with it
-        if end > len(came):
+        kind, length = _record(came, start)
+        end = start + 5 + length
+        if kind not in RECORD_TYPES or length > WHOLE_RECORD_BYTES - 5:
+            return stop  # OpenSSL says what is wrong with it
+        if end > stop:
             break
         start = end
     return start
@@ -138,6 +138,7 @@ class Wrapped:
 
     def __init__(self, raw: socket.socket):
         self.raw = raw
+        self._native: socket.socket = raw._sock  # type: ignore[attr-defined] # which never waits
         self.is_read_off = False  # the last read took all that there was
         self._readable: Any = None  # the watcher that waits for more
 
@@ -152,12 +153,16 @@ class Wrapped:
 
         It takes its turn afterwards: of a hundred that waited, not all read in the same one.
         """
-        if self.is_read_off and self.raw.gettimeout() is None:
-            hub = gevent.get_hub()
-            self._readable = self._readable or hub.loop.io(self.raw.fileno(), READ)
+        if self.is_read_off and self.raw.timeout is None:
+            hub = get_hub()
+            if self._readable is None:
+                self._readable = hub.loop.io(self._native.fileno(), READ)
             hub.wait(self._readable)
         take_turn()
-        count = self.raw.recv_into(buffer)
+        try:
+            count = self._native.recv_into(buffer)
+        except BlockingIOError:
+            count = self.raw.recv_into(buffer)
         self.is_read_off = count < len(buffer)
         return count
 
@@ -259,14 +264,14 @@ class TLSSocket(Wrapped):
 
     def send(self, octets: bytes | memoryview) -> int:
         """Sends all of `octets`."""
-        if self._sending.locked():
+        while self._sending.locked():
             octets = bytes(octets)  # they may be in a buffer of all
-        with self._sending:
-            try:
-                self.tls.write(octets)
-            finally:
-                self._take()
-            self._send_encrypted()
+            self._sending.wait()
+        try:
+            self.tls.write(octets)
+        finally:
+            self._encrypted += _out.read()
+        self._flush()
         return len(octets)
 
     def close_notify(self) -> None:
@@ -303,7 +308,7 @@ class TLSSocket(Wrapped):
         count = 0
         try:
             while _in.pending:
-                more: Any = self.tls.read(RECORD_BYTES, buffer[count:])  # how many: an int
+                more: Any = self.tls.read(RECORD_BYTES, buffer[count:] if count else buffer)
                 count += more
                 if not more:  # a close_notify
                     self._has_ended = self.has_said_goodbye = True
@@ -315,7 +320,8 @@ class TLSSocket(Wrapped):
             if not count:  # or what came before goes first
                 raise
         finally:
-            self._take()
+            if _out.pending or _in.pending:
+                self._take()
         return count
 
     def _take(self) -> None:
@@ -333,29 +339,37 @@ class TLSSocket(Wrapped):
             if self._given > start:
                 _in.write(memoryview(self._came)[start : self._given])
                 return
-        came: bytes | memoryview = self._came[self._given :]
+        self._came, self._given = self._came[self._given :], 0  # of a record that is not whole
         end = 0
         while not end:
-            self._came, self._given = bytes(came), 0  # of a record that is not whole
-            kept = len(came)
-            count = super().recv_into(_records[kept : kept + CHUNK_BYTES])
+            kept = len(self._came)
+            count = Wrapped.recv_into(self, _records[kept : kept + CHUNK_BYTES] if kept else _chunk)
             if not count:
                 self._has_ended = True
                 return
-            _records[:kept] = self._came
+            if kept:
+                _records[:kept] = self._came
             came = _records[: kept + count]
             end = _end_of_records(came, 0)
-        _in.write(came[:end])
-        self._came = bytes(came[end:])
+            self._came = bytes(came[end:]) if end < kept + count else b''
+        _in.write(came[:end] if self._came else came)
 
     def _may_flush(self) -> bool:
         """Another greenlet that sends will send it, too; but its reader may have stopped."""
         return len(self._encrypted) > RECORD_BYTES or not self._sending.locked()
 
     def _flush(self) -> None:
-        """Sends what OpenSSL has to send of its own."""
-        with self._sending:
-            self._send_encrypted()
+        """Sends what OpenSSL has written; nearly always the system takes all of it at once."""
+        if self._encrypted and not self._sending.locked():
+            octets, self._encrypted = self._encrypted, b''
+            try:
+                sent = self._native.send(octets)
+            except BlockingIOError:
+                sent = 0
+            self._encrypted = octets[sent:]  # no yield until the others have to wait for it
+        if self._encrypted:
+            with self._sending:
+                self._send_encrypted()
 
     def _send_encrypted(self) -> None:
         while self._encrypted:
@@ -422,10 +436,10 @@ def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False
 
 def _read_until_end(sock: Socket, may_stop: bool) -> None:
     """Reads until the peer ends or is silent: an RST would destroy what we sent last."""
-    began = time.monotonic()
+    began = monotonic()
     sock.settimeout(LINGER_SECONDS)
     while receive(sock):
-        if may_stop and time.monotonic() - began > MOMENT_SECONDS and is_acknowledged(sock):
+        if may_stop and monotonic() - began > MOMENT_SECONDS and is_acknowledged(sock):
             return  # an RST answers what it sends from now on
 
 
@@ -485,7 +499,7 @@ def hang_up_of(sock: Socket, call: Callable[[], object]) -> Iterator[None]:
         if has_shut(sock):
             call()
 
-    watcher = gevent.get_hub().loop.timer(LOOK_SECONDS, LOOK_SECONDS)
+    watcher = get_hub().loop.timer(LOOK_SECONDS, LOOK_SECONDS)
     watcher.start(look)
     try:
         yield
