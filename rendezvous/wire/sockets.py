@@ -19,6 +19,7 @@ import gevent
 from gevent import get_hub
 from gevent.lock import Semaphore
 from gevent.monkey import get_original
+from gevent.socket import wait
 
 CHUNK_BYTES = 384 * 1024  # of one read; a slow reader holds as much
 RECORD_BYTES = 16 * 1024  # in the largest TLS record (RFC 8446 section 5.1)
@@ -153,18 +154,36 @@ class Wrapped:
 
         It takes its turn afterwards: of a hundred that waited, not all read in the same one.
         """
-        if self.is_read_off and self.raw.timeout is None:
-            hub = get_hub()
-            if self._readable is None:
-                self._readable = hub.loop.io(self._native.fileno(), READ)
+        while True:
+            if self.is_read_off:
+                self._wait()
+            take_turn()
+            try:
+                count = self._native.recv_into(buffer)
+            except BlockingIOError:
+                if self.raw.timeout == 0:
+                    raise
+                self.is_read_off = True
+            else:
+                self.is_read_off = count < len(buffer)
+                return count
+
+    def _wait(self) -> None:
+        """Until there is something to read. Raises TimeoutError."""
+        timeout, hub = self.raw.timeout, get_hub()
+        if self._readable is None:
+            self._readable = hub.loop.io(self._native.fileno(), READ)
+        if timeout is None:
             hub.wait(self._readable)
-        take_turn()
-        try:
-            count = self._native.recv_into(buffer)
-        except BlockingIOError:
-            count = self.raw.recv_into(buffer)
-        self.is_read_off = count < len(buffer)
-        return count
+        elif timeout:
+            wait(self._readable, timeout)
+
+    def drop(self) -> int:
+        """Reads what has come on the connection below, and drops it: how many octets, 0 at its end.
+
+        Raises OSError.
+        """
+        return Wrapped.recv_into(self, _octets)
 
     def fileno(self) -> int:
         return self.raw.fileno()
@@ -380,7 +399,7 @@ class TLSSocket(Wrapped):
 
     def has_octets(self) -> bool:
         """Whether octets have come that `recv` has not returned; maybe less than a record."""
-        return bool(self._plain or self._came)
+        return bool(self._plain) or self._given < len(self._came)
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         return self.tls.getpeercert(binary_form)
@@ -427,7 +446,7 @@ def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False
             sock.close_notify()
         raw: Any = getattr(sock, 'raw', sock)
         raw.shutdown(socket.SHUT_WR)
-        _read_until_end(raw, may_stop)
+        _read_until_end(sock, may_stop)
     except (OSError, ValueError, Ended):
         pass  # it is closed already, or its place is needed
     finally:
@@ -438,7 +457,7 @@ def _read_until_end(sock: Socket, may_stop: bool) -> None:
     """Reads until the peer ends or is silent: an RST would destroy what we sent last."""
     began = monotonic()
     sock.settimeout(LINGER_SECONDS)
-    while receive(sock):
+    while sock.drop() if isinstance(sock, Wrapped) else receive(sock):
         if may_stop and monotonic() - began > MOMENT_SECONDS and is_acknowledged(sock):
             return  # an RST answers what it sends from now on
 
