@@ -21,7 +21,7 @@ from bench import processes
 from bench.lab import CIPHERS, ROOT, Lab
 from bench.peers import Running
 
-BIN = ROOT / '.venv' / 'bench' / 'bin'
+BIN = ROOT / '.venv' / 'bench-peers' / 'bin'
 NODE = ROOT / '.venv' / 'bench-node' / 'node_modules' / '.bin'
 TOKEN = 'the-token-of-the-bench'
 STUNNEL = """
