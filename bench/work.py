@@ -32,8 +32,8 @@ LOAD_SECONDS = 60  # the most that a load takes
 # for so long: a pipe of ours drains for up to a second. What is open after the last is kept open.
 STEADY_SECONDS, STAYS_SECONDS, SETTLE_SECONDS = 0.15, {'ours': 1.5, 'floor': 0.6, 'tunnel': 0.6}, 8
 IDLE_SECONDS = 5
-VISIT_SECONDS, VISITS_AT_A_TIME, CURLS = 1.0, 4, 60
-SOCKETS, SOCKET_SECONDS = 200, 1.2
+VISITS_AT_A_TIME, CURLS = 4, 60
+SOCKETS, SOCKET_SECONDS = 200, 0.8
 AWAY_SECONDS, BACK_SECONDS = 1.0, 10.0
 IN_BARS = 'HAProxy', 'stunnel, twice'
 BULK = {'down': 1, 'up': 1, 'eight': 8}  # how many at once
@@ -54,7 +54,8 @@ class Subject:
     def __init__(self, lab: Lab, peer: Peer, running: Running):
         self.lab, self.peer, self.running = lab, peer, running
         self.idle = Used()  # a second
-        self.visits = 0  # that take about VISIT_SECONDS
+        self.seconds = 1.2 if self.in_bars else 0.6  # of a load
+        self.visits = 0  # that take about as long
 
     @property
     def in_bars(self) -> bool:
@@ -75,7 +76,7 @@ class Subject:
         for count in (20, 100) if 'b' not in self.peer.cannot else ():
             began = time.monotonic()
             ab(self, count)
-            self.visits = max(50, int(VISIT_SECONDS * count / (time.monotonic() - began)))
+            self.visits = max(50, int(self.seconds * count / (time.monotonic() - began)))
 
     def answers(self) -> bool:
         """Whether a request gets the small file's answer."""
@@ -218,15 +219,15 @@ def kept_open(subject: Subject, count: int) -> Figures:
     The CPU is that between two moments when all connections are long open: how many requests came
     between them, the local web server knows.
     """
-    seconds = 2 if subject.in_bars else 1
-    command = ['wrk', '-t', 1, '-c', count, '-d', f'{seconds}s', *subject.headers]
+    command = ['wrk', '-t', 1, '-c', count, '-d', f'{LOAD_SECONDS}s', *subject.headers]
     command += ['-s', ROOT / 'bench' / 'latency.lua', subject.url()]
     found: list[tuple[Used, int]] = []
 
-    def watch(_) -> None:
-        for pause in (0.4 * seconds, 0.5 * seconds):
-            time.sleep(pause)
+    def watch(wrk: subprocess.Popen) -> None:
+        for share in (0.4, 0.6):
+            time.sleep(share * subject.seconds)
             found.append((subject.cpu(), requests(subject.lab)))
+        wrk.send_signal(signal.SIGINT)  # it says what it has found
 
     with subject.measured():
         (output,), share = load(command, watch=watch)
