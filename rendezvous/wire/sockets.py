@@ -295,15 +295,16 @@ class TLSSocket(Wrapped):
 
     def close_notify(self) -> None:
         """Says that this was all (RFC 8446 section 6.1), unless a record was sent in part."""
-        with self._sending:
-            if self.is_whole:
-                try:
-                    self.tls.unwrap()
-                except (SSLError, ValueError):  # wants the peer's close_notify; or is broken
-                    pass
-                finally:
-                    self._take()
-                self._send_encrypted()
+        while self._sending.locked():
+            self._sending.wait()
+        if self.is_whole:
+            try:
+                self.tls.unwrap()
+            except (SSLError, ValueError):  # wants the peer's close_notify; or is broken
+                pass
+            finally:
+                self._take()
+            self._flush()
 
     def _is_open(self) -> bool:
         """Whether the handshake is over; if not, the peer has to send more. Raises OSError."""
@@ -388,14 +389,11 @@ class TLSSocket(Wrapped):
             self._encrypted = octets[sent:]  # no yield until the others have to wait for it
         if self._encrypted:
             with self._sending:
-                self._send_encrypted()
-
-    def _send_encrypted(self) -> None:
-        while self._encrypted:
-            octets, self._encrypted = self._encrypted, b''
-            self.is_whole = False
-            send(self.raw, octets)
-            self.is_whole = True
+                while self._encrypted:
+                    octets, self._encrypted = self._encrypted, b''
+                    self.is_whole = False
+                    send(self.raw, octets)
+                    self.is_whole = True
 
     def has_octets(self) -> bool:
         """Whether octets have come that `recv` has not returned; maybe less than a record."""
