@@ -125,7 +125,7 @@ class HiddenEnd:
         sock = sockets.TLSSocket(self._context, raw)
         sock.do_handshake()
         # As the rendezvous server: it gives the first head with the connection
-        self._local.pipe(sock, sockets.receive(sock), Peer('192.0.2.7', 4711))
+        self._local.pipe(sock, sock.receive(), Peer('192.0.2.7', 4711))
         sockets.close_gracefully(sock)
 
 

@@ -132,7 +132,8 @@ class Handler(WSGIHandler):
             self.was_admitted, self.admitted = self.was_admitted or self.admitted, False
         if not self._body_was_read:
             self.close_connection = True
-            sockets.close_gracefully(self.socket)  # an unread body would cost the client the answer
+            # An unread body would cost the client the answer.
+            sockets.close_gracefully(sockets.Socket(self.socket))
 
     def _sendall(self, data: bytes) -> None:
         try:

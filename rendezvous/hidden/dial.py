@@ -316,12 +316,12 @@ def _naming_hang_ups() -> Iterator[None]:
         raise HungUp from None
 
 
-def read_answer(sock) -> tuple[bytes, bytes]:
+def read_answer(sock: sockets.Socket) -> tuple[bytes, bytes]:
     """The head of the 200, and what came behind it. Raises NotRegistered, OSError."""
     octets, more = b'', b'any'
     while more and b'\r\n\r\n' not in octets and len(octets) < ANSWER_BYTES:
         with _naming_hang_ups():
-            more = sockets.receive(sock)
+            more = sock.receive()
         octets += more
     head, end, rest = octets.partition(b'\r\n\r\n')
     status = re.match(rb'HTTP/1\.[01] ([0-9]{3})', head)
@@ -334,7 +334,7 @@ def read_answer(sock) -> tuple[bytes, bytes]:
     if status[1] == b'200':
         return head, rest
     with gevent.Timeout(1, False):  # some servers do not close after a refusal
-        while len(rest) < ANSWER_BYTES and (more := sockets.receive(sock)):
+        while len(rest) < ANSWER_BYTES and (more := sock.receive()):
             rest += more
     raise _refused(int(status[1]), head, rest)
 

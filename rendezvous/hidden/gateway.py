@@ -24,7 +24,7 @@ from gevent.event import Event
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.authorization import named
 from rendezvous.wire.http_head import Head, HeadReader, Refusal
-from rendezvous.wire.sockets import Ended, TLSSocket, Wrapped, receive, take_turn
+from rendezvous.wire.sockets import Ended, Socket, TLSSocket, take_turn
 
 HEAD_SECONDS = 15  # from the first octet of a head to its end, as in the rendezvous server
 TURN_SECONDS = 1  # for a refusal to wait until the answers before it have ended
@@ -249,38 +249,33 @@ class Answers(_Reader):
             count -= step
 
 
-class Gateway(Wrapped, _Reader):
+class Gateway(Socket, _Reader):
     """The connection of a mobile client, for a pipe that owns it as it owns a socket."""
 
     def __init__(self, sock: TLSSocket, octets: bytes, rewrite: Callable[[Head, bool], bytes]):
         """`rewrite`: gives the head for the local server, of a head that may be an Upgrade."""
-        Wrapped.__init__(self, sock.raw)
+        Socket.__init__(self, sock.raw)
         _Reader.__init__(self, octets)
         self._sock, self._rewrite = sock, rewrite
         self._host: str | None = None  # of the first request
         # For the local server; the pipe does not have it yet.
         self._written: list[bytes] = []
-        self._ready = b''
         self._is_in_body = self._is_sending = self._is_over = False
         self._had_head = False
         self._answers, self._progress = Answers(), Event()
         self._requests = self._read()
 
-    def recv(self, most: int) -> bytes:
+    def receive(self) -> bytes:
         """What goes to the local server; b'' if the mobile client has ended.
 
         Raises Refusal when it is to be sent as the last answer, OSError, and Ended.
         """
         return next(self._requests, b'')
 
-    def recv_into(self, buffer: memoryview) -> int:
-        """The same, into a buffer: the number of octets."""
-        self._ready = self._ready or self.recv(len(buffer))
-        octets, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
-        buffer[: len(octets)] = octets
-        return len(octets)
+    def receive_shared(self) -> memoryview:
+        return memoryview(self.receive())
 
-    def send(self, octets: bytes | memoryview) -> int:
+    def send(self, octets: bytes | memoryview) -> None:
         """Sends all of an answer's octets to the mobile client."""
         if self._is_over:
             raise Ended
@@ -289,7 +284,6 @@ class Gateway(Wrapped, _Reader):
         self._answers.feed(bytes(octets))
         self._is_sending = False
         self._progress.set()
-        return len(octets)
 
     def _flush(self) -> Generator[bytes, None, None]:
         if self._written:
@@ -301,7 +295,7 @@ class Gateway(Wrapped, _Reader):
         yield from self._flush()
         self._forget()
         with _until(ends) if ends else nullcontext():
-            octets = receive(self._sock)
+            octets = self._sock.receive()
         if not octets:
             raise EOFError
         self._octets += octets

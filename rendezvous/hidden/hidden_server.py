@@ -239,7 +239,7 @@ class HiddenServer:
             octets = self._wait(registration, octets)
             if octets and self._is_full():
                 # The slot waits until this one is closed: so there are never many of them.
-                sockets.send(sock, Refusal(503, 'too many at a time', 'Retry-After: 5').octets())
+                sock.send(Refusal(503, 'too many at a time', 'Retry-After: 5').octets())
             elif octets:
                 registration.over.set()
                 sockets.keep_alive(sock)  # no probe_often any more
@@ -275,7 +275,7 @@ class HiddenServer:
         while True:
             sock.settimeout(self._check_after(registration))
             try:
-                octets = sockets.receive(sock)
+                octets = sock.receive()
                 sock.settimeout(None)
                 return octets
             except BlockingIOError:
@@ -317,7 +317,7 @@ def _visitor(sock: sockets.TLSSocket, octets: bytes) -> tuple[Peer | None, bytes
     """
     with gevent.Timeout(LINE_SECONDS, TimeoutError('half a PROXY line')):
         while not (found := proxy_line.split(octets)):
-            more = sockets.receive(sock)
+            more = sock.receive()
             if not more:
                 raise ConnectionError('ended in a PROXY line')
             octets += more

@@ -15,7 +15,7 @@ import gevent
 
 from rendezvous.hidden import dial
 from rendezvous.hidden.target import address
-from rendezvous.wire import addresses, sockets
+from rendezvous.wire import addresses
 from rendezvous.wire.programs import Mistake
 
 HEAD_END = b'\r\n\r\n'
@@ -105,10 +105,10 @@ class Tunnel:
 
     def _open(self, sock: socket.socket) -> None:
         """Raises OSError."""
-        sockets.send(sock, self._request())
+        sock.sendall(self._request())
         answer = b''
         while HEAD_END not in answer and len(answer) < dial.ANSWER_BYTES:
-            more = sockets.receive(sock)
+            more = sock.recv(dial.ANSWER_BYTES)
             if not more:
                 raise NoTunnel(f'{self._proxy} hangs up')
             answer += more

@@ -52,7 +52,7 @@ class LocalServer:
             near = self._connect(visitor)
         except OSError as error:
             log.warning('cannot connect to the local server %s: %s', self._target, _why(error))
-            sockets.send(sock, Refusal(502, 'the server behind the rendezvous is down').octets())
+            sock.send(Refusal(502, 'the server behind the rendezvous is down').octets())
             return
         finally:
             self.connecting -= 1
@@ -63,7 +63,7 @@ class LocalServer:
             how = pipe.join(pipe.End(mobile), near, octets, drain=0, spawn=self._connections.spawn)
         except Refusal as refusal:
             log.info('refused a request of %s: %s', visitor or 'somebody', refusal.diagnostic)
-            sockets.send(sock, refusal.octets())
+            sock.send(refusal.octets())
             return
         except sockets.Ended:
             how = pipe.How.ENDED
@@ -78,7 +78,7 @@ class LocalServer:
             if not path:
                 sockets.keep_alive(raw)
             if self._target.wants_proxy_line:
-                sockets.send(raw, _proxy_line(visitor))
+                raw.sendall(_proxy_line(visitor))
             return self._with_tls(raw, self._context) if self._context else self._plain(raw)
         except BaseException:
             raw.close()
@@ -102,7 +102,7 @@ class LocalServer:
             self._warn_once(f'{sentence}: write https:// before it')
 
 
-class _Connection(sockets.Wrapped):
+class _Connection(sockets.Socket):
     """A connection to the local server that shows the first octets of the answer to somebody."""
 
     on_first_octets: Callable[[bytes], None] | None = None

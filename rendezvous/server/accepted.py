@@ -10,7 +10,7 @@ from typing import Any
 import gevent
 
 from rendezvous.wire.addresses import Peer
-from rendezvous.wire.sockets import READ, Ended, Wrapped
+from rendezvous.wire.sockets import READ, Ended, Socket
 
 
 class Connection:
@@ -21,8 +21,8 @@ class Connection:
         *('has_place', 'kind', 'address', 'visit'),
     )
 
-    def __init__(self, sock: Any, peer: Peer):
-        self.sock, self.peer = sock, peer  # a Socket, and who is at the other end
+    def __init__(self, sock: Socket, peer: Peer):
+        self.sock, self.peer = sock, peer  # and who is at the other end
         self.may_finish = False  # where the server stops: it is in a pipe, or is closed just now
         self._greenlet: gevent.Greenlet | None = gevent.getcurrent()
         self._watcher: Any = None
@@ -42,8 +42,7 @@ class Connection:
     def own(self) -> None:
         """The current greenlet owns it. Raises Ended where it was ended before that ran."""
         self._greenlet = gevent.getcurrent()
-        if isinstance(self.sock, Wrapped):
-            self.sock.is_read_off = False  # there is something: that has woken it
+        self.sock.is_read_off = False  # there is something: that has woken it
         if self._why:
             raise self._why
 

@@ -27,7 +27,7 @@ from rendezvous.wire import proxy_line
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Head, Refusal
 from rendezvous.wire.pipe import End, How, Pipe
-from rendezvous.wire.sockets import Ended, Socket, close_gracefully, receive, send
+from rendezvous.wire.sockets import Ended, Socket, close_gracefully
 
 log = logging.getLogger('rendezvous')
 
@@ -73,7 +73,7 @@ class Rendezvous:
 
     def handle(self, sock, address: tuple) -> None:
         """Serves the connection on `sock`, in a greenlet of its own."""
-        connection = Connection(sock, _peer(address))
+        connection = Connection(Socket(sock), _peer(address))
         self.connections.add(connection)
         self._own(connection, self._greet, connection)
 
@@ -112,7 +112,7 @@ class Rendezvous:
             level = logging.DEBUG if refusal.is_routine else logging.INFO
             log.log(level, '%s refused: %s %s', connection.peer, refusal.status, refusal.why)
             with suppress(OSError):  # where it is gone, there is nobody to tell
-                send(connection.sock, refusal.octets())
+                connection.sock.send(refusal.octets())
         except OSError as error:
             # A proxy in front looks each second whether we are there, and just hangs up.
             is_check = self.options.proxy_protocol and str(connection.peer) == str(near)
@@ -205,7 +205,7 @@ class Rendezvous:
         self.limits.await_header(connection)
         proxy = connection.peer
         try:
-            return dialogue.read_proxy_header(connection.sock) or proxy
+            return dialogue.read_proxy_header(connection.sock.raw) or proxy
         except ValueError as error:
             self._warn(
                 '%s %s: closed; have the proxy in front send one (HAProxy: send-proxy-v2), '
@@ -285,7 +285,7 @@ class Rendezvous:
         try:
             connection.own()
             # In a pipe it is the pipe that reads: it tells a reset from an end.
-            octets = b'' if registration.pipe else receive(connection.sock)
+            octets = b'' if registration.pipe else connection.sock.receive()
         except OSError:
             octets = b''  # the connection broke
         except Ended:

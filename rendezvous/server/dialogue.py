@@ -14,7 +14,7 @@ from rendezvous.server import credentials, pages
 from rendezvous.wire import proxy_line
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import HTML, JSON, Head, HeadReader, Refusal, error_body, response
-from rendezvous.wire.sockets import Ended, TLSSocket, has_spoken, receive, send, set_tcp, take_turn
+from rendezvous.wire.sockets import Ended, Socket, TLSSocket, has_spoken, set_tcp, take_turn
 
 HANDSHAKE_SECONDS = 10  # nginx allows 60: for the slowest phone, four round trips are far less
 HEAD_SECONDS = 15  # from the first octet to the last, however they drip
@@ -33,7 +33,7 @@ def registered(other: str, which: str) -> bytes:
     return f'HTTP/1.1 200 OK\r\n{fields}\r\n'.encode()
 
 
-def read_proxy_header(sock) -> Peer | None:
+def read_proxy_header(sock: socket.socket) -> Peer | None:
     """Who asks, as the proxy in front says; None where it gives no address. Not an octet behind the
     header is read. Raises ValueError where there is none, Ended for a look whether we are there.
     """
@@ -54,14 +54,14 @@ def read_proxy_header(sock) -> Peer | None:
     return proxy_line.read(header)
 
 
-def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:
+def shake_hands(sock: Socket, context: ssl.SSLContext) -> TLSSocket:
     """TLS on a connection. Raises Refusal where the client speaks plain HTTP, or OSError."""
     with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
-        first = receive(sock)
+        first = sock.receive()
         if proxy_line.is_begun(first):
             raise ConnectionError('sends a PROXY header: set proxy_protocol to True in local.py')
         if not first[:1].isalpha():  # a handshake begins with 22
-            tls = TLSSocket(context, sock, came=first)
+            tls = TLSSocket(context, sock.raw, came=first)
             tls.do_handshake()
             if not tls.has_octets():
                 # We have nothing to send: the delayed ACK would hold up a client's request.
@@ -70,7 +70,7 @@ def shake_hands(sock, context: ssl.SSLContext) -> TLSSocket:
     return _redirect(sock, first)
 
 
-def _redirect(sock, first: bytes) -> NoReturn:
+def _redirect(sock: Socket, first: bytes) -> NoReturn:
     """People and local servers leave out the s. Raises Refusal or OSError."""
     head, _ = read_head(sock, first)
     host = head.values('host') if head else []
@@ -85,12 +85,12 @@ def _moved(head: Head, host: str) -> Refusal:
     return refusal
 
 
-def read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:
+def read_head(sock: Socket, octets: bytes) -> tuple[Head | None, bytes]:
     """The next head and the octets behind it; None where the client leaves or stays idle."""
     take_turn()  # `octets` may hold thousands of requests
     if not octets:
         with gevent.Timeout(IDLE_SECONDS, False):
-            octets = receive(sock)
+            octets = sock.receive()
     if not octets:
         return None, b''
     reader = HeadReader()
@@ -102,7 +102,7 @@ def read_head(sock, octets: bytes) -> tuple[Head | None, bytes]:
     return found
 
 
-def ask_who(sock, head: Head, octets: bytes) -> bytes | None:
+def ask_who(sock: Socket, head: Head, octets: bytes) -> bytes | None:
     """Sends the challenge; gives the octets behind the body, None where it is to be closed."""
     length = head.body_bytes
     close = length is None or length > DROP_BYTES or head.version == 'HTTP/1.0'
@@ -119,35 +119,34 @@ def ask_who(sock, head: Head, octets: bytes) -> bytes | None:
     else:
         kind, body = JSON, error_body(WHO, permanent=False)
     answer = response(401, *fields, f'Content-Type: {kind}', body=body)
-    send(sock, answer.removesuffix(body) if head.method == 'HEAD' else answer)
+    sock.send(answer.removesuffix(body) if head.method == 'HEAD' else answer)
     return None if close else octets[length or 0 :]
 
 
-def _more(sock) -> bytes:
-    octets = receive(sock)
+def _more(sock: Socket) -> bytes:
+    octets = sock.receive()
     if not octets:
         raise ConnectionError('hung up within a request')
     return octets
 
 
-def say_at_once(sock, octets: bytes) -> None:
+def say_at_once(sock: Socket, octets: bytes) -> None:
     """Sends without a yield; raises OSError where it would have to wait for the reader."""
     sock.settimeout(0.0)
     try:
-        if sock.send(octets) < len(octets):
-            raise ConnectionError('does not read what it is sent')
+        sock.send(octets)
     finally:
         sock.settimeout(None)
 
 
-def spoke(sock) -> bool:
+def spoke(sock: Socket) -> bool:
     """Whether octets have come that nobody has read, without waiting for any."""
     if not (has_spoken(sock) or (isinstance(sock, TLSSocket) and sock.has_octets())):
         return False  # a read that finds nothing costs ten times as much
     sock.settimeout(0.0)
     try:
         with gevent.Timeout(HEAD_SECONDS, ConnectionError('TLS: nothing but records of its own')):
-            octets = receive(sock)
+            octets = sock.receive()
         if not octets:
             raise ConnectionError('hung up before the 200')
         return True

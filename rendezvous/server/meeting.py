@@ -26,7 +26,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -36,7 +35,7 @@ from gevent.server import StreamServer
 from rendezvous.server.registry import AskOthers, Held, Others, Registry
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.sockets import Ended, Wrapped, is_polled, receive, send
+from rendezvous.wire.sockets import Ended, Socket, is_polled
 
 log = logging.getLogger('meeting')
 
@@ -54,24 +53,30 @@ CLOSE_SECONDS = 2  # for visits whose pipes have ended, when this worker does
 KEPT = 8  # idle connections to each other worker
 
 
-class OtherWorker(socket.socket):
+class OtherWorker(Socket):
     """A connection to another worker: for questions, and then for a visit that it serves."""
 
-    def __init__(self) -> None:
-        super().__init__(socket.AF_UNIX)
+    def __init__(self, path: str) -> None:
+        """Raises OSError."""
+        super().__init__(socket.socket(socket.AF_UNIX))
+        try:
+            self.raw.connect(path)
+        except BaseException:
+            self.close()
+            raise
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         self._began, self.has_ended, self.got_nothing = False, False, False
 
     def answer(self) -> bytes:
         """To a question: YES, EXPECTED or NO."""
-        return super().recv(1)
+        return self.raw.recv(1)
 
-    def recv_into(self, buffer: Any, *how: int) -> int:
+    def recv_into(self, buffer: memoryview) -> int:
         """Of a visit, as a socket's. Raises ConnectionError where the answer is cut off."""
         if not self._began:
-            mark = super().recv(1)
+            mark = self.raw.recv(1)
             self._began, self.got_nothing = bool(mark), mark == RETRY
-        count = super().recv_into(buffer, *how) if self._began and not self.got_nothing else 0
+        count = super().recv_into(buffer) if self._began and not self.got_nothing else 0
         if not count:
             self.has_ended = True
             if not self.got_nothing and is_polled(self, select.POLLHUP):
@@ -90,7 +95,7 @@ class HeldElsewhere(Held):
         return self.link.got_nothing if self.link.has_ended else not self.octets
 
 
-class Visitor(Wrapped):
+class Visitor(Socket):
     """The holder's end of such a visit: says that an answer begins, or that there is none."""
 
     def __init__(self, raw: socket.socket):
@@ -98,12 +103,9 @@ class Visitor(Wrapped):
         self._began = False
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
 
-    def send(self, octets: bytes | memoryview) -> int:
-        if self._began:
-            return self.raw.send(octets)
-        self._began = True
-        send(self.raw, ANSWER + octets)
-        return len(octets)
+    def send(self, octets: bytes | memoryview) -> None:
+        mark, self._began = b'' if self._began else ANSWER, True
+        super().send(mark + octets if mark else octets)
 
     def retry(self) -> None:
         """The hidden server is gone and got nothing. Raises OSError."""
@@ -183,16 +185,13 @@ class Meeting:
             if not is_polled(sock, select.POLLIN | select.POLLHUP):
                 return sock
             sock.close()
-        sock, path = OtherWorker(), f'{self._folder}/{name}'
+        path = f'{self._folder}/{name}'
         try:
-            sock.connect(path)
-        except OSError as error:
-            sock.close()
-            if isinstance(error, ConnectionRefusedError):  # it was killed
-                Path(path).unlink(missing_ok=True)
-                self._kept.pop(name, None)
+            return OtherWorker(path)
+        except ConnectionRefusedError:  # it was killed
+            Path(path).unlink(missing_ok=True)
+            self._kept.pop(name, None)
             raise
-        return sock
 
     def keep(self, name: str, sock: OtherWorker) -> None:
         kept = self._kept.setdefault(name, [])
@@ -207,16 +206,16 @@ class Meeting:
             while not self._stopping and (line := _line(sock)):
                 uuid, seconds, peer = _asked(line)
                 if not self._registry.count(uuid) and self._registry.expects(uuid):
-                    send(sock, EXPECTED)
+                    sock.sendall(EXPECTED)
                 try:
                     held = self._registry.claim(uuid, seconds, sock)
                 except Refusal:
-                    send(sock, NO)
+                    sock.sendall(NO)
                     continue
-                octets = self._first_octets(sock, held)
-                if octets:
+                visitor = Visitor(sock)
+                if octets := self._first_octets(visitor, held):
                     self._visits.add(gevent.getcurrent())
-                    self._visit(Visitor(sock), peer, uuid, held, octets)
+                    self._visit(visitor, peer, uuid, held, octets)
                 return
         except (OSError, ValueError, Ended) as error:
             log.debug('a question ended: %s', error)
@@ -224,13 +223,13 @@ class Meeting:
             self._visits.discard(gevent.getcurrent())
             sock.close()
 
-    def _first_octets(self, sock: socket.socket, held: Held) -> bytes:
+    def _first_octets(self, visitor: Visitor, held: Held) -> bytes:
         """What the mobile client says; b'' where it has left: the registration waits on."""
         octets = b''
         try:
-            send(sock, YES)
+            visitor.raw.sendall(YES)
             with gevent.Timeout(RESERVED_SECONDS, False):
-                octets = receive(sock)
+                octets = visitor.receive()
         finally:
             if not octets:
                 self._registry.unclaim(held)
@@ -270,7 +269,7 @@ class _Question(Others):
         sock, answer = None, b''
         try:
             sock = self._meeting.connect(name)
-            send(sock, self._line)
+            sock.send(self._line)
             answer = sock.answer()
             self._heard(name, answer)
             if answer == EXPECTED:

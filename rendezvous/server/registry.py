@@ -17,7 +17,7 @@ from gevent.event import AsyncResult
 from rendezvous.server.accepted import Connection
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.pipe import End, Pipe
-from rendezvous.wire.sockets import Ended, Socket, hang_up_of, has_shut, has_spoken
+from rendezvous.wire.sockets import Descriptor, Ended, hang_up_of, has_shut, has_spoken
 
 AGAIN_SECONDS = 1  # between two rounds of questions to others, while a mobile client waits
 RECENT_SECONDS = 60  # a hidden server that was here so lately is thought to come back
@@ -159,7 +159,7 @@ class Registry:
             self._drop_empty(registration.uuid)
 
     def claim(
-        self, uuid: str, seconds: float, sock: Socket, ask_others: AskOthers = _no_others
+        self, uuid: str, seconds: float, sock: Descriptor, ask_others: AskOthers = _no_others
     ) -> Held:
         """The newest registration: an old one is likelier to be a dead NAT mapping.
 
@@ -209,7 +209,7 @@ class Registry:
             del self._last_here[oldest]
 
     def _wait(
-        self, uuid: str, seconds: float, first: bool, sock: Socket, ask_others: AskOthers
+        self, uuid: str, seconds: float, first: bool, sock: Descriptor, ask_others: AskOthers
     ) -> Held:
         """One that is handed over. Raises Refusal."""
         waiting = len(self._mobile_clients.get(uuid, ()))

@@ -18,8 +18,6 @@ from rendezvous.wire.sockets import (
     Ended,
     Socket,
     close_gracefully,
-    receive_shared,
-    send,
     tcp_info,
     watch,
 )
@@ -175,14 +173,14 @@ class Pipe:
                 preface, sink.preface = sink.preface, b''
                 sink.filling = True
                 try:
-                    send(sink.sock, preface + octets if preface else octets)
+                    sink.sock.send(preface + octets if preface else octets)
                 except OSError as error:
                     # EPIPE: it had ended before; the greenlet that reads from it knows how
                     self._lost |= from_mobile and error.errno != errno.EPIPE
                     return How.HIDDEN_RESET if from_mobile else How.MOBILE_RESET
                 sink.filling = False
             try:
-                octets = receive_shared(source.sock)
+                octets = source.sock.receive_shared()
             except OSError:
                 return How.MOBILE_RESET if from_mobile else How.HIDDEN_RESET
             if not octets:

@@ -47,15 +47,10 @@ WATCH_SECONDS = 15
 LOOK_SECONDS = 0.1  # between two looks whether a waiting peer is still there
 
 
-class Socket(Protocol):
-    """What a pipe needs of a socket: of a plain one, one with TLS, one to another worker."""
+class Descriptor(Protocol):
+    """What the system knows of a socket, whoever waits for it."""
 
-    def recv(self, most: int, /) -> bytes: ...
-    def recv_into(self, buffer: memoryview, /) -> int: ...
-    def send(self, octets: bytes | memoryview, /) -> int: ...
-    def close(self) -> None: ...
     def fileno(self) -> int: ...
-    def settimeout(self, seconds: float | None, /) -> None: ...
     def setsockopt(self, level: int, name: int, value: int | bytes, /) -> None: ...
     def getsockopt(self, level: int, name: int, most: int, /) -> bytes: ...
 
@@ -87,29 +82,6 @@ class _Turn:
 take_turn = _Turn().take
 
 
-def receive(sock: Socket) -> bytes:
-    """`sock.recv` for loops: it lets the others run if this turn is over."""
-    take_turn()
-    return sock.recv(CHUNK_BYTES)
-
-
-def receive_shared(sock: Socket) -> memoryview:
-    """As `receive`, in a buffer that belongs to the caller until the next yield."""
-    if not isinstance(sock, Wrapped):  # which takes its turns itself
-        take_turn()
-    return _octets[: sock.recv_into(_octets)]
-
-
-def send(sock: Socket, octets: bytes | memoryview) -> None:
-    """Sends all of `octets`, however slow the reader is; a call costs less than sendall."""
-    if not isinstance(sock, TLSSocket):  # which encrypts them at once: others may yield first
-        octets = bytes(octets)
-    sent = sock.send(octets)
-    while sent < len(octets):
-        take_turn()
-        sent += sock.send(memoryview(octets)[sent:])
-
-
 # What all connections share, each from one yield to the next: octets in records as they came, and
 # without TLS; and what OpenSSL reads from and writes to.
 _records, _octets = memoryview(bytearray(BUFFER_BYTES)), memoryview(bytearray(BUFFER_BYTES))
@@ -134,8 +106,11 @@ def _end_of_records(came: bytes | memoryview, start: int) -> int:
     return start
 
 
-class Wrapped:
-    """A socket around another one: what is the same for both."""
+class Socket:
+    """A plain connection. What waits for it lets the others run.
+
+    Each read takes its turn: a loop of reads keeps nobody waiting, however much there is to read.
+    """
 
     def __init__(self, raw: socket.socket):
         self.raw = raw
@@ -143,16 +118,19 @@ class Wrapped:
         self.is_read_off = False  # the last read took all that there was
         self._readable: Any = None  # the watcher that waits for more
 
-    def recv(self, most: int) -> bytes:
-        return self.raw.recv(most)
+    def receive(self) -> bytes:
+        """What comes next, b'' at the end. Raises OSError."""
+        return bytes(_octets[: self.recv_into(_octets)])
 
-    def send(self, octets: bytes | memoryview) -> int:
-        return self.raw.send(octets)
+    def receive_shared(self) -> memoryview:
+        """The same, in a buffer that belongs to the caller until the next yield."""
+        return _octets[: self.recv_into(_octets)]
 
     def recv_into(self, buffer: memoryview) -> int:
-        """As a socket's. To ask in vain costs 20 us: so behind a short read it waits first.
+        """The same, into a buffer: the number of octets. TLS needs one of BUFFER_BYTES.
 
-        It takes its turn afterwards: of a hundred that waited, not all read in the same one.
+        To ask in vain costs 20 us: so behind a short read it waits first. It takes its turn
+        afterwards: of a hundred that waited, not all read in the same one.
         """
         while True:
             if self.is_read_off:
@@ -178,12 +156,20 @@ class Wrapped:
         elif timeout:
             wait(self._readable, timeout)
 
+    def send(self, octets: bytes | memoryview) -> None:
+        """Sends all of `octets`, however slow the reader is. Raises OSError."""
+        octets = bytes(octets)  # they may be in a buffer of all, and others may run before the end
+        sent = self.raw.send(octets)
+        while sent < len(octets):
+            take_turn()
+            sent += self.raw.send(memoryview(octets)[sent:])
+
     def drop(self) -> int:
         """Reads what has come on the connection below, and drops it: how many octets, 0 at its end.
 
         Raises OSError.
         """
-        return Wrapped.recv_into(self, _octets)
+        return Socket.recv_into(self, _octets)
 
     def fileno(self) -> int:
         return self.raw.fileno()
@@ -203,8 +189,8 @@ class Wrapped:
         self.raw.close()
 
 
-class TLSSocket(Wrapped):
-    """TLS over a connection, with the methods of a socket that a pipe needs.
+class TLSSocket(Socket):
+    """TLS over a connection.
 
     OpenSSL does not see the connection, only octets in memory. So it can be given few records at a
     time, an error of one connection does not stay for the next one
@@ -231,7 +217,6 @@ class TLSSocket(Wrapped):
         self.tls = context.wrap_bio(_in, _out, server_side, server_hostname)
         self._came, self._given = came, 0  # octets from the connection; OpenSSL has so many of them
         self.is_read_off = bool(came)
-        self._plain = b''  # decrypted octets that `recv` has not returned yet
         self._encrypted = b''  # records that are to be sent
         self._has_ended = False
         self._is_broken = False
@@ -253,25 +238,9 @@ class TLSSocket(Wrapped):
         else:
             self._flush()
 
-    def recv(self, most: int) -> bytes:
-        """As a socket's: b'' if the peer has ended, with or without a close_notify.
-
-        Raises OSError if the connection is broken.
-        """
-        if not self._plain:
-            octets = bytes(_octets[: self.recv_into(_octets)])
-            if len(octets) <= most:
-                return octets
-            self._plain = octets
-        octets, self._plain = self._plain[:most], self._plain[most:]
-        return octets
-
     def recv_into(self, buffer: memoryview) -> int:
-        """The same, into a buffer of BUFFER_BYTES: gives the number of octets."""
+        """As a plain connection's: 0 if the peer has ended, with or without a close_notify."""
         count = 0
-        if self._plain:
-            count = len(self._plain)
-            buffer[:count], self._plain = self._plain, b''
         while not (count or self._has_ended):
             if self._is_broken:
                 raise ConnectionError('TLS: connection broken')
@@ -281,8 +250,7 @@ class TLSSocket(Wrapped):
             count = self._decrypt(buffer)
         return count
 
-    def send(self, octets: bytes | memoryview) -> int:
-        """Sends all of `octets`."""
+    def send(self, octets: bytes | memoryview) -> None:
         while self._sending.locked():
             octets = bytes(octets)  # they may be in a buffer of all
             self._sending.wait()
@@ -291,7 +259,6 @@ class TLSSocket(Wrapped):
         finally:
             self._encrypted += _out.read()
         self._flush()
-        return len(octets)
 
     def close_notify(self) -> None:
         """Says that this was all (RFC 8446 section 6.1), unless a record was sent in part."""
@@ -363,7 +330,7 @@ class TLSSocket(Wrapped):
         end = 0
         while not end:
             kept = len(self._came)
-            count = Wrapped.recv_into(self, _records[kept : kept + CHUNK_BYTES] if kept else _chunk)
+            count = Socket.recv_into(self, _records[kept : kept + CHUNK_BYTES] if kept else _chunk)
             if not count:
                 self._has_ended = True
                 return
@@ -392,18 +359,18 @@ class TLSSocket(Wrapped):
                 while self._encrypted:
                     octets, self._encrypted = self._encrypted, b''
                     self.is_whole = False
-                    send(self.raw, octets)
+                    super().send(octets)
                     self.is_whole = True
 
     def has_octets(self) -> bool:
-        """Whether octets have come that `recv` has not returned; maybe less than a record."""
-        return bool(self._plain) or self._given < len(self._came)
+        """Whether octets have come that nobody has read; maybe less than a record."""
+        return self._given < len(self._came)
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         return self.tls.getpeercert(binary_form)
 
 
-def keep_alive(sock: Socket) -> None:
+def keep_alive(sock: Descriptor) -> None:
     """Sets how soon a dead peer is noticed, and switches Nagle's algorithm off.
 
     On Linux a connection inherits all this from the socket that accepted it.
@@ -421,7 +388,7 @@ def keep_alive(sock: Socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def set_tcp(sock: Socket, name: str, value: int) -> None:
+def set_tcp(sock: Descriptor, name: str, value: int) -> None:
     """Sets an option of TCP if the system has it: hidden.py runs on macOS and Windows, too."""
     if hasattr(socket, name):
         sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -442,8 +409,7 @@ def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False
             set_tcp(sock, 'TCP_USER_TIMEOUT', USER_TIMEOUT_SECONDS * 1000)
         if isinstance(sock, TLSSocket) and is_whole:
             sock.close_notify()
-        raw: Any = getattr(sock, 'raw', sock)
-        raw.shutdown(socket.SHUT_WR)
+        sock.raw.shutdown(socket.SHUT_WR)
         _read_until_end(sock, may_stop)
     except (OSError, ValueError, Ended):
         pass  # it is closed already, or its place is needed
@@ -455,7 +421,7 @@ def _read_until_end(sock: Socket, may_stop: bool) -> None:
     """Reads until the peer ends or is silent: an RST would destroy what we sent last."""
     began = monotonic()
     sock.settimeout(LINGER_SECONDS)
-    while sock.drop() if isinstance(sock, Wrapped) else receive(sock):
+    while sock.drop():
         if may_stop and monotonic() - began > MOMENT_SECONDS and is_acknowledged(sock):
             return  # an RST answers what it sends from now on
 
@@ -483,7 +449,7 @@ class TcpInfo(NamedTuple):
     octets_not_sent: int = 0
 
 
-def tcp_info(sock: Socket) -> TcpInfo:
+def tcp_info(sock: Descriptor) -> TcpInfo:
     if not hasattr(socket, 'TCP_INFO'):
         return TcpInfo()
     with suppress(OSError):  # it may be closed already
@@ -492,24 +458,24 @@ def tcp_info(sock: Socket) -> TcpInfo:
     return TcpInfo()
 
 
-def is_acknowledged(sock: Socket) -> bool:
+def is_acknowledged(sock: Descriptor) -> bool:
     """Whether the peer's system has received all that was sent."""
     info = tcp_info(sock)
     return not (info.segments_unacked or info.octets_not_sent)
 
 
-def has_shut(sock: Socket) -> bool:
+def has_shut(sock: Descriptor) -> bool:
     """Whether the peer sends no more: it has closed, or has shut its sending side."""
     return is_polled(sock, select.POLLRDHUP)
 
 
-def has_spoken(sock: Socket) -> bool:
+def has_spoken(sock: Descriptor) -> bool:
     """Whether there is something to read; the end counts."""
     return is_polled(sock, select.POLLIN | select.POLLRDHUP)
 
 
 @contextmanager
-def hang_up_of(sock: Socket, call: Callable[[], object]) -> Iterator[None]:
+def hang_up_of(sock: Descriptor, call: Callable[[], object]) -> Iterator[None]:
     """Calls `call` when the peer sends no more, while nobody reads from the socket."""
 
     def look() -> None:
@@ -525,7 +491,7 @@ def hang_up_of(sock: Socket, call: Callable[[], object]) -> Iterator[None]:
         watcher.close()
 
 
-def is_polled(sock: Socket, events: int) -> bool:
+def is_polled(sock: Descriptor, events: int) -> bool:
     """Whether one of these events, an error or a hang-up is there; no other greenlet runs."""
     poll = _poll_type()()
     poll.register(sock, events)

@@ -44,14 +44,14 @@ class Chunks:
     def __init__(self, chunks):
         self._chunks = [chunk for chunk in chunks if chunk]
 
-    def recv(self, most: int) -> bytes:
+    def receive(self) -> bytes:
         return self._chunks.pop(0) if self._chunks else b''
 
 
 def passed(*chunks: bytes, host: str = '', visitor: Peer | None = VISITOR) -> bytes:
     """What goes to the local server. Raises Refusal."""
     visit, written = Forwarding(UUID, host).around(Chunks(chunks), b'', visitor), b''
-    while octets := visit.recv(65536):
+    while octets := visit.receive():
         written += octets
     return written
 
@@ -245,7 +245,7 @@ def test_other_host_on_the_connection_is_misdirected():
     assert isinstance(outcome(again, request(), again), bytes)
     other = b'GET / HTTP/1.1\r\nHost: cellar.example.com\r\n\r\n'
     visit = Forwarding(UUID, '').around(Chunks([again + other]), b'', VISITOR)
-    first = visit.recv(65536)
+    first = visit.receive()
     assert first.startswith(b'GET / HTTP/1.1\r\nHost: KITCHEN')
     assert b'cellar' not in first
 

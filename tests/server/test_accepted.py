@@ -11,7 +11,7 @@ from gevent.event import AsyncResult
 from rendezvous.server.accepted import Connection
 from rendezvous.server.meeting import Visitor
 from rendezvous.wire.addresses import Peer
-from rendezvous.wire.sockets import Ended
+from rendezvous.wire.sockets import Ended, Socket
 
 
 def greenlets() -> int:
@@ -92,7 +92,7 @@ def test_registration_that_is_ended_while_its_greenlet_finishes_is_closed():
     went_on = AsyncResult()
 
     def serve() -> None:
-        connection = Connection(near, Peer('192.0.2.1', 1))
+        connection = Connection(Socket(near), Peer('192.0.2.1', 1))
         connection.interrupt()
         connection.wait(lambda: went_on.set(connection))
 

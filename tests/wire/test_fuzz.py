@@ -29,6 +29,7 @@ from rendezvous.store.entries import CONNECTIONS
 from rendezvous.wire import codes
 from rendezvous.wire.http_head import HeadReader, Refusal
 from rendezvous.wire.programs import Mistake
+from rendezvous.wire.sockets import Socket
 
 EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', 200))
 END_SECONDS = 10
@@ -396,7 +397,7 @@ def test_whatever_a_server_says_hidden_py_makes_one_harmless_line_of_it(octets):
         far.shutdown(socket.SHUT_WR)
         said = 'registered'
         try:
-            assert octets.endswith(dial.read_answer(near)[1])
+            assert octets.endswith(dial.read_answer(Socket(near))[1])
         except (dial.NotRegistered, OSError) as error:
             said = dial.why(error)
     assert re.fullmatch('[ -~]+', said)

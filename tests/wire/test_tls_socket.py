@@ -63,7 +63,7 @@ def others(context, pair):
 def both_ways(near: sockets.TLSSocket, far: ssl.SSLSocket) -> None:
     """Octets come through as they were sent."""
     far.sendall(b'words')
-    assert near.recv(100) == b'words'
+    assert near.receive() == b'words'
     near.send(b'answer')
     assert far.recv(100) == b'answer'
 
@@ -114,10 +114,10 @@ def test_octets_before_a_bad_record_come_all_the_same(both_ends):
     far.sendall(b'answer')
     send_raw(far, BAD_RECORD)
     until(lambda: len(near.raw.recv(1000, socket.MSG_PEEK)) > len(BAD_RECORD), 'both have come')
-    assert near.recv(100) == b'answer'
+    assert near.receive() == b'answer'
     for _ in range(2):
         with pytest.raises(OSError, match='broken'):
-            near.recv(100)
+            near.receive()
 
 
 def test_bad_record_does_not_reach_another_connection(both_ends, others):
@@ -125,7 +125,7 @@ def test_bad_record_does_not_reach_another_connection(both_ends, others):
     near, far = both_ends
     send_raw(far, BAD_RECORD * 3)
     with pytest.raises(ssl.SSLError):
-        near.recv(100)
+        near.receive()
     both_ways(*others)
     leaving = gevent.spawn(sockets.close_gracefully, near)
     with pytest.raises(ssl.SSLError, match=r'(?i)alert|bad record'):
@@ -141,8 +141,8 @@ def test_octets_behind_a_close_notify_do_not_reach_another_connection(both_ends,
     with pytest.raises(ssl.SSLWantReadError):
         far.unwrap()
     send_raw(far, BAD_RECORD)
-    assert near.recv(100) == b'words'
-    assert near.recv(100) == b''
+    assert near.receive() == b'words'
+    assert near.receive() == b''
     assert near.has_said_goodbye
     both_ways(*others)
 
@@ -168,7 +168,7 @@ def test_octets_come_whole_through_records_of_each_size(both_ends, size):
         far.close()
 
     sending, came = gevent.spawn(send), b''
-    while octets := near.recv(5000):
+    while octets := near.receive():
         came += octets
     assert came == words
     sending.get()
@@ -225,7 +225,7 @@ def test_peer_that_makes_us_answer_and_reads_nothing_fills_no_memory(
             near.do_handshake()
             with connecting.get().sock as far:
                 much = b'x' * 2**24  # more than the kernel takes
-                busy = [gevent.spawn(near.send, much), gevent.spawn(near.recv, 1)]
+                busy = [gevent.spawn(near.send, much), gevent.spawn(near.receive)]
                 busy.append(gevent.spawn(far.sendall, connecting.value.key_updates(1)))
                 until(lambda: near._encrypted, 'it has answers to send')
                 for _ in range(200):  # in each turn it may read another 32
