@@ -19,7 +19,7 @@ import pytest
 from conftest import DEADLINE_SECONDS, free_port, until
 from gateways import VISITOR
 from hiding import HEAD_ENDS
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 from programs import listens
 from test_differential import LINES, PIECES
@@ -211,6 +211,8 @@ OURS = {
 def agrees(visit, local: tuple[str, int], octets: bytes) -> int:
     """How many requests the local server read: each as we do, and with our fields alone."""
     wanted, read = expected(octets), said(sent(visit, local[1], octets))
+    if local[0] in ('nginx', 'apache'):  # Node behind it refuses other methods, and it goes on
+        wanted = [each for each in wanted if each[0] in METHODS]
     if local[0] == 'apache':  # it passes on other targets than it gets: /b for /a/../b
         wanted = [(method, '', body) for method, _, body in wanted]
         read = [(method, '', fields, body) for method, _, fields, body in read]
@@ -256,6 +258,7 @@ some = settings(fuzz, max_examples=max(EXAMPLES // 8, 1))
 
 
 @given(CONNECTIONS)
+@example(request('Content-Length: 2', body=b' G') + request(line='ET / HTTP/1.1') + MORE + LAST)
 @some
 @pytest.mark.deadline(60 + EXAMPLES)
 def test_no_request_of_a_connection_is_read_differently(visit, local, octets):
