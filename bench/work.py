@@ -234,6 +234,8 @@ def kept_open(subject: Subject, count: int) -> Figures:
     (first, before), (last, after) = found
     used, count = subject.between(first, last), after - before - 1  # less our own question
     figures = json.loads(output.splitlines()[-1])
+    if figures['failed'] > count:  # its figures would be those of errors
+        raise RuntimeError(f'{figures["failed"]:.0f} requests failed')
     kept = {name: figures[name] for name in ('failed', 'p50', 'p99', 'p99.9')}
     return kept | {'rate': count / used.seconds, 'load': share} | each(used, max(count, 1), 1e6)
 
