@@ -251,8 +251,9 @@ class Registry:
         self._drop_empty(registration.uuid)
 
     def _take_from_handed(self, registration: Registration) -> None:
-        self._handed.get(registration.uuid, set()).discard(registration)
-        self._drop_empty(registration.uuid)
+        if handed := self._handed.get(registration.uuid):
+            handed.discard(registration)
+            self._drop_empty(registration.uuid)
 
     def _drop_empty(self, uuid: str) -> None:
         for kind in (self._registrations, self._mobile_clients, self._handed, self._pipes):

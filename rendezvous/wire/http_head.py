@@ -88,6 +88,7 @@ class Head(NamedTuple):
     version: str
     line: bytes
     fields: tuple[Field, ...]
+    by_name: dict[str, list[str]]  # the values of each field
 
     def octets(self, without: Field | None = None) -> bytes:
         """The head as it came, without the line of that field."""
@@ -95,7 +96,7 @@ class Head(NamedTuple):
         return b''.join([self.line, *kept, b'\r\n'])
 
     def values(self, name: str) -> list[str]:
-        return [field.value for field in self.fields if field.name == name]
+        return self.by_name.get(name, [])
 
     def has_token(self, name: str, token: str) -> bool:
         """Whether the comma-separated field `name` lists `token` (case-insensitive)."""
@@ -119,6 +120,7 @@ class HeadReader:
         self._searched = 0  # before this place no end of the current line was found
         self._request: tuple[str, str, str, bytes] | None = None
         self._fields: list[Field] = []
+        self._by_name: dict[str, list[str]] = {}
 
     def feed(self, octets: bytes) -> tuple[Head, bytes] | None:
         """The head and the octets behind it, or None if more are needed. Raises Refusal."""
@@ -129,25 +131,26 @@ class HeadReader:
                 if line or self._line_start > 2:
                     self._request = _request_line(line)
             elif line:
-                self._fields.append(_field(line))
+                field = _field(line)
+                self._fields.append(field)
+                self._by_name.setdefault(field.name, []).append(field.value)
                 if len(self._fields) > HEAD_FIELDS:
                     raise Refusal(431, f'the head has more than {HEAD_FIELDS} header fields')
             else:
-                head = Head(*self._request, tuple(self._fields))
+                head = Head(*self._request, tuple(self._fields), self._by_name)
                 _check(head)
                 return head, bytes(self._octets[self._line_start :])
         return None
 
     def _next_line(self) -> bytes | None:
         """The next line without its CRLF, or None if its end has not come yet."""
-        start, end = self._line_start, self._octets.find(b'\r\n', self._searched)
-        stop = end
-        if end < 0:
-            stop = len(self._octets) - self._octets.endswith(b'\r')  # its LF may come next
-        limit = REQUEST_LINE_BYTES
-        if self._request:  # at least the line's CRLF and the empty line are still to come
-            limit = max(0, HEAD_BYTES - start - 4)
-        if _FORBIDDEN.search(self._octets, self._searched, min(stop, start + limit)):
+        octets, start, searched = self._octets, self._line_start, self._searched
+        end = octets.find(b'\r\n', searched)
+        # Of a line that has not ended, the last octet may be a CR whose LF comes next.
+        stop = end if end >= 0 else len(octets) - octets.endswith(b'\r')
+        # At least the line's CRLF and the empty line are still to come.
+        limit = max(0, HEAD_BYTES - start - 4) if self._request else REQUEST_LINE_BYTES
+        if _FORBIDDEN.search(octets, searched, min(stop, start + limit)):
             raise Refusal(400, 'lines end with CRLF and hold no control characters')
         if stop - start > limit:
             if self._request:
@@ -157,7 +160,7 @@ class HeadReader:
         if end < 0:
             return None
         self._line_start = self._searched = end + 2
-        return bytes(self._octets[start:end])
+        return bytes(octets[start:end])
 
 
 def _request_line(line: bytes) -> tuple[str, str, str, bytes]:

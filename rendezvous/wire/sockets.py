@@ -94,12 +94,12 @@ def _end_of_records(came: bytes | memoryview, start: int) -> int:
     """Where the last of the next few whole records ends (RFC 8446 section 5.1)."""
     stop = len(came)
     for _ in range(FEED_RECORDS):
-        if stop < start + 5:
+        if start + 5 > stop:
             break
         kind, length = _record(came, start)
         end = start + 5 + length
-        if kind not in RECORD_TYPES or length > WHOLE_RECORD_BYTES - 5:
-            return stop  # OpenSSL says what is wrong with it
+        if end == stop or kind not in RECORD_TYPES or length > WHOLE_RECORD_BYTES - 5:
+            return stop  # of what is no record OpenSSL says what is wrong with it
         if end > stop:
             break
         start = end
@@ -169,7 +169,9 @@ class Socket:
 
         Raises OSError.
         """
-        return Socket.recv_into(self, _octets)
+        count = Socket.recv_into(self, _octets)
+        self.is_read_off = False  # behind the last octets, a goodbye, the end is there already
+        return count
 
     def fileno(self) -> int:
         return self.raw.fileno()

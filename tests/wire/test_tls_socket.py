@@ -100,6 +100,20 @@ def test_octets_that_were_read_before_go_first(context, pair, count):
         both_ways(near, far)
 
 
+def test_octets_that_came_with_the_handshake_are_there_until_they_are_read(context, pair):
+    """hidden.py sends its CONNECT so, and may send nothing behind it until the answer has come."""
+    raw, far = socket.socketpair()
+    with raw, far:
+        client = sockets.TLSSocket(client_context(pair['crt_file']), far, '127.0.0.1')
+        speaking = gevent.spawn(client.do_handshake, b'words')
+        near = sockets.TLSSocket(context, raw)
+        near.do_handshake()
+        speaking.get()
+        assert near.has_octets()
+        assert near.receive() == b'words'
+        assert not near.has_octets()
+
+
 BAD_RECORD = b'\x17\x03\x03\x00\x20' + b'x' * 32
 
 
