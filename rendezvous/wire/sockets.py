@@ -159,7 +159,10 @@ class Socket:
     def send(self, octets: bytes | memoryview) -> None:
         """Sends all of `octets`, however slow the reader is. Raises OSError."""
         octets = bytes(octets)  # they may be in a buffer of all, and others may run before the end
-        sent = self.raw.send(octets)
+        self._send_rest(octets, self.raw.send(octets))
+
+    def _send_rest(self, octets: bytes, sent: int) -> None:
+        """What is behind so many octets, which have been sent."""
         while sent < len(octets):
             take_turn()
             sent += self.raw.send(memoryview(octets)[sent:])
@@ -349,20 +352,24 @@ class TLSSocket(Socket):
 
     def _flush(self) -> None:
         """Sends what OpenSSL has written; nearly always the system takes all of it at once."""
-        if self._encrypted and not self._sending.locked():
+        if not self._encrypted:
+            return
+        octets, sent = b'', 0
+        if not self._sending.locked():
             octets, self._encrypted = self._encrypted, b''
             try:
                 sent = self._native.send(octets)
             except BlockingIOError:
                 sent = 0
-            self._encrypted = octets[sent:]  # no yield until the others have to wait for it
-        if self._encrypted:
-            with self._sending:
-                while self._encrypted:
-                    octets, self._encrypted = self._encrypted, b''
-                    self.is_whole = False
-                    super().send(octets)
-                    self.is_whole = True
+            if sent == len(octets):
+                return
+        with self._sending:  # no yield since a part was sent: the others have to wait for the rest
+            while octets or self._encrypted:
+                if not octets:
+                    octets, sent, self._encrypted = self._encrypted, 0, b''
+                self.is_whole = False
+                self._send_rest(octets, sent)
+                self.is_whole, octets = True, b''
 
     def has_octets(self) -> bool:
         """Whether octets have come that nobody has read; maybe less than a record."""
