@@ -280,8 +280,9 @@ class Gateway(Socket, _Reader):
         if self._is_over:
             raise Ended
         self._is_sending = True
+        octets = bytes(octets)  # while the mobile client is slow, others use their buffer
         self._sock.send(octets)
-        self._answers.feed(bytes(octets))
+        self._answers.feed(octets)
         self._is_sending = False
         self._progress.set()
 

@@ -250,6 +250,22 @@ def test_other_host_on_the_connection_is_misdirected():
     assert b'cellar' not in first
 
 
+def test_answer_is_read_as_it_came_though_its_buffer_is_used_again():
+    """The mobile client is slow: meanwhile others read into the buffer, which all share."""
+    refused = b'HTTP/1.1 204 No Content\r\nX: '
+    buffer = bytearray(refused + b'x' * (len(SWITCH) - len(refused) - 4) + b'\r\n\r\n')
+
+    class Slow(Chunks):
+        def send(self, octets):
+            buffer[:] = SWITCH
+
+    again = request('X-Forwarded-For: 203.0.113.9')
+    visit = Forwarding(UUID, '').around(Slow([request(*ASK), again]), b'', VISITOR)
+    assert b'Upgrade: websocket' in visit.receive()
+    visit.send(memoryview(buffer))
+    assert b'203.0.113.9' not in visit.receive(), 'it passes as if that were a tunnel'
+
+
 def test_head_passes_only_if_the_server_would_pass_it_on():
     for octets in HEADS:
         head = read(octets)
