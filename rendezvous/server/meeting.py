@@ -98,6 +98,8 @@ class HeldElsewhere(Held):
 class Visitor(Socket):
     """The holder's end of such a visit: says that an answer begins, or that there is none."""
 
+    waits_for_end = True  # the other worker closes in any case; a close before is a cut
+
     def __init__(self, raw: socket.socket):
         super().__init__(raw)
         self._began = False

@@ -112,6 +112,8 @@ class Socket:
     Each read takes its turn: a loop of reads keeps nobody waiting, however much there is to read.
     """
 
+    waits_for_end = False  # before a close, for as long as the peer reads what was sent last
+
     def __init__(self, raw: socket.socket):
         self.raw = raw
         self._native: socket.socket = raw._sock  # type: ignore[attr-defined] # which never waits
@@ -429,7 +431,7 @@ def close_gracefully(sock: Socket, is_whole: bool = True, may_stop: bool = False
 def _read_until_end(sock: Socket, may_stop: bool) -> None:
     """Reads until the peer ends or is silent: an RST would destroy what we sent last."""
     began = monotonic()
-    sock.settimeout(LINGER_SECONDS)
+    sock.settimeout(None if sock.waits_for_end else LINGER_SECONDS)
     while sock.drop():
         if may_stop and monotonic() - began > MOMENT_SECONDS and is_acknowledged(sock):
             return  # an RST answers what it sends from now on

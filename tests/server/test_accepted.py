@@ -1,6 +1,7 @@
 """A connection as the others see it: a registration that waits has no greenlet."""
 
 import gc
+import os
 import socket
 
 import gevent
@@ -9,7 +10,8 @@ from conftest import connect_request, until
 from gevent.event import AsyncResult
 
 from rendezvous.server.accepted import Connection
-from rendezvous.server.meeting import Visitor
+from rendezvous.server.meeting import OtherWorker, Visitor
+from rendezvous.wire import sockets
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.sockets import Ended, Socket
 
@@ -141,3 +143,27 @@ def test_hidden_server_that_is_ended_alone_does_not_keep_its_visit(server, regis
         until(lambda: not server.connections, 'it has ended')
         far.send(b'more')
         visiting.get(timeout=10)
+
+
+def test_whole_answer_is_no_cut_one_for_a_slow_mobile_client_of_another_worker(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sockets, 'LINGER_SECONDS', 0.02)
+    path, much = str(tmp_path / 'worker'), os.urandom(600_000)  # two reads
+
+    def answer(visitor: Visitor) -> None:
+        visitor.send(much)
+        sockets.close_gracefully(visitor)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        link = OtherWorker(path)
+        answering = gevent.spawn(answer, Visitor(listener.accept()[0]))
+        came = link.receive()
+        answering.join(timeout=0.2)  # meanwhile the mobile client takes nothing
+        while octets := link.receive():
+            came += octets
+        assert came == much
+        link.close()
+        answering.get()
