@@ -29,6 +29,7 @@ BUFFER_BYTES = CHUNK_BYTES + WHOLE_RECORD_BYTES
 # given at most so many at a time.
 FEED_RECORDS = 32
 READ = 1  # libev's name is EV_READ, and libuv's UV_READABLE
+INTERRUPTED = TimeoutError, BlockingIOError  # by settimeout: the connection is as good as before
 RECORD_TYPES = 20, 21, 22, 23  # change_cipher_spec, alert, handshake, application_data
 # A greenlet that always finds something to read lets the others run after so much time, or so many
 # reads, of all greenlets since the hub last polled the sockets.
@@ -161,10 +162,7 @@ class Socket:
     def send(self, octets: bytes | memoryview) -> None:
         """Sends all of `octets`, however slow the reader is. Raises OSError."""
         octets = bytes(octets)  # they may be in a buffer of all, and others may run before the end
-        self._send_rest(octets, self.raw.send(octets))
-
-    def _send_rest(self, octets: bytes, sent: int) -> None:
-        """What is behind so many octets, which have been sent."""
+        sent = self.raw.send(octets)
         while sent < len(octets):
             take_turn()
             sent += self.raw.send(memoryview(octets)[sent:])
@@ -193,6 +191,7 @@ class Socket:
     def close(self) -> None:
         if self._readable:
             self._readable.close()
+        self._readable, self.is_read_off = None, False
         self.raw.close()
 
 
@@ -353,7 +352,10 @@ class TLSSocket(Socket):
         return len(self._encrypted) > RECORD_BYTES or not self._sending.locked()
 
     def _flush(self) -> None:
-        """Sends what OpenSSL has written; nearly always the system takes all of it at once."""
+        """Sends what OpenSSL has written; nearly always the system takes all of it at once.
+
+        Where that is interrupted, the rest is kept, and goes before the next records.
+        """
         if not self._encrypted:
             return
         octets, sent = b'', 0
@@ -363,14 +365,22 @@ class TLSSocket(Socket):
                 sent = self._native.send(octets)
             except BlockingIOError:
                 sent = 0
-            if sent == len(octets):
+            self.is_whole = sent == len(octets)
+            if self.is_whole:
                 return
         with self._sending:  # no yield since a part was sent: the others have to wait for the rest
             while octets or self._encrypted:
                 if not octets:
                     octets, sent, self._encrypted = self._encrypted, 0, b''
-                self.is_whole = False
-                self._send_rest(octets, sent)
+                    self.is_whole = False
+                try:
+                    while sent < len(octets):
+                        take_turn()
+                        sent += self.raw.send(memoryview(octets)[sent:])
+                except BaseException as error:
+                    if not isinstance(error, OSError) or isinstance(error, INTERRUPTED):
+                        self._encrypted = octets[sent:] + self._encrypted
+                    raise
                 self.is_whole, octets = True, b''
 
     def has_octets(self) -> bool:

@@ -226,6 +226,40 @@ def test_what_waits_for_a_slow_reader_stays_what_it_was(both_ends):
     gevent.joinall(sending, raise_error=True)
 
 
+@pytest.mark.parametrize('how', ['timeout', 'kill'])
+def test_record_that_was_interrupted_goes_on_before_the_next_one(both_ends, how):
+    near, far = both_ends
+    much = os.urandom(2**24)  # more than the kernel takes
+    near.settimeout(0.05 if how == 'timeout' else None)
+    sending = gevent.spawn(near.send, much)
+    until(lambda: not near.is_whole, 'a part is sent')
+    if how == 'kill':
+        sending.kill(sockets.Ended)
+    else:
+        with pytest.raises(TimeoutError):
+            sending.get()
+    near.settimeout(None)
+    going_on, came = gevent.spawn(near.send, b'last'), b''
+    while len(came) < len(much) + len(b'last'):
+        came += far.recv(65536)
+    assert came == much + b'last'
+    going_on.get()
+    assert near.is_whole
+
+
+def test_closed_socket_cannot_be_read(both_ends):
+    """Another connection may have the number of its descriptor."""
+    near, far = both_ends
+    far.sendall(b'words')
+    assert near.receive() == b'words'
+    waiting = gevent.spawn(near.receive)  # from now on there is a watcher
+    far.sendall(b'words')
+    assert waiting.get() == b'words'
+    near.close()
+    with pytest.raises(OSError, match='descriptor'), gevent.Timeout(10):
+        near.receive()
+
+
 def test_peer_that_makes_us_answer_and_reads_nothing_fills_no_memory(
     context, pair, others, monkeypatch
 ):
