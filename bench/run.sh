@@ -1,7 +1,7 @@
 #!/bin/sh
 # This server beside what people would pick instead: bench/run.sh [--quick] [--only b,c] [--peers ssh]
 # Installs what it needs (as root; else it names the Debian packages), then measures for about
-# 20 minutes and writes tables and a picture to bench/results/.
+# 23 minutes and writes tables and a picture to bench/results/.
 set -eu
 cd "$(dirname "$0")/.."
 bench/peers/setup.sh
