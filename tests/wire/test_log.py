@@ -116,7 +116,10 @@ def test_no_line_is_lost_while_several_processes_write_and_one_rotates(tmp_path)
             enough.touch()
         return all(each.poll() == 0 for each in running)
 
-    until(all_have_ended, 'all lines are written')
+    try:
+        until(all_have_ended, 'all lines are written')
+    finally:
+        enough.touch()  # or the writers would never end
     last = [int(each.communicate()[0]) for each in running]
     written = ''.join(each.read_text() for each in folder.iterdir())
     for number in range(max(last) + 1):
