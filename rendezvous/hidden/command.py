@@ -18,7 +18,7 @@ from rendezvous.hidden.target import EXAMPLES, Target, target
 from rendezvous.wire import logs
 from rendezvous.wire.background_log import Background
 from rendezvous.wire.http_head import HOST
-from rendezvous.wire.programs import Mistake
+from rendezvous.wire.programs import VERSION, Mistake
 
 DESCRIPTION = 'Registers at the rendezvous server and pipes to a local HTTP server.'
 FINISH_SECONDS = 30  # for pipes to finish after SIGTERM; the rendezvous server gives them as many
@@ -51,6 +51,7 @@ OPTIONS = {
 def main(packed: dict | None = None) -> None:
     """`packed`: the entry, where the program itself holds it. Raises Mistake."""
     parser = argparse.ArgumentParser(description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument('--version', action='version', version=VERSION)
     parser.set_defaults(entry=None)
     if packed is None:
         parser.add_argument('entry', type=Path, help='entries/ID.json, as users_app.py made it')

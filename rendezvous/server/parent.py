@@ -34,7 +34,7 @@ from rendezvous.server.starting import LOG, READY
 from rendezvous.store import embedded
 from rendezvous.store.options import Options
 from rendezvous.wire import logs
-from rendezvous.wire.programs import EX_CONFIG, HERE, Mistake, PassingMistake
+from rendezvous.wire.programs import EX_CONFIG, HERE, VERSION, Mistake, PassingMistake
 
 log = logging.getLogger('parent')
 
@@ -367,6 +367,7 @@ def main() -> int:
     """Until a signal ends it: the exit status. Raises Mistake."""
     arguments = argparse.ArgumentParser(description='The rendezvous server.')
     arguments.add_argument('--check', action='store_true', help='only say whether it can start')
+    arguments.add_argument('--version', action='version', version=VERSION)
     arguments.parse_args()  # --check has ended up elsewhere: any other one is a mistake
     os.umask(0o077)
     os.chdir(HERE)

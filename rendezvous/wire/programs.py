@@ -13,6 +13,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NoReturn
 
+VERSION = '1.0'  # of all programs, server and hidden server alike
+
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 EX_CONFIG, EX_TEMPFAIL, EX_IOERR = 78, 75, 74  # of sysexits.h; Windows has no names for them
 HERE = Path(__file__).resolve().parents[2]  # the project's folder
