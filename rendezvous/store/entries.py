@@ -19,7 +19,7 @@ import redis
 from gevent.lock import Semaphore
 
 from rendezvous.store import embedded, entry_json, rations
-from rendezvous.store.entry_json import DIGITS, Json
+from rendezvous.store.entry_json import DIGITS, NOTE, Json
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
 from rendezvous.wire.addresses import authority
@@ -36,6 +36,7 @@ FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: que
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
 NAMES = 'names'  # the hash that names.py describes
 SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
+SCANNED = 5000  # keys that Redis looks at without a pause, under a millisecond
 SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
 EVICTS = 'Redis may delete entries when its memory is full: set maxmemory-policy %s to noeviction'
@@ -88,6 +89,7 @@ class Entries:
         self._launcher = embedded.Launcher() if self._is_embedded and starts_store else None
         self._turns = Semaphore(CONNECTIONS)
         self._down_since = -math.inf
+        self.errors = 0  # questions that ended with StoreDown
         self._pool = _pool(options)
         self._redis = redis.Redis(connection_pool=self._pool)
         self._count_try = self._redis.register_script(rations.SCRIPT)
@@ -151,23 +153,34 @@ class Entries:
         return None
 
     def all(self) -> list[Json]:
-        """UUID, labels and state of each entry, sorted by label; raises StoreDown.
-
-        `created` is in seconds since 1970; None: unknown.
-        """
-        keys = self._ask(scan, self._redis, ANY_UUID)
-        found: dict[str, Json] = {}
-        parts: list[list[str]] = []
-        for some in slices(keys):
-            uuids = [key for key in some if UUID.fullmatch(key) and key == key.lower()]
-            values = self._ask(self._redis.mget, uuids) if uuids else []
-            pairs = zip(uuids, values, strict=True)  # None: it was deleted just now
-            part = [_shown(uuid, value) for uuid, value in pairs if value is not None]
-            ordered = {'\0'.join([*shown['labels'], shown['uuid']]): shown for shown in part}
-            parts.append(sorted(ordered))
-            found |= ordered
+        """What may be shown of each entry, sorted as people do; raises StoreDown."""
+        parts = [
+            sorted(((entry_json.sort_key(each), each['uuid']), each) for each in some)
+            for some in slices(self.some(self.uuids()))
+        ]
         # To sort 10,000 at once would keep others waiting.
-        return [found[key] for some in slices(heapq.merge(*parts)) for key in some]
+        return [each for some in slices(heapq.merge(*parts)) for _, each in some]
+
+    def uuids(self) -> list[str]:
+        """Those of all entries. Redis looks at all its keys for it. Raises StoreDown."""
+        keys = self._ask(scan, self._redis, ANY_UUID, SCANNED)
+        return [
+            key
+            for some in slices(keys)
+            for key in some
+            if UUID.fullmatch(key) and key == key.lower()
+        ]
+
+    def some(self, uuids: Iterable[str]) -> list[Json]:
+        """What may be shown of some entries: `uuid` and what entry_json.summary gives. Those that
+        do not exist are left out. Raises StoreDown.
+        """
+        found = []
+        for some in slices(uuids):
+            values = self._ask(self._redis.mget, some)
+            pairs = zip(some, values, strict=True)  # None: it was deleted just now
+            found += [_shown(uuid, value) for uuid, value in pairs if value is not None]
+        return found
 
     def shown(self, uuid: str) -> Json | None:
         """What `all` gives of one entry, or None: there is none. Raises StoreDown."""
@@ -185,11 +198,23 @@ class Entries:
         value = json.dumps(entry)
         made = self._ask(self._redis.set, uuid, value, nx=True)
         # Where the first answer was lost and the question asked again, the value there is ours.
-        return bool(made) or self._ask(self._redis.mget, uuid) == [value]
+        if not made and self._ask(self._redis.mget, uuid) != [value]:
+            return False
+        self._ask(self._redis.publish, CHANGES, uuid)
+        return True
 
     def rename(self, uuid: str, labels: list[str]) -> bool:
         """Whether there was one; so do the next ones. Each is atomic and raises StoreDown."""
-        return bool(self._change(uuid, lambda entry: entry | {'labels': labels}, tell=False))
+        return bool(self._change(uuid, lambda entry: entry | {'labels': labels}))
+
+    def note(self, uuid: str, text: str) -> bool:
+        """Writes a note on it, of NOTE characters at most; '' is none."""
+
+        def noted(entry: Json) -> Json:
+            entry.pop('note', None)
+            return entry | ({'note': text[:NOTE]} if text else {})
+
+        return bool(self._change(uuid, noted))
 
     def disable(self, uuid: str) -> bool:
         def disabled(entry: Json) -> Json:
@@ -233,8 +258,8 @@ class Entries:
 
         return self.ask(forget)
 
-    def _change(self, uuid: str, change: Callable[[Json], Json], tell: bool = True) -> Json | None:
-        """Writes what `change` makes of an entry, and tells the servers; None: there is none."""
+    def _change(self, uuid: str, change: Callable[[Json], Json]) -> Json | None:
+        """Writes what `change` makes of an entry, and tells all; None: there is none."""
 
         def exchange(transaction) -> Json | None:
             (value,) = transaction.mget(uuid)
@@ -243,20 +268,20 @@ class Entries:
                 return None
             entry = change((entry_json.read(value) or {}) | {'uuid': uuid})
             transaction.set(uuid, json.dumps(entry))
-            if tell:
-                transaction.publish(CHANGES, uuid)
+            transaction.publish(CHANGES, uuid)
             return entry
 
         # It watches the key, and starts over where another program changed it meanwhile.
         return self._ask(self._redis.transaction, exchange, uuid, value_from_callable=True)
 
-    def changes(self) -> Iterator[str]:
-        """Without end: each UUID whose entry is changed, '' where some may have been missed.
+    def changes(self, *channels: str) -> Iterator[tuple[str, str]]:
+        """Without end: (CHANGES, the UUID of an entry that is changed), and (CHANNEL, the text) of
+        each message on `channels`; (CHANGES, '') where some may have been missed.
 
         Raises StoreDown.
         """
         with self._redis.pubsub() as subscription:
-            self._ask(subscription.subscribe, CHANGES)
+            self._ask(subscription.subscribe, CHANGES, *channels)
             asked = False
             while True:
                 message = self._ask(subscription.get_message, timeout=SILENT_SECONDS)
@@ -264,9 +289,11 @@ class Entries:
                     raise StoreDown('Redis does not answer: it was silent for too long')
                 if message is None:
                     self._ask(subscription.ping)
-                elif message['type'] != 'pong':
+                elif message['type'] == 'message':
+                    yield message['channel'], message['data']
+                elif message['type'] != 'pong' and message['channel'] == CHANGES:
                     # After a lost connection redis-py subscribes again, which is a message, too.
-                    yield message['data'] if message['type'] == 'message' else ''
+                    yield CHANGES, ''
                 asked = message is None
 
     def ask(self, question: Callable[[redis.Redis], Any]) -> Any:
@@ -274,6 +301,13 @@ class Entries:
         return self._ask(question, self._redis)
 
     def _ask(self, command: Callable[..., Any], *args, **kwargs) -> Any:
+        try:
+            return self._answer(command, *args, **kwargs)
+        except StoreDown:
+            self.errors += 1
+            raise
+
+    def _answer(self, command: Callable[..., Any], *args, **kwargs) -> Any:
         if not self._turns.acquire(timeout=TURN_SECONDS):
             raise StoreDown(f'Redis is busy: no turn for a question within {TURN_SECONDS} seconds')
         try:

@@ -4,8 +4,9 @@ So each value of an entry that was read may be missing, or of any type.
 """
 
 import json
+import re
 from typing import Any, TypedDict
-from unicodedata import category
+from unicodedata import category, combining, normalize
 from urllib.parse import quote, urlencode
 
 import pyotp
@@ -16,8 +17,11 @@ DIGITS = 8  # of a code; programs for node-rendezvous can only use 6
 SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
 JOINERS = '\u200c\u200d'  # they join letters, in Persian, and pictures
 CHARACTERS = 64 * 1024  # of an entry: hundreds of times what we write
+NOTE = 400  # characters of a note
 LEVELS = 20  # of lists and objects within each other; ours has two
 LATEST = 253402300800  # the year 10000, in seconds since 1970, where calendars end
+
+_NUMBERS = re.compile('([0-9]+)')
 
 Json = dict[str, Any]  # an object that was read
 
@@ -40,6 +44,7 @@ class Entry(TypedDict, total=False):
 
     uuid: str
     labels: list[str]
+    note: str
     created: float  # seconds since 1970, as are the next two
     disabled: float
     enabled: float
@@ -106,13 +111,32 @@ def is_sound(entry: dict) -> bool:
 
 
 def summary(entry: dict) -> Json:
-    """What may be shown: `labels`, `created` (seconds since 1970; None: unknown), `disabled`."""
-    labels = entry.get('labels')
+    """What may be shown: `labels`; `note`, which may have several lines; `created` (seconds since
+    1970; None: unknown); `disabled`, since when (1.0: unknown; None: it is not).
+    """
+    labels, disabled = entry.get('labels'), entry.get('disabled')
     return {
         'labels': [printable(label) for label in labels] if isinstance(labels, list) else [],
+        'note': _note(entry.get('note')),
         'created': number(entry.get('created')) or None,
-        'disabled': bool(entry.get('disabled')),
+        'disabled': (number(disabled) or 1.0) if disabled else None,
     }
+
+
+def _note(value: object) -> str:
+    lines = value[:NOTE].splitlines() if isinstance(value, str) else []
+    return '\n'.join(map(printable, lines)).strip()
+
+
+def sort_key(summary: Json) -> tuple:
+    """To sort as people do: 'Kitchen 2' before 'kitchen 10'; those without a label come last."""
+    label = ', '.join(summary['labels']).casefold()
+    if not label.isascii():  # letters with an accent are with those without
+        label = ''.join(c for c in normalize('NFKD', label) if not combining(c))
+    texts = _NUMBERS.split(label)
+    # A number has too many digits for `int` where somebody wanted it so.
+    texts[1::2] = [(len(digits.lstrip('0')), digits.lstrip('0')) for digits in texts[1::2]]
+    return not label, texts
 
 
 def number(value: object, most: int = LATEST) -> float | None:

@@ -11,16 +11,14 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypedDict, Unpack
 
 import gevent
-from redis import Redis
 
-from rendezvous.store import entry_json
-from rendezvous.store.entries import ANY_UUID, Entries, StoreDown, fields_of, scan, slices
-from rendezvous.store.entry_json import Json, number, printable
+from rendezvous.store.entries import Entries, StoreDown
+from rendezvous.store.entry_json import Json
+from rendezvous.store.state import Why, live
 
 log = logging.getLogger('presence')
 
@@ -129,10 +127,12 @@ class Batch(TypedDict):
 class Presence:
     """What one server writes about its registrations and pipes."""
 
-    def __init__(self, entries: Entries):
-        self._entries = entries
-        name = secrets.token_hex(8)
-        self.key, self._number_key, self._number = f'live:{name}', f'batch:{name}', 0
+    def __init__(self, entries: Entries, about: Callable[[], Json] = dict):
+        """`about`: what this worker says of itself at each batch, as state.Worker has it."""
+        self._entries, self._about = entries, about
+        self.name = secrets.token_hex(8)
+        self.channel = self.key = live(self.name)
+        self._number_key, self._number = f'batch:{self.name}', 0
         self._written: Counts = {}  # as Redis holds them
         self._heartbeat_at = 0.0
         self._seen: dict[str, LastSeen] = {}
@@ -148,10 +148,20 @@ class Presence:
         """A rendezvous is over; `history` gives the last ones."""
         self._rendezvous.append((uuid, json.dumps(rendezvous)))
 
-    def note_refusal(self, uuid: str, address: str, why: str) -> None:
-        """A registration was refused; `refusals` gives the last ones."""
+    def note_octets(self, uuid: str, sent: int, received: int) -> None:
+        """So many more, of a pipe that goes on. Its note_rendezvous says how many were noted."""
+
+    def note_failure(self, uuid: str) -> None:
+        """A mobile client got no registration of it."""
+
+    def stop(self) -> None:
+        """A clean end: writes what is left, and that this worker is gone. Raises StoreDown."""
+        self.write({})
+
+    def note_refusal(self, uuid: str, address: str, why: Why, until: float = 0) -> None:
+        """A registration was refused; `until`: when a ration that is used up allows a try again."""
         texts = self._refused.pop(uuid, deque(maxlen=REFUSALS))
-        texts.append(json.dumps(RefusalRow(at=time.time(), address=address, why=why)))
+        texts.append(json.dumps(RefusalRow(at=time.time(), address=address, why=why[0])))
         self._refused[uuid] = texts
         if len(self._refused) > REFUSED:
             del self._refused[next(iter(self._refused))]
@@ -239,99 +249,3 @@ def _may_be_full(batch: Batch) -> bool:
     """Whether there may have been more than the batch holds."""
     each = len(batch['counts']), len(batch['seen'])
     return max(each) >= BATCH or len(batch['rows']) >= BATCH // REFUSALS
-
-
-def now(entries: Entries) -> dict[str, Now]:
-    """What is known of each, by UUID; raises StoreDown."""
-    found: dict[str, Now] = {}
-    signs = entries.ask(lambda redis: scan(redis, f'seen:{ANY_UUID}'))
-    for keys in slices(signs):
-        values = entries.ask(partial(_values, keys))
-        pairs = zip(keys, values, strict=True)
-        found |= {key.removeprefix('seen:'): _last_seen(value) for key, value in pairs}
-    for key in entries.ask(lambda redis: scan(redis, *SERVERS)):
-        for some in slices(entries.ask(partial(fields_of, key=key)).items()):
-            found |= {uuid: _with(found.get(uuid, Now()), counts) for uuid, counts in some}
-    return found
-
-
-def now_of(entries: Entries, uuid: str) -> Now:
-    """What is known of one hidden server; raises StoreDown."""
-
-    def read(redis: Redis) -> list:
-        servers = scan(redis, *SERVERS)
-        with redis.pipeline(transaction=False) as questions:
-            questions.mget(f'seen:{uuid}')
-            for key in servers:
-                questions.hget(key, uuid)
-            return questions.execute(raise_on_error=False)  # the key may be no hash of ours
-
-    (seen,), *counts = entries.ask(read)
-    found = _last_seen(seen)
-    for each in counts:
-        found = _with(found, each)
-    return found
-
-
-def _values(keys: list[str], redis: Redis) -> list:
-    return redis.mget(keys)
-
-
-def _with(known: Now, counts: object) -> Now:
-    """With the counts of one server; what another program wrote there counts nothing."""
-    numbers = _COUNTS.fullmatch(counts) if isinstance(counts, str) else None
-    if not numbers:
-        return known
-    waiting, pipes = map(int, numbers.groups())
-    return Now(known.waiting + waiting, known.pipes + pipes, time.time(), known.address)
-
-
-def _last_seen(value: str | None) -> Now:
-    sign = entry_json.read(value) or {}
-    at = number(sign.get('at'))
-    return Now() if at is None else Now(seen=at, address=_text(sign.get('address')))
-
-
-def history(entries: Entries, uuid: str) -> list[RendezvousRow]:
-    """The last rendezvous, the newest first. Raises StoreDown."""
-    return [each for each in map(_rendezvous, _rows(entries, 'rendezvous', uuid)) if each]
-
-
-def refusals(entries: Entries, uuid: str) -> list[RefusalRow]:
-    """The last refused registrations, the newest first. Raises StoreDown."""
-    return [each for each in map(_refusal, _rows(entries, 'refused', uuid)) if each]
-
-
-def _rows(entries: Entries, name: str, uuid: str) -> list[Json]:
-    """The rows of a list that are JSON objects; none where the key is no list."""
-    key = f'{name}:{uuid}'
-    texts = entries.ask(
-        lambda redis: redis.lrange(key, 0, HISTORY - 1) if redis.type(key) == 'list' else []
-    )
-    return [row for row in map(entry_json.read, texts) if row]
-
-
-def _rendezvous(row: Json) -> RendezvousRow | None:
-    at, seconds = number(row.get('at')), number(row.get('seconds'))
-    sent, received = (number(row.get(name), MAX_OCTETS) for name in ('sent', 'received'))
-    if at is None or seconds is None or sent is None or received is None:
-        return None
-    return {
-        'at': at,
-        'address': _text(row.get('address')),
-        'seconds': seconds,
-        'sent': int(sent),
-        'received': int(received),
-        'how': _text(row.get('how')),
-    }
-
-
-def _refusal(row: Json) -> RefusalRow | None:
-    at = number(row.get('at'))
-    if at is None:
-        return None
-    return {'at': at, 'address': _text(row.get('address')), 'why': _text(row.get('why'))}
-
-
-def _text(value: object) -> str:
-    return printable(value[:TEXT]) if isinstance(value, str) else ''

@@ -28,6 +28,7 @@ MAX_ADDRESSES = 10_000  # kept in memory, 10 MB at most; a botnet has more
 MAX_SHARED = 100_000  # addresses kept in Redis, some 300 octets each
 
 ADDRESSES, LATEST = 'guesses:addresses', 'guesses:latest'
+CLEARED = 'tries'  # the channel on which cleared addresses are published
 NOBODY = 'guesses:nobody'  # the record for all UUIDs without an entry
 
 # It is atomic: of a thousand tries at once, only as many as the rations allow are checked. The keys
@@ -211,6 +212,10 @@ class Tries:
             self._refused.setdefault(place, array('d')).append(now)
             if len(self._refused) > MAX_ADDRESSES:
                 del self._refused[next(iter(self._refused))]
+
+    def forget(self, place: str) -> None:
+        """An administrator has cleared it."""
+        self._refused.pop(place, None)
 
 
 def record(uuid: str) -> str:

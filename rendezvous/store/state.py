@@ -10,7 +10,8 @@ Redis are:
     states           a hash: JSON by UUID
     changes:UUID     a list of "AT STATE", the oldest first
     refusals:UUID    a hash: JSON by "KIND ADDRESS"
-    hours:UUID       a hash: by day since 1970 lines "HOUR UP DOWN VISITS FAILURES"; hours:all: of all
+    hours:UUID       a hash: by day since 1970 lines "HOUR UP DOWN VISITS FAILURES"; hours:all is
+                     for all hidden servers together
     rendezvous:UUID  a list of JSON, the newest first
 
 A worker subscribes to the channel live:WORKER as long as it lives. So it is known at once that it
@@ -20,6 +21,7 @@ was killed, and no disk write tells that it lives.
 import json
 import time
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -39,6 +41,7 @@ REFUSED_SECONDS = 5 * 60  # after the last refusal; hidden.py tries again each m
 HISTORY = 100  # rendezvous of an entry that are kept
 KINDS = 20  # of refusals of an entry that are kept
 CHANGES = 5000  # of state of an entry that are kept, at most
+RECENT = 200  # of them that are read first; few have more within a week
 KEPT_DAYS = 400  # hours and changes of state
 MINUTE, HOUR_SECONDS, DAY_SECONDS = 60, 3600, 86_400
 MAX_OCTETS = 2**53  # JavaScript's numbers are exact up to here
@@ -46,7 +49,7 @@ TEXT = 200  # characters of a text that are shown
 
 
 class Why(NamedTuple):
-    """Why a registration was refused. `str` is what the log says."""
+    """Why a registration was refused."""
 
     kind: str
     # clock      its clock is wrong, by `seconds`: more than 0 is ahead
@@ -143,7 +146,7 @@ class Refusals(NamedTuple):
     address: str
     first: float
     last: float
-    count: int
+    count: int  # type: ignore[assignment]  # as of a tuple, which nobody asks for it
     until: float  # when the ration that was used up allows a try again; 0: no ration was
 
 
@@ -167,7 +170,7 @@ def server(entries: Entries) -> Server:
             questions.get(HEARD)
             questions.lrange(OUTAGES, 0, -1)
             for name in names:
-                questions.hget(_live(name), ABOUT)
+                questions.hget(live(name), ABOUT)
             heard, outages, *abouts = questions.execute(raise_on_error=False)
         return names, heard, outages, abouts
 
@@ -183,14 +186,31 @@ def server(entries: Entries) -> Server:
 
 def known(entries: Entries, of: Server) -> dict[str, Known]:
     """What is known of each hidden server, by UUID. Raises StoreDown."""
-    counts = _all_counts(entries, of)
-    records = entries.ask(lambda redis: fields_of(redis, STATES_KEY))
-    uuids = records.keys() | counts.keys()
+    counted, texts = counts(entries, of), records(entries)
     return {
-        uuid: _known(records.get(uuid), counts.get(uuid, (0, 0)), of)
-        for some in slices(uuids)
+        uuid: known_from(texts.get(uuid), counted.get(uuid, (0, 0)), of)
+        for some in slices(texts.keys() | counted.keys())
         for uuid in some
     }
+
+
+def records(entries: Entries) -> dict[str, str]:
+    """The JSON in `states`, by UUID, for `known_from`. Raises StoreDown."""
+    return entries.ask(lambda redis: fields_of(redis, STATES_KEY))
+
+
+def counts(entries: Entries, of: Server) -> dict[str, tuple[int, int]]:
+    """Registrations that wait and pipes, of all workers together, by UUID. Raises StoreDown."""
+    found: dict[str, tuple[int, int]] = {}
+    for worker in of.workers:
+        fields = entries.ask(partial(fields_of, key=live(worker.name)))
+        fields.pop(ABOUT, None)
+        for some in slices(fields.items()):
+            for uuid, value in some:
+                waiting, pipes = _counts(value)
+                before = found.get(uuid, (0, 0))
+                found[uuid] = before[0] + waiting, before[1] + pipes
+    return found
 
 
 def known_of(entries: Entries, of: Server, uuid: str) -> Known:
@@ -200,12 +220,12 @@ def known_of(entries: Entries, of: Server, uuid: str) -> Known:
         with redis.pipeline(transaction=False) as questions:
             questions.hget(STATES_KEY, uuid)
             for worker in of.workers:
-                questions.hget(_live(worker.name), uuid)
+                questions.hget(live(worker.name), uuid)
             return questions.execute(raise_on_error=False)  # a key may be no hash of ours
 
     record, *counts = entries.ask(read)
     pairs = [_counts(each) for each in counts]
-    return _known(record, (sum(each[0] for each in pairs), sum(each[1] for each in pairs)), of)
+    return known_from(record, (sum(each[0] for each in pairs), sum(each[1] for each in pairs)), of)
 
 
 def past(
@@ -216,24 +236,76 @@ def past(
 
     Raises StoreDown.
     """
-    uuids = list(uuids)
     first, last = int(start // HOUR_SECONDS), int(end // HOUR_SECONDS)
     days = list(range(first // 24, last // 24 + 1))
-
-    def read(redis: Redis) -> list:
-        with redis.pipeline(transaction=False) as questions:
-            for uuid in uuids:
-                questions.lrange(f'changes:{uuid}', 0, -1)
-                questions.hmget(f'hours:{uuid}', [str(day) for day in days])
-            return questions.execute(raise_on_error=False)
-
     found = {}
     for some in slices(uuids):
-        uuids = some
-        answers = entries.ask(read)
-        for uuid, changes, texts in zip(some, answers[::2], answers[1::2], strict=True):
-            found[uuid] = _changes(changes, start), _hours(days, texts, first, last)
+        answers = entries.ask(partial(_past, some, start, days))
+        for uuid, (record, rows, texts) in zip(some, answers, strict=True):
+            changes = _changes([*rows, *_lapse(record)], start)
+            found[uuid] = changes, _hours(days, texts, first, last)
     return found
+
+
+def octets_since(
+    entries: Entries, uuids: Iterable[str], start: float
+) -> dict[str, tuple[int, int]]:
+    """For each of some entries, or ALL: octets up and down from the hour of `start` on.
+
+    Raises StoreDown.
+    """
+    first, last = int(start // HOUR_SECONDS), int(time.time() // HOUR_SECONDS)
+    days = list(range(first // 24, last // 24 + 1))
+    found = {}
+    for some in slices(uuids):
+        for uuid, texts in zip(some, entries.ask(partial(_texts, some, days)), strict=True):
+            hours = _hours(days, texts, first, last) if _any_text(texts) else []
+            found[uuid] = sum(each.up for each in hours), sum(each.down for each in hours)
+    return found
+
+
+def _any_text(texts: object) -> bool:
+    """Whether any of those days is there."""
+    return isinstance(texts, list) and any(texts)
+
+
+def _texts(uuids: list[str], days: list[int], redis: Redis) -> list:
+    with redis.pipeline(transaction=False) as questions:
+        for uuid in uuids:
+            questions.hmget(f'hours:{uuid}', list(map(str, days)))
+        return questions.execute(raise_on_error=False)
+
+
+def _past(uuids: list[str], start: float, days: list[int], redis: Redis) -> list[tuple]:
+    """For each: its record, its changes since `start` or more, and the texts of those days."""
+    with redis.pipeline(transaction=False) as questions:
+        questions.hmget(STATES_KEY, uuids)
+        for uuid in uuids:
+            questions.lrange(f'changes:{uuid}', -RECENT, -1)
+        texts = _texts(uuids, days, redis)
+        records, *recent = questions.execute(raise_on_error=False)
+        found = []
+        for number, uuid in enumerate(uuids):
+            rows = recent[number] if isinstance(recent[number], list) else []
+            if len(rows) == RECENT and not _is_before(rows[0], start):
+                rows = redis.lrange(f'changes:{uuid}', 0, -1)
+            record = records[number] if isinstance(records, list) else None
+            found.append((record, rows, texts[number]))
+        return found
+
+
+def _is_before(row: str, start: float) -> bool:
+    numbers = _numbers(row.partition(' ')[0], 1)
+    return bool(numbers and numbers[0] <= start)
+
+
+def _lapse(text: str | None) -> list[str]:
+    """The end of a refusal that is so old that it says nothing any more: no worker notes it."""
+    record = entry_json.read(text) or {}
+    refused, until = number(record.get('refused')), number(record.get('until')) or 0
+    if record.get('state') != REFUSED or refused is None or is_fresh(refused, until):
+        return []
+    return [f'{refused} {OFFLINE if number(record.get("first")) else NEVER}']
 
 
 def refusals(entries: Entries, uuid: str) -> list[Refusals]:
@@ -247,13 +319,13 @@ def refusals(entries: Entries, uuid: str) -> list[Refusals]:
 def history(entries: Entries, uuid: str) -> list[Rendezvous]:
     """The last rendezvous, the newest first. Raises StoreDown."""
     key = f'rendezvous:{uuid}'
-    texts = entries.ask(
+    texts: list[str] = entries.ask(
         lambda redis: redis.lrange(key, 0, HISTORY - 1) if redis.type(key) == 'list' else []
     )
     return [row for row in map(_rendezvous, map(entry_json.read, texts)) if row]
 
 
-def _live(name: str) -> str:
+def live(name: str) -> str:
     """The hash of a worker, and its channel."""
     return f'live:{name}'
 
@@ -262,15 +334,12 @@ def _names(redis: Redis) -> list[str]:
     """The workers that live."""
     if redis.type(SERVERS) != 'zset':  # there was none yet
         return []
-    names = redis.zrangebyscore(SERVERS, time.time() - AGE_SECONDS, '+inf')
+    names: Any = redis.zrangebyscore(SERVERS, time.time() - AGE_SECONDS, '+inf')
     try:
-        return [
-            name
-            for name, (_, count) in zip(names, redis.pubsub_numsub(*map(_live, names)), strict=True)
-            if count
-        ]
+        counted: Any = redis.pubsub_numsub(*map(live, names)) if names else []
     except ResponseError:  # without that permission, those that were killed age out
         return names
+    return [name for name, (_, count) in zip(names, counted, strict=True) if count]
 
 
 def _worker(name: str, value: object) -> Worker | None:
@@ -279,15 +348,18 @@ def _worker(name: str, value: object) -> Worker | None:
         return None
     counters = about.get('counters')
     return Worker(
-        name,
-        number(about.get('at')) or 0,
-        _text(about.get('node')),
-        *(int(number(about.get(each)) or 0) for each in ('number', 'workers', 'pid')),
-        _text(about.get('version')),
-        number(about.get('since')) or 0,
-        *(int(number(about.get(each), MAX_OCTETS) or 0) for each in ('connections', 'most')),
-        int(number(about.get('memory'), MAX_OCTETS) or 0),
-        {
+        name=name,
+        at=number(about.get('at')) or 0,
+        node=_text(about.get('node')),
+        number=_whole(about.get('number')),
+        workers=_whole(about.get('workers')),
+        pid=_whole(about.get('pid')),
+        version=_text(about.get('version')),
+        since=number(about.get('since')) or 0,
+        connections=_whole(about.get('connections')),
+        most=_whole(about.get('most')),
+        memory=_whole(about.get('memory')),
+        counters={
             _text(key): value
             for key, value in (counters.items() if isinstance(counters, dict) else ())
             if number(value, MAX_OCTETS) is not None
@@ -303,24 +375,11 @@ def _heard(value: object) -> Heard | None:
     return Heard(
         at,
         _text(sign.get('node')),
-        int(number(sign.get('pid')) or 0),
+        _whole(sign.get('pid')),
         _text(sign.get('version')),
         number(sign.get('since')) or at,
-        bool(sign.get('stopped')),
+        sign.get('stopped') is True,
     )
-
-
-def _all_counts(entries: Entries, of: Server) -> dict[str, tuple[int, int]]:
-    found: dict[str, tuple[int, int]] = {}
-    for worker in of.workers:
-        fields = entries.ask(lambda redis, key=_live(worker.name): fields_of(redis, key))
-        for some in slices(fields.items()):
-            for uuid, value in some:
-                waiting, pipes = _counts(value)
-                before = found.get(uuid, (0, 0))
-                found[uuid] = before[0] + waiting, before[1] + pipes
-    found.pop(ABOUT, None)
-    return found
 
 
 def _counts(value: object) -> tuple[int, int]:
@@ -329,12 +388,11 @@ def _counts(value: object) -> tuple[int, int]:
     return (int(numbers[0]), int(numbers[1])) if numbers else (0, 0)
 
 
-def _known(value: object, counts: tuple[int, int], of: Server) -> Known:
+def known_from(text: object, counts: tuple[int, int], of: Server) -> Known:
     """From its record in `states`, and from how many registrations and pipes the workers have."""
-    record = (entry_json.read(value) if isinstance(value, str) else None) or {}
+    record = (entry_json.read(text) if isinstance(text, str) else None) or {}
     state, since = record.get('state'), number(record.get('since'))
     seen, refused = number(record.get('seen')), number(record.get('refused'))
-    until, now = number(record.get('until')) or 0, time.time()
     found = Known(
         waiting=counts[0],
         pipes=counts[1],
@@ -344,19 +402,33 @@ def _known(value: object, counts: tuple[int, int], of: Server) -> Known:
         why=_why(record.get('why')),
     )
     if any(counts):
-        return found._replace(state=ONLINE, since=since if state == ONLINE else seen or now)
-    if state == REFUSED and refused and now < max(refused + REFUSED_SECONDS, until + MINUTE):
-        if of.down_since is None:
-            return found._replace(state=REFUSED, since=since)
-    if since is None or (found.first is None and state != REFUSED):
+        since = since if state == ONLINE else seen
+        return found._replace(state=ONLINE, since=time.time() if since is None else since)
+    if since is None or state not in STATES:
         return found
-    if state == ONLINE:  # whoever had it was killed, or it has left this moment
-        lost = [begin for begin, _ in of.outages if begin > since]
-        lost += [of.down_since or 0, seen or 0, since]
-        return found._replace(state=OFFLINE, since=max(lost))
     if state == REFUSED:
-        return found._replace(state=OFFLINE if found.first else NEVER, since=refused or since)
+        fresh = is_fresh(refused or since, number(record.get('until')) or 0)
+        if fresh and of.down_since is None:
+            return found._replace(state=REFUSED, since=since)
+        since = refused or since
+    if found.first is None:
+        return found
+    if state == ONLINE:  # the workers that had it were killed, or it has left this moment
+        since = lost_at(max(since, seen or 0), of)
     return found._replace(state=OFFLINE, since=since)
+
+
+def is_fresh(refused: float, until: float) -> bool:
+    """Whether a refusal still says something: `until` is the end of a ration that was used up."""
+    return time.time() < max(refused + REFUSED_SECONDS, until + MINUTE)
+
+
+def lost_at(seen: float, of: Server) -> float:
+    """When one was lost that was there at `seen`, and is not there now: with the first outage since
+    then, if there was one.
+    """
+    down = (begin for begin, _ in of.outages if begin >= seen)
+    return next(down, max(seen, of.down_since or 0))
 
 
 def why_text(why: Why) -> str:
@@ -404,9 +476,8 @@ def _refusals(field: str, value: str) -> Refusals | None:
     why, first, last = _why(row.get('why')), number(row.get('first')), number(row.get('last'))
     if why is None or first is None or last is None:
         return None
-    address = printable(field.partition(' ')[2][:TEXT])
-    count, until = number(row.get('count'), MAX_OCTETS) or 1, number(row.get('until')) or 0
-    return Refusals(why, address, first, last, int(count), until)
+    address, until = _text(field.partition(' ')[2]), number(row.get('until')) or 0
+    return Refusals(why, address, first, last, _whole(row.get('count')) or 1, until)
 
 
 def _rendezvous(row: Json | None) -> Rendezvous | None:
@@ -422,12 +493,17 @@ def _rendezvous(row: Json | None) -> Rendezvous | None:
 def _numbers(value: object, count: int) -> list[float] | None:
     """So many numbers between spaces, none below 0; None where it is anything else."""
     words = value.split(' ') if isinstance(value, str) else []
+    if len(words) != count:
+        return None
     try:
         found = [float(word) for word in words]
     except ValueError:
         return None
-    good = len(found) == count and all(0 <= each < MAX_OCTETS for each in found)
-    return found if good else None
+    return found if all(0 <= each < MAX_OCTETS for each in found) else None
+
+
+def _whole(value: object) -> int:
+    return int(number(value, MAX_OCTETS) or 0)
 
 
 def _text(value: object) -> str:
