@@ -1,139 +1,146 @@
-"""The entries as the shell shows them: text for a terminal of 80 columns or more.
+"""The entries as the shell lists them: text for a terminal of 80 columns or more.
 
 The label is the last cell of a line, so a long one, or one written from right to left, moves no
 other cell.
 """
 
-import time
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unicodedata import east_asian_width
 
+from rendezvous.admin import actions, why
 from rendezvous.admin import entry_files as files
-from rendezvous.admin import pack, words
-from rendezvous.store import entry_json
-from rendezvous.store.entry_json import printable
+from rendezvous.admin.words import Clock
+from rendezvous.store import entry_json, state
+from rendezvous.store.action_log import Action
+from rendezvous.store.entries import Entries
+from rendezvous.store.entry_json import Json, printable
 from rendezvous.store.options import Options
-from rendezvous.store.presence import Now, RendezvousRow
+from rendezvous.store.state import DISABLED, ONLINE, REFUSED, STATES, Known, Server
 
 LABEL_COLUMNS = 100  # if the output is not a terminal
 _INDENT = '    '
-_NO_FILES = 'not here: download them from the page; rekey makes new ones with a new secret'
-_HEADER = 'UUID', 'STATE', 'WAITING', 'PIPES', 'LAST SEEN', 'ADDRESS', 'LABEL'
-_RENDEZVOUS_HEADER = 'BEGAN', 'LASTED', 'UP', 'DOWN', 'ADDRESS', 'END'
-_UNITS = ('GB', 10**9), ('MB', 10**6), ('kB', 10**3)
+_HEADER = 'UUID', 'STATE', 'WAITING', 'OPEN', 'ADDRESS', 'WHY', 'LABEL'
+_DONE_HEADER = 'WHEN', 'WHO', 'WHAT', 'UUID', 'LABEL'
+_FACTS = 4  # cells of the first line where a row has two
 
 
-def state(shown: dict[str, Any], now: Now) -> str:
-    """disabled, online, offline or never seen; `shown` is an entry as `Entries.all` gives it."""
-    if shown['disabled']:
-        return 'disabled'
-    if now.waiting or now.pipes:
-        return 'online'
-    return 'never seen' if now.seen is None else 'offline'
+class Listed(NamedTuple):
+    """An entry, as `Entries.all` gives it, with its host name and URL; and what is known of it."""
+
+    shown: Json
+    known: Known
 
 
-def with_url(shown: dict[str, Any], name: str, options: Options) -> dict[str, Any]:
-    """Adds the host name, '' where it has none but its UUID, and where mobile clients go."""
-    return shown | {'name': name, 'url': files.url(options, shown['uuid'], name)}
+# Those of equal state, and so on, are sorted by name.
+ORDERS: dict[str, Callable[[Listed], Any]] = {
+    'name': lambda each: 0,
+    'state': lambda each: STATES.index(each.known.state),
+    'open': lambda each: -each.known.pipes,
+    'waiting': lambda each: -each.known.waiting,
+    'seen': lambda each: -_seen(each.known),
+}
 
 
-def known(shown: dict[str, Any], now: Now) -> dict[str, Any]:
-    """Everything that is known of an entry, for programs."""
-    return shown | {'state': state(shown, now)} | now._asdict()
+def everything(entries: Entries, options: Options, server: Server) -> list[Listed]:
+    """All entries, sorted by name, as people do. Raises StoreDown."""
+    known, name_of = state.known(entries, server), actions.all_names(entries, options)
+    return [
+        _listed(shown, known.get(shown['uuid'], Known()), name_of.get(shown['uuid'], ''), options)
+        for shown in entries.all()
+    ]
 
 
-def table(listed: list[tuple[dict[str, Any], Now]], columns: int | None) -> list[str]:
-    """A header and the entries, a line each, or two if one would be wider than `columns`."""
-    rows = [_HEADER, *(_row(*each) for each in listed)]
+def one(entries: Entries, options: Options, server: Server, entry: Json) -> Listed:
+    """One of them; `entry` as Redis holds it, with its UUID. Raises StoreDown."""
+    uuid = entry['uuid']
+    shown = {'uuid': uuid, **entry_json.summary(entry)}
+    known, name = state.known_of(entries, server, uuid), actions.name_of(entries, options, uuid)
+    return _listed(shown, known, name, options)
+
+
+def _listed(shown: Json, known: Known, name: str, options: Options) -> Listed:
+    if since := shown['disabled']:  # it is that, whatever its hidden server does
+        known = known.disabled(since if since > 1 else None)  # 1: nobody knows since when
+    more = {'name': name, 'url': files.url(options, shown['uuid'], name)}
+    return Listed(shown | more, known)
+
+
+def for_programs(each: Listed) -> Json:
+    """Everything that is known of an entry, but its secret."""
+    found, reason = each.known._asdict(), each.known.why
+    if reason:
+        found['why'] = reason._asdict() | {'text': why.brief(reason)}
+    return each.shown | found | {'disabled': each.known.state == DISABLED}
+
+
+def table(listed: Sequence[Listed], columns: int | None, clock: Clock) -> list[str]:
+    """A header and the entries: a line each, or up to three if one would be wider than `columns`.
+
+    `columns`: None where the output is no terminal.
+    """
+    rows = [_HEADER, *(_row(each, clock) for each in listed)]
+    if not any(reason for *_, reason, _ in rows[1:]):  # none is refused
+        rows = [(*cells, label) for *cells, _, label in rows]
     widths = _widths(rows)
     before_label = sum(widths) + 2 * len(widths)
-    one_line = columns is None or before_label + len(_HEADER[-1]) <= columns
-    if not one_line:
-        before_label = len(_INDENT) + widths[-1] + 2
-    left = columns - before_label if columns else LABEL_COLUMNS
-    lines = []
-    for *cells, address, label in rows:
-        rest = _line([address, fitted(label, left)], widths[-1:])
-        if one_line:
-            lines.append(_line([*cells, rest], widths))
-        else:
-            lines += [_line(cells, widths), _INDENT + rest]
-    return [line for line in lines if line.strip()]  # without address and label, `rest` is empty
+    if columns is None or before_label + len(_HEADER[-1]) <= columns:
+        left = columns - before_label if columns else LABEL_COLUMNS
+        return [line((*cells, fitted(label, left)), widths) for *cells, label in rows]
+    return [each for row in rows for each in _block(row, widths, columns)]
 
 
-def _row(entry: dict[str, Any], now: Now) -> tuple[str, ...]:
-    counts, address = (str(now.waiting), str(now.pipes)), printable(now.address)
-    seen = '-' if now.seen is None else words.ago(now.seen)
-    label = f'{_label(entry)}  {entry["url"]}' if entry['name'] else _label(entry)
-    return entry['uuid'], state(entry, now), *counts, seen, address, label
+def _block(row: Sequence[str], widths: list[int], columns: int) -> list[str]:
+    """A row as two lines, or three: the last one says why."""
+    facts, (address, *reason, label) = row[:_FACTS], row[_FACTS:]
+    left = columns - len(_INDENT) - widths[_FACTS] - 2
+    second = line([address, fitted(label, left)], widths[_FACTS:])
+    more = [second, *reason] if row != _HEADER else [second]
+    return [line(facts, widths), *(_INDENT + each for each in more if each)]
 
 
-def about(entry: dict[str, Any], now: Now, options: Options, name: str, secret: bool) -> list[str]:
-    """Everything about an entry, and the commands for its two ends. Raises Mistake."""
-    uuid, shown = entry['uuid'], entry_json.summary(entry)
-    path = files.FILES / uuid
-    has_files, is_sound = path.with_suffix('.json').exists(), entry_json.is_sound(entry)
-    facts = {
-        'UUID': uuid,
-        'label': _label(shown),
-        'state': f'{state(shown, now)}; {counted(now)}',
-        'last seen': f'{_minute(now.seen)} from {printable(now.address)}' if now.seen else '-',
-        'created': _minute(shown['created']) if shown['created'] else '-',
-        'codes': f'{entry_json.digits(entry)} digits' if is_sound else 'none: rekey makes a secret',
-        'files': f'{path}.json and .js' if has_files else _NO_FILES,
-    }
-    if options.names_domain:
-        facts['host name'] = name or '-'
-    if secret:
-        parameters = entry.get('authParams')
-        base32 = parameters.get('base32', '') if isinstance(parameters, dict) else ''
-        facts |= {'secret': printable(base32), 'URL': printable(entry.get('authURL', ''))}
-    return [
-        *(f'{name + ":":10} {fact}'.rstrip() for name, fact in facts.items()),
-        *_commands(uuid, pack.file_name(shown | {'uuid': [uuid]}), options, name),
-    ]
+def _row(each: Listed, clock: Clock) -> tuple[str, ...]:
+    shown, known = each
+    reason = why.brief(known.why) if known.state == REFUSED and known.why else ''
+    label = f'{label_of(shown)}  {shown["url"]}' if shown['name'] else label_of(shown)
+    counts = str(known.waiting), str(known.pipes)
+    return shown['uuid'], said(known, clock), *counts, printable(known.address), reason, label
 
 
-def _commands(uuid: str, file: str, options: Options, name: str) -> list[str]:
-    url, has_name = files.url(options, uuid, name), options.names_domain
-    is_self_signed = 'ca' in files.how_to_reach(options)
-    trusted = f'--cacert {Path(options.crt_file).name} ' if is_self_signed else ''
-    return [
-        'here, to make one file for the hidden machine:',
-        f'    .venv/bin/python users_app.py pack {uuid}',
-        'on the hidden machine, with that file, for the HTTP server there:',
-        f'    python3 {file} 127.0.0.1:8000',
-        f'on the phone{"" if has_name else ", with the UUID as the user name and any password"}:',
-        *(f'    {each}' for each in dict.fromkeys([url, files.url(options, uuid)])),
-        f'    curl {trusted}{"" if has_name else f"--digest -u {uuid}:x "}{url}',
-    ]
-
-
-def history(rendezvous: list[RendezvousRow]) -> list[str]:
-    """The last rendezvous, a line each, under a header."""
-    rows: list[tuple[str, ...]] = [_RENDEZVOUS_HEADER]
-    for each in rendezvous:
-        octets = _octets(each['sent']), _octets(each['received'])
-        address, how = printable(each['address']), printable(each['how'])
-        rows.append((_minute(each['at']), words.lasting(each['seconds']), *octets, address, how))
+def done(actions: Sequence[Action], columns: int | None, clock: Clock) -> list[str]:
+    """What was done, a line each. The beginning of a UUID is enough for each command."""
+    rows = [_DONE_HEADER]
+    for each in actions:
+        more = '; '.join(filter(None, (each.label, each.detail)))
+        rows.append((clock.at(each.when), each.who, each.what, each.uuid[:8], more))
     widths = _widths(rows)
-    return [_line(row, widths) for row in rows] if rendezvous else []
+    left = max(1, columns - sum(widths) - 2 * len(widths)) if columns else LABEL_COLUMNS
+    return [line((*cells, fitted(more, left)), widths) for *cells, more in rows]
 
 
-def ending(entry: dict[str, Any], now: Now) -> str:
+def said(known: Known, clock: Clock) -> str:
+    """The state in words: `online since 09:12`, `refused 12 s ago`, `never seen`."""
+    words = why.said(known, clock)
+    return words[:1].lower() + words[1:]
+
+
+def _seen(known: Known) -> float:
+    return math.inf if known.state == ONLINE else known.since or 0
+
+
+def ending(entry: Json, known: Known) -> str:
     """What a change of an entry ends."""
-    label = _label(entry_json.summary(entry))
-    return f'{counted(now)}; they end within two seconds: {entry["uuid"]} {label}'.rstrip()
+    label = label_of(entry_json.summary(entry))
+    return f'{counted(known)}; they end within two seconds: {entry["uuid"]} {label}'.rstrip()
 
 
-def counted(now: Now) -> str:
-    return f'waiting registrations: {now.waiting}, open pipes: {now.pipes}'
+def counted(known: Known) -> str:
+    return f'waiting registrations: {known.waiting}, open pipes: {known.pipes}'
 
 
-def _label(shown: dict[str, Any]) -> str:
+def label_of(shown: Json) -> str:
     return fitted(', '.join(shown['labels']), LABEL_COLUMNS)
 
 
@@ -145,23 +152,18 @@ def fitted(text: str, columns: int) -> str:
     return text[: sum(end < columns for end in ends)] + '\u2026'
 
 
-def _widths(rows: Sequence[tuple[str, ...]]) -> list[int]:
+def lined_up(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, their cells in columns."""
+    widths = _widths(rows)
+    return [line(row, widths) for row in rows]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     """The widths of all columns but the last one, which is not padded."""
     return [max(map(len, cells)) for cells in zip(*rows, strict=True)][:-1]
 
 
-def _line(cells: Iterable[str], widths: list[int]) -> str:
+def line(cells: Iterable[str], widths: list[int]) -> str:
+    """Cells between spaces; so many of the first are padded as there are widths."""
     *padded, last = cells
     return '  '.join([*map(str.ljust, padded, widths), last]).rstrip()
-
-
-def _octets(count: int) -> str:
-    """In the largest unit of which there is at least one."""
-    for unit, size in _UNITS:
-        if count >= size:
-            return f'{count // size} {unit}'
-    return f'{count} B'
-
-
-def _minute(at: float) -> str:
-    return time.strftime('%Y-%m-%d %H:%M', time.localtime(at))

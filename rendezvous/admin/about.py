@@ -1,0 +1,195 @@
+"""All about one entry, as `users_app.py show` prints it, and as JSON for programs."""
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rendezvous.admin import entry_files as files
+from rendezvous.admin import listing, pack, week, why, words
+from rendezvous.admin.words import Clock
+from rendezvous.store import entry_json, questions, state
+from rendezvous.store.entries import Entries
+from rendezvous.store.entry_json import Json, printable
+from rendezvous.store.options import Options
+from rendezvous.store.questions import OpenPipe
+from rendezvous.store.state import (
+    DAY_SECONDS,
+    Change,
+    Hour,
+    Known,
+    Refusals,
+    Rendezvous,
+    Server,
+)
+
+WEEK_SECONDS = 7 * DAY_SECONDS
+_NO_FILES = 'not here: download them from the page; rekey makes new ones with a new secret'
+_REFUSED_HEADER = 'WHY', 'TIMES', 'LAST', 'ADDRESS'
+_OPEN_HEADER = 'SINCE', 'UP', 'DOWN', 'ADDRESS'
+_PAST_HEADER = 'BEGAN', 'TOOK', 'UP', 'DOWN', 'ADDRESS', 'END'
+
+
+class About(NamedTuple):
+    """What is known of an entry and of its hidden server."""
+
+    entry: Json  # with its secret
+    shown: Json  # without it, as `Entries.all` gives it, with its host name and URL
+    known: Known
+    refusals: list[Refusals]  # within a day, the newest first
+    used_up: float | None  # when strangers used up their wrong codes for it
+    pipes: list[OpenPipe]
+    changes: list[Change]  # within a week and the last one before it, the oldest first
+    hours: list[Hour]  # those of the week
+    history: list[Rendezvous]  # the newest first
+
+
+def find(entries: Entries, options: Options, server: Server, entry: Json, now: float) -> About:
+    """Asks the store and the workers. Raises StoreDown."""
+    uuid = entry['uuid']
+    past = state.past(entries, [uuid], now - WEEK_SECONDS, now)
+    return About(
+        entry,
+        *listing.one(entries, options, server, entry),
+        state.refusals(entries, uuid),
+        entries.used_up(uuid),
+        questions.open_pipes(entries, server, uuid),
+        *past[uuid],
+        state.history(entries, uuid),
+    )
+
+
+def for_programs(about: About, secret: bool) -> Json:
+    """All that is known, and the secret only if it is asked for."""
+    found = listing.for_programs(listing.Listed(about.shown, about.known)) | {
+        'digits': entry_json.digits(about.entry),
+        'usable': entry_json.is_sound(about.entry),
+        'wrong_codes_used_up': about.used_up,
+        'refusals': [
+            each._asdict() | {'why': each.why._asdict() | {'text': why.brief(each.why)}}
+            for each in about.refusals
+        ],
+        'open_pipes': [each._asdict() for each in about.pipes],
+        'changes': [each._asdict() for each in about.changes],
+        'hours': [each._asdict() for each in about.hours],
+        'rendezvous': [each._asdict() for each in about.history],
+    }
+    return found | _secret(about.entry) if secret else found
+
+
+def lines(about: About, options: Options, secret: bool, clock: Clock) -> Iterator[str]:
+    """The parts of it, with an empty line between two. Raises Mistake."""
+    parts = [
+        _facts(about, options, secret, clock),
+        _why(about, clock),
+        _refusals(about.refusals, clock),
+        _open(about.pipes, clock),
+        _week(about, clock),
+        _commands(about, options),
+        _past(about.history, clock),
+    ]
+    for number, part in enumerate(filter(None, parts)):
+        yield from ['', *part] if number else part
+
+
+def _facts(about: About, options: Options, secret: bool, clock: Clock) -> list[str]:
+    entry, shown, known, uuid = about.entry, about.shown, about.known, about.shown['uuid']
+    path, is_sound = files.FILES / uuid, entry_json.is_sound(entry)
+    facts = {
+        'UUID': uuid,
+        'label': listing.label_of(shown),
+        'note': ', '.join(shown['note'].split('\n')),
+        'state': f'{listing.said(known, clock)}; {listing.counted(known)}',
+        'address': printable(known.address) or '-',
+        'first seen': clock.at(known.first) if known.first else '-',
+        'created': clock.at(shown['created']) if shown['created'] else '-',
+        'codes': f'{entry_json.digits(entry)} digits' if is_sound else 'none: rekey makes a secret',
+        'files': f'{path}.json and .js' if path.with_suffix('.json').exists() else _NO_FILES,
+    }
+    if not shown['note']:
+        del facts['note']
+    if options.names_domain:
+        facts['host name'] = shown['name'] or '-'
+    if secret:
+        facts |= _secret(entry)
+    return [f'{name + ":":11} {fact}'.rstrip() for name, fact in facts.items()]
+
+
+def _secret(entry: Json) -> dict[str, str]:
+    parameters = entry.get('authParams')
+    base32 = parameters.get('base32', '') if isinstance(parameters, dict) else ''
+    return {'secret': printable(base32), 'URL': printable(entry.get('authURL', ''))}
+
+
+def _why(about: About, clock: Clock) -> list[str]:
+    found = why.lines(why.advice(about.refusals, about.known, clock, about.used_up), clock)
+    return ['why it is not online, and what to do:', *_indented(found)] if found else []
+
+
+def _refusals(rows: list[Refusals], clock: Clock) -> list[str]:
+    cells = [
+        (why.brief(row.why), f'{row.count:,}', clock.ago(row.last), row.address) for row in rows
+    ]
+    return _titled('refused in the last 24 hours:', _REFUSED_HEADER, cells)
+
+
+def _open(rows: list[OpenPipe], clock: Clock) -> list[str]:
+    cells = [
+        (clock.since(row.at), words.size(row.sent), words.size(row.received), row.address)
+        for row in rows
+    ]
+    return _titled('open connections:', _OPEN_HEADER, cells)
+
+
+def _past(rows: list[Rendezvous], clock: Clock) -> list[str]:
+    cells = [
+        (
+            clock.at(row.at),
+            words.lasting(row.seconds),
+            words.size(row.sent),
+            words.size(row.received),
+            row.address,
+            row.how,
+        )
+        for row in rows
+    ]
+    return _titled('the last connections:', _PAST_HEADER, cells)
+
+
+def _week(about: About, clock: Clock) -> list[str]:
+    """How long of the last seven days it was online, and what went through."""
+    now = clock.present()
+    spans = week.spans(about.changes, about.known, now - WEEK_SECONDS, now)
+    total = Hour(*map(sum, zip(*about.hours, strict=True))) if about.hours else Hour()
+    said = [week.share(spans)] if spans else []
+    if total.visits:
+        traffic = f'{words.size(total.down)} down, {words.size(total.up)} up'
+        said.append(f'{words.plural(total.visits, "rendezvous", "rendezvous")}: {traffic}')
+    if total.failures:
+        said.append(f'{words.plural(total.failures, "mobile client")} found it not online')
+    return ['the last 7 days:', *_indented(said)] if said else []
+
+
+def _commands(about: About, options: Options) -> list[str]:
+    uuid, has_name = about.shown['uuid'], options.names_domain
+    url = about.shown['url']
+    file = shlex.quote(pack.file_name(about.shown | {'uuid': [uuid]}))
+    is_self_signed = 'ca' in files.how_to_reach(options)
+    trusted = f'--cacert {Path(options.crt_file).name} ' if is_self_signed else ''
+    return [
+        'here, to make one file for the hidden machine:',
+        f'    .venv/bin/python users_app.py pack {uuid}',
+        'on the hidden machine, with that file, for the HTTP server there:',
+        f'    python3 {file} 127.0.0.1:8000',
+        f'on the phone{"" if has_name else ", with the UUID as the user name and any password"}:',
+        *_indented(dict.fromkeys([url, files.url(options, uuid)])),
+        f'    curl {trusted}{"" if has_name else f"--digest -u {uuid}:x "}{url}',
+    ]
+
+
+def _titled(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [title, *_indented(listing.lined_up([header, *rows]))] if rows else []
+
+
+def _indented(some: Iterable[str]) -> list[str]:
+    return [f'    {each}' for each in some]

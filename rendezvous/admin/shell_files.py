@@ -1,0 +1,140 @@
+"""The commands of users_app.py that write files, read them, or let a browser in."""
+
+import shlex
+import time
+from pathlib import Path
+
+import click
+
+from rendezvous.admin import actions, atomic, entry_files, export, login_link, nedis
+from rendezvous.admin import pack as packing
+from rendezvous.admin.actions import Unable
+from rendezvous.admin.command import (
+    command,
+    each_of,
+    entries_argument,
+    find_all,
+    some_argument,
+    who,
+)
+from rendezvous.store import export as store
+from rendezvous.store.entries import Entries
+from rendezvous.store.entry_json import Json
+from rendezvous.store.options import Options
+
+SKIPPED_LINES = 20  # of an imported file that are shown; the others are counted
+_FILE = click.Path(path_type=Path)
+
+
+@command
+@entries_argument
+@click.option('-o', 'file', type=_FILE, help='[default: LABEL.pyz]')
+def pack(entries: Entries, options: Options, chosen: tuple[str, ...], file: Path | None) -> None:
+    """Makes one file of an entry and hidden.py, for the hidden server."""
+    found = find_all(entries, chosen)
+    if file and len(found) > 1:
+        raise click.UsageError('-o is for one entry: without it, each gets a file of its label')
+    made: set[Path] = set()
+
+    def build(entry: Json) -> None:
+        document = entry_files.document(entry, options)
+        path = file or Path(packing.file_name(document))
+        if path in made:  # two entries have that label
+            path = path.with_stem(f'{path.stem}-{entry["uuid"][:8]}')
+        made.add(path)
+        _write(path, packing.build(document))
+        click.echo(f'made {path}, with all that the hidden server needs: copy it there, and')
+        click.echo(f'    python3 {shlex.quote(path.name)} 127.0.0.1:8000')
+
+    each_of(found, build)
+    click.echo('It holds the secret: keep it private.')
+
+
+@command
+@click.option('--out', 'file', type=_FILE, help='[default: rendezvous-DATE-TIME.jsonl]')
+@some_argument
+def export_entries(
+    entries: Entries, options: Options, file: Path | None, chosen: tuple[str, ...]
+) -> None:
+    """Writes all entries, or some, into a file that `import` takes.
+
+    Their secrets, host names, notes and history are in it.
+    """
+    file = file or Path(time.strftime('rendezvous-%Y-%m-%d-%H%M%S.jsonl'))
+    found = find_all(entries, chosen) if chosen else entries.all()
+    count = export.write(file, (store.whole(entries, each['uuid']) for each in found))
+    click.echo(f'made {file} with {count} entries; import takes it')
+    click.echo('It holds their secrets: keep it private.')
+
+
+@command
+@click.argument('file', type=_FILE)
+def import_entries(entries: Entries, options: Options, file: Path) -> None:
+    """Imports entries: what `export` wrote, or the nedis.db of node-rendezvous.
+
+    An entry that is there already stays as it is.
+    """
+    if export.is_one(file):
+        _put_back(entries, file)
+    else:
+        _import_nedis(entries, file)
+
+
+def _put_back(entries: Entries, file: Path) -> None:
+    for whole in export.read(file):
+        uuid, name = whole['uuid'], whole.get('name')
+        holder = store.put_back(entries, whole)
+        if holder is None:
+            click.echo(f'skipped {uuid}: there is already an entry of that UUID', err=True)
+            continue
+        _imported(entries, uuid)
+        if holder:
+            why = f'without its host name {name}: that is now of the entry {holder}'
+            click.echo(f'{uuid} is {why}', err=True)
+
+
+def _import_nedis(entries: Entries, file: Path) -> None:
+    found = nedis.read(file)
+    skipped = list(found.skipped)
+    for uuid, (line, entry) in found.entries.items():
+        if entries.get(uuid) is None and entries.insert(uuid, entry):
+            _imported(entries, uuid)
+        else:
+            skipped.append((line, f'there is already an entry {uuid}'))
+    for line, why in sorted(skipped)[:SKIPPED_LINES]:
+        click.echo(f'skipped line {line}: {why}', err=True)
+    if len(skipped) > SKIPPED_LINES:
+        click.echo(f'skipped {len(skipped) - SKIPPED_LINES} more', err=True)
+    if found.unreadable:
+        raise Unable(f'{file} holds no Redis commands from line {found.unreadable} on')
+
+
+def _imported(entries: Entries, uuid: str) -> None:
+    shown = entries.shown(uuid) or {'labels': []}
+    actions.noted(entries, 'imported', uuid, ', '.join(shown['labels']), who())
+    click.echo(f'imported {uuid}')
+
+
+@command
+@click.argument('file', type=_FILE)
+def backup(entries: Entries, options: Options, file: Path) -> None:
+    """Copies all that is in the embedded store into a file, while the store runs."""
+    store.backup(entries, file)
+    click.echo(f'made {file}, with all entries and their history. To restore it, end all programs')
+    click.echo('of this folder, and make a new folder for the data:')
+    click.echo('    mv data data.old && mkdir -m 700 data')
+    click.echo(f'    cp {shlex.quote(str(file))} data/dump.rdb')
+    click.echo('It holds the secrets: keep it private.')
+
+
+@click.command()
+def link() -> None:
+    """Prints a fresh link to log in, for a page that runs as a service."""
+    click.echo(login_link.make_link())
+
+
+def _write(path: Path, octets: bytes) -> None:
+    try:
+        atomic.write(path, octets, 0o600)
+    except (OSError, ValueError) as error:
+        raise Unable(f'cannot write {path}: {getattr(error, "strerror", error)}') from None

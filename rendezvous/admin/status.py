@@ -1,0 +1,166 @@
+"""The rendezvous server as a whole, as the top of the page says it, and whether all is well."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from cryptography.x509.oid import NameOID
+
+from rendezvous.admin import certificate, entry_files, listing, words
+from rendezvous.admin.certificate import Found
+from rendezvous.admin.listing import Listed
+from rendezvous.admin.words import Clock
+from rendezvous.store import state
+from rendezvous.store.entries import Entries
+from rendezvous.store.entry_json import Json, printable
+from rendezvous.store.options import Options
+from rendezvous.store.state import DAY_SECONDS, NEVER, OFFLINE, REFUSED, STATES, Hour, Server
+from rendezvous.wire.programs import Mistake
+
+
+class Status(NamedTuple):
+    """What is known of the server."""
+
+    server: Server
+    certificate: Found | None  # None: it has none, or `notice` says what is wrong
+    notice: str  # what is or soon will be wrong with the certificate; '': nothing
+    store: str  # where the entries are
+    day: Hour  # the last 24 hours of all hidden servers together
+    counts: dict[str, int]  # of the entries, by state
+
+
+def find(
+    entries: Entries, options: Options, server: Server, listed: Sequence[Listed], now: float
+) -> Status:
+    """Asks the store. Raises StoreDown."""
+    _, hours = state.past(entries, [state.ALL], now - DAY_SECONDS, now)[state.ALL]
+    counts = Counter(each.known.state for each in listed)
+    found = None
+    with suppress(Mistake):  # the notice says it, too
+        found = certificate.read(options) if options.key_file else None
+    return Status(
+        server,
+        found,
+        certificate.notice(options),
+        entries.where(),
+        Hour(*map(sum, zip(*hours, strict=True))),
+        {each: counts[each] for each in STATES},
+    )
+
+
+def for_programs(status: Status) -> Json:
+    server, found = status.server, status.certificate
+    return {
+        'up': bool(server.workers),
+        'since': _since(server),
+        'heard': server.heard and server.heard._asdict(),
+        'workers': [each._asdict() for each in server.workers],
+        'outages': [{'from': begin, 'to': end} for begin, end in server.outages],
+        'certificate': found and {'end': _end(found), 'issuer': _issuer(found)},
+        'notice': status.notice,
+        'store': status.store,
+        'last_24_hours': status.day._asdict(),
+        'entries': status.counts,
+    }
+
+
+def lines(status: Status, options: Options, clock: Clock) -> list[str]:
+    """What `users_app.py status` prints."""
+    server, day, workers = status.server, status.day, status.server.workers
+    nodes = words.plural(len({each.node for each in workers}), 'machine')
+    facts = {
+        'address': entry_files.authority(options),
+        'server': server_said(server, clock),
+        'workers': f'{len(workers)} on {nodes}, {words.size(sum(w.memory for w in workers))}'
+        ' of memory',
+        'connections': f'{sum(w.connections for w in workers):,} of {_most(workers):,}',
+        'certificate': _certificate(status, options, clock),
+        'store': status.store,
+        'last 24 h': f'{words.size(day.down)} down, {words.size(day.up)} up, '
+        f'{words.plural(day.visits, "rendezvous", "rendezvous")}, {day.failures:,} failed',
+        'entries': _counted(status.counts),
+    }
+    if not workers:
+        del facts['workers'], facts['connections']
+    said = [f'{name + ":":13} {fact}' for name, fact in facts.items()]
+    return [*said, status.notice] if status.notice else said
+
+
+def server_said(server: Server, clock: Clock) -> str:
+    """Whether it runs, and since when."""
+    heard, since = server.heard, _since(server)
+    if server.workers and since:
+        versions = ' and '.join(sorted({each.version for each in server.workers}))
+        return f'up since {clock.since(since)}, version {versions}'
+    if not heard:
+        return 'it never ran: bin/run.sh starts it'
+    what = 'stopped' if heard.stopped else 'down'
+    where = f'it was process {heard.pid} on {printable(heard.node)}'
+    return f'{what} since {clock.since(heard.at)}; {where}'
+
+
+def troubles(
+    server: Server, listed: Sequence[Listed], named: bool, seconds: float, clock: Clock
+) -> Iterator[str]:
+    """What is not well, a line each. `named`: these entries were chosen, and are not just all.
+
+    Whoever is refused needs help at once. What is offline may be so for `seconds`. One that was
+    never seen is told only if it is `named`: it may not be set up yet.
+    """
+    before = clock.present() - seconds
+    if not server.workers:  # all are offline then
+        if (server.heard.at if server.heard else 0) <= before:
+            yield f'the rendezvous server is not running: {server_said(server, clock)}'
+        return
+    bad = []
+    for each in listed:
+        known, created = each.known, each.shown['created'] or 0
+        since = created if known.state == NEVER else known.since or 0
+        is_late = known.state == OFFLINE or (named and known.state == NEVER)
+        if known.state == REFUSED or (is_late and since <= before):
+            bad.append(each)
+    yield from listing.table(bad, None, clock)[1:]
+
+
+def well(listed: Sequence[Listed]) -> str:
+    counts = Counter(each.known.state for each in listed)
+    return f'all is well: {_counted(counts)}'
+
+
+def _since(server: Server) -> float | None:
+    """When the first of those that run began, in seconds since 1970."""
+    return min((each.since for each in server.workers), default=None)
+
+
+def _most(workers: Sequence[state.Worker]) -> int:
+    """Connections that all machines together take; the workers of each share them."""
+    return sum(each.most for each in workers)
+
+
+def _certificate(status: Status, options: Options, clock: Clock) -> str:
+    found = status.certificate
+    if not found:
+        return 'see below' if options.key_file else 'none: something in front terminates TLS'
+    end = _end(found)
+    left = words.length(end - clock.present()) if end > clock.present() else 'over'
+    return f'until {clock.at(end)} ({left}), by {_issuer(found)}'
+
+
+def _end(found: Found) -> float:
+    return found.leaf.not_valid_after_utc.timestamp()
+
+
+def _issuer(found: Found) -> str:
+    if found.is_ours:
+        return 'an authority of its own'
+    for kind in NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME:
+        if names := found.leaf.issuer.get_attributes_for_oid(kind):
+            return printable(names[0].value)
+    return 'an unknown authority'
+
+
+def _counted(counts: dict[str, int]) -> str:
+    """`12: 5 online, 7 offline`."""
+    said = ', '.join(f'{count:,} {each}' for each, count in counts.items() if count)
+    return f'{sum(counts.values()):,}: {said}' if said else 'none yet'
