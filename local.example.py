@@ -73,4 +73,11 @@ options = {
     # example the name of a TLS proxy. All other names are refused, because a foreign web page could
     # have pointed its name to this machine (DNS rebinding).
     'page_host': None,
+    # The address of that page behind a TLS proxy: https://, a host, and a port or a path if there
+    # is one: 'https://admin.example.com/rendezvous/'. Its host counts as page_host, the login link
+    # begins with it, and the cookie of the login goes over HTTPS alone.
+    'page_url': None,
+    # The token with which Prometheus may fetch /metrics from that page; '': there is no such page.
+    # This prints one: .venv/bin/python -c 'import secrets; print(secrets.token_urlsafe())'
+    'metrics_token': '',
 }

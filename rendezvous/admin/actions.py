@@ -1,31 +1,56 @@
 """What the page and the shell do with an entry: check the input, change Redis, write the files.
 
-Each function may raise Unable, Mistake or StoreDown.
+Each function may raise Unable, Mistake or StoreDown. What it has done is in the log of changes,
+with who did it; no secret and no note is.
 """
 
+import logging
 import uuid as uuids
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
 from rendezvous.admin import entry_files as files
-from rendezvous.store import entry_json, names
-from rendezvous.store.entries import Entries
+from rendezvous.store import action_log, entry_json, names, questions, saving, state
+from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
+from rendezvous.store.saving import Saved
 from rendezvous.wire import codes
 from rendezvous.wire.programs import Mistake
 
-LABEL_CHARACTERS = 100
+log = logging.getLogger('actions')
+
+LABEL_CHARACTERS, NOTE_CHARACTERS = 100, 400
+BEGINNING = 4  # characters of a UUID that may stand for it; fewer are a slip of the finger
+CANDIDATES = 5  # entries that an error names; the others are counted
+
+# What was done, in the log of changes
+MADE, RENAMED, NOTED, NAMED, UNNAMED = 'made', 'renamed', 'noted', 'named', 'unnamed'
+DISABLED, ENABLED, REKEYED, DELETED = 'disabled', 'enabled', 'rekeyed', 'deleted'
+CLEARED, ENDED, IMPORTED, SECRET_SHOWN = 'cleared', 'ended', 'imported', 'secret shown'
+LOGGED_IN, LOGGED_OUT = 'logged in', 'logged out'
 
 
 class Unable(click.ClickException):
     """A sentence that says why the request cannot be carried out."""
 
 
-def create(entries: Entries, options: Options, uuid: str, label: str, digits: int) -> Path:
+class Who(NamedTuple):
+    """Who does something, as the log of changes names them."""
+
+    door: str  # 'page' or 'shell'
+    name: str  # of a session, or of a user
+
+    def __str__(self) -> str:
+        return f'{self.door}, {self.name}'
+
+
+def create(
+    entries: Entries, options: Options, uuid: str, label: str, digits: int, who: Who
+) -> Path:
     """Makes an entry and its two files. Returns their path without the suffix.
 
     Without a `uuid` it gets a random one.
@@ -39,45 +64,70 @@ def create(entries: Entries, options: Options, uuid: str, label: str, digits: in
     if not entry:
         raise Unable(f'there is already an entry {uuid}: delete it, or take another UUID')
     try:
-        return files.write(entry, options)
+        written = files.write(entry, options)
     except Mistake:
         entries.delete(uuid)
         with suppress(Mistake):
             files.remove(uuid)
         raise
+    noted(entries, MADE, uuid, ', '.join(labels), who)
+    return written
 
 
-def rename(entries: Entries, options: Options, uuid: str, label: str) -> str:
-    """Gives an entry another label, in its files too if they are on this machine.
+def save(
+    entries: Entries,
+    options: Options,
+    uuid: str,
+    who: Who,
+    *,
+    label: str | None = None,
+    note: str | None = None,
+    named: bool | None = None,
+) -> Saved:
+    """Changes label, note and host name of an entry at once, those that are not None.
 
-    If its label is its host name, the new one is. Returns the host name, '' where it has none.
+    `named`: whether its label is its host name, too. Where it is and the label changes, the host
+    name changes with it. A label changes in the entry's files too, if they are on this machine.
     """
-    uuid, labels = _checked_uuid(uuid), _checked_labels(label)
-    name = names.of(entries, uuid)
-    if name:
-        try:
-            name = _take_name(entries, uuid, labels)
-        except Unable as error:
-            raise Unable(f'{error.message}, or first switch off its host name {name}') from None
-    entries.rename(uuid, labels) or _no_entry(uuid)
-    entry = entries.get(uuid)
-    if entry and (files.FILES / f'{uuid}.json').exists():
-        with _mistake_adds('the entry has its new label, but not its files: rename it again'):
-            files.write(entry, options)
-    return name
-
-
-def name_on(entries: Entries, options: Options, uuid: str) -> str:
-    """Makes the label of an entry its host name, too. Returns the name."""
-    if not options.names_domain:
+    uuid = _checked_uuid(uuid)
+    labels = None if label is None else _checked_labels(label)
+    if named and not options.names_domain:
         raise Unable('there are no host names yet: set names_domain in local.py')
-    entry = find(entries, uuid)
-    return _take_name(entries, entry['uuid'], entry_json.summary(entry)['labels'])
+    note = None if note is None else _checked_note(note)
+    saved = saving.save(entries, uuid, labels, note, named)
+    before = saved.before or _no_entry(uuid)
+    if saved.why:
+        raise Unable(saved.why)
+    _note_saved(entries, saved, labels, note, who)
+    shown = entry_json.summary(before)['labels']
+    if labels is not None and labels != shown and (files.FILES / f'{uuid}.json').exists():
+        entry = entries.get(uuid)
+        with _mistake_adds('the entry has its new label, but not its files: rename it again'):
+            entry and files.write(entry, options)
+    return saved
 
 
-def name_off(entries: Entries, uuid: str) -> None:
+def rename(entries: Entries, options: Options, uuid: str, label: str, who: Who) -> str:
+    """Gives an entry another label. If its label is its host name, the new one is.
+
+    Returns the host name, '' where it has none.
+    """
+    return save(entries, options, uuid, who, label=label).name
+
+
+def note(entries: Entries, options: Options, uuid: str, text: str, who: Who) -> None:
+    """Gives an entry another note: a line or two. '' removes it."""
+    save(entries, options, uuid, who, note=text)
+
+
+def name_on(entries: Entries, options: Options, uuid: str, who: Who) -> str:
+    """Makes the label of an entry its host name, too. Returns the name."""
+    return save(entries, options, uuid, who, named=True).name
+
+
+def name_off(entries: Entries, options: Options, uuid: str, who: Who) -> None:
     """Its label is not its host name any more."""
-    names.switch_off(entries, find(entries, uuid)['uuid'])
+    save(entries, options, uuid, who, named=False)
 
 
 def name_of(entries: Entries, options: Options, uuid: str) -> str:
@@ -91,20 +141,41 @@ def all_names(entries: Entries, options: Options) -> dict[str, str]:
     return {uuid: name for name, uuid in known.items()}
 
 
-def disable(entries: Entries, uuid: str) -> None:
+def disable(entries: Entries, uuid: str, who: Who) -> None:
     """Ends its registrations and pipes. It cannot register until it is enabled."""
     uuid = _checked_uuid(uuid)
     entries.disable(uuid) or _no_entry(uuid)
+    noted(entries, DISABLED, uuid, _label(entries, uuid), who)
 
 
-def enable(entries: Entries, uuid: str) -> None:
+def enable(entries: Entries, uuid: str, who: Who) -> None:
     """Lets it register again, also after too many wrong codes."""
     uuid = _checked_uuid(uuid)
     entries.enable(uuid) or _no_entry(uuid)
     entries.clear_wrong_codes(uuid)
+    noted(entries, ENABLED, uuid, _label(entries, uuid), who)
 
 
-def rekey(entries: Entries, options: Options, uuid: str, digits: int | None = None) -> Path:
+def clear(entries: Entries, uuid: str, who: Who) -> None:
+    """Forgets the wrong codes that were tried for it: who has to wait may try again now."""
+    uuid = find(entries, uuid)['uuid']
+    entries.clear_wrong_codes(uuid)
+    noted(entries, CLEARED, uuid, _label(entries, uuid), who)
+
+
+def end_pipe(entries: Entries, uuid: str, worker: str, pipe: str, who: Who) -> None:
+    """Ends one open pipe of a hidden server."""
+    uuid = find(entries, uuid)['uuid']
+    known = questions.open_pipes(entries, state.server(entries), uuid)
+    found = [each for each in known if (each.worker, each.id) == (worker, pipe)]
+    if not found or not questions.end_pipe(entries, worker, pipe):
+        raise Unable('that connection is over already')
+    noted(entries, ENDED, uuid, _label(entries, uuid), who, f'of {found[0].address}')
+
+
+def rekey(
+    entries: Entries, options: Options, uuid: str, who: Who, digits: int | None = None
+) -> Path:
     """Gives an entry a new secret and new files. Returns their path without the suffix.
 
     The old secret stops working at once. Without `digits`, codes have as many as before.
@@ -113,15 +184,19 @@ def rekey(entries: Entries, options: Options, uuid: str, digits: int | None = No
     files.how_to_reach(options)
     entry = entries.rekey(uuid, digits) or _no_entry(uuid)
     entries.clear_wrong_codes(uuid)
+    noted(entries, REKEYED, uuid, ', '.join(entry_json.summary(entry)['labels']), who)
     with _mistake_adds('the secret is new, but is not in the files: rekey the entry again'):
         return files.write(entry, options)
 
 
-def remove(entries: Entries, uuid: str) -> None:
+def remove(entries: Entries, uuid: str, who: Who) -> None:
     """Deletes an entry and its files."""
     uuid = _checked_uuid(uuid)
+    label = _label(entries, uuid)
     existed = entries.delete(uuid)
     entries.clear_wrong_codes(uuid)
+    if existed:
+        noted(entries, DELETED, uuid, label, who)
     with _mistake_adds('the entry is deleted, but not its files: delete them'):
         files.remove(uuid)
     existed or _no_entry(uuid)
@@ -135,6 +210,38 @@ def find(entries: Entries, uuid: str) -> dict[str, Any]:
     return entry or {'uuid': uuid}
 
 
+def find_by(entries: Entries, text: str) -> dict[str, Any]:
+    """The entry that a UUID, the beginning of one, or a label means, in any case of letters.
+
+    It is as `find` gives it. A label that is the beginning of another's UUID means the label.
+    """
+    wanted = text.strip()
+    if codes.UUID.fullmatch(wanted.lower()):
+        return find(entries, wanted)
+    if not wanted:
+        raise Unable('give the UUID of an entry, the beginning of it, or the label')
+    every = entries.all()
+    found = [each for each in every if _has_label(each, wanted)]
+    if not found and len(wanted) >= BEGINNING:
+        found = [each for each in every if each['uuid'].startswith(wanted.lower())]
+    if len(found) == 1:
+        return find(entries, found[0]['uuid'])
+    if found:
+        raise Unable(_several(wanted, found))
+    raise Unable(
+        f'no entry has the label {wanted[:50]!r}, and no UUID begins so (with {BEGINNING} '
+        'characters or more): users_app.py list shows all entries'
+    )
+
+
+def noted(entries: Entries, what: str, uuid: str, label: str, who: Who, detail: str = '') -> None:
+    """Puts what was done into the log of changes. It is done, so that fails with a line alone."""
+    try:
+        action_log.note(entries, what, uuid, label, str(who), detail)
+    except StoreDown as error:
+        log.warning('the log of changes lacks: %s %s by %s (%s)', what, uuid, who, error)
+
+
 @contextmanager
 def _mistake_adds(done: str) -> Iterator[None]:
     """Adds what is already done to a Mistake about the files."""
@@ -144,25 +251,48 @@ def _mistake_adds(done: str) -> Iterator[None]:
         raise Mistake(f'{mistake}; {done}') from None
 
 
+def _note_saved(
+    entries: Entries, saved: Saved, labels: list[str] | None, text: str | None, who: Who
+) -> None:
+    """Each of the three that has changed is a line of the log."""
+    before = saved.before or {}
+    uuid, shown = before['uuid'], entry_json.summary(before)['labels']
+    label = ', '.join(shown if labels is None else labels)
+    if labels is not None and labels != shown:
+        noted(entries, RENAMED, uuid, label, who, f'from {", ".join(shown) or "no label"}')
+    if text is not None and text != (before.get('note') or ''):
+        noted(entries, NOTED, uuid, label, who)
+    if saved.name != saved.former:
+        what = NAMED if saved.name else UNNAMED
+        noted(entries, what, uuid, label, who, saved.name or saved.former)
+
+
+def _label(entries: Entries, uuid: str) -> str:
+    """Of an entry, for the log; '' where it has none, or Redis does not answer."""
+    with suppress(StoreDown):
+        return ', '.join((entries.shown(uuid) or {}).get('labels', ()))
+    return ''
+
+
+def _has_label(entry: dict[str, Any], wanted: str) -> bool:
+    labels = entry['labels']
+    return wanted.casefold() in {each.casefold() for each in (*labels, ', '.join(labels))}
+
+
+def _several(wanted: str, found: list[dict[str, Any]]) -> str:
+    shown = [
+        f'{each["uuid"]} ({", ".join(each["labels"]) or "without a label"})'
+        for each in found[:CANDIDATES]
+    ]
+    more = f' and {len(found) - CANDIDATES} more' if len(found) > CANDIDATES else ''
+    return f'{wanted[:50]!r} may be {", ".join(shown)}{more}: give more of the UUID'
+
+
 def _checked_uuid(uuid: str) -> str:
     uuid = uuid.strip().lower()
     if not codes.UUID.fullmatch(uuid):
         raise Unable(f'{uuid[:50]!r} is not a UUID: users_app.py list shows those of all entries')
     return uuid
-
-
-def _take_name(entries: Entries, uuid: str, labels: list[str]) -> str:
-    """Makes the first label the host name of an entry, in place of the one that it has."""
-    if not labels:
-        raise Unable('an entry without a label has no host name: give it a label')
-    try:
-        name = names.checked(labels[0])
-    except Mistake as mistake:
-        raise Unable(f'{labels[0]!r} cannot be a host name: {mistake}') from None
-    holder = names.switch_on(entries, uuid, name)
-    if holder:
-        raise Unable(f'{name} is the host name of the entry {holder}: choose another label')
-    return name
 
 
 def _no_entry(uuid: str) -> NoReturn:
@@ -176,3 +306,14 @@ def _checked_labels(label: str) -> list[str]:
     if entry_json.printable(label) != label:
         raise Unable('a label must not contain control characters or invisible characters')
     return [label] if label else []
+
+
+def _checked_note(text: str) -> str:
+    """With \\n between its lines, as browsers do not send them."""
+    lines = [line.rstrip() for line in text.replace('\r\n', '\n').replace('\r', '\n').split('\n')]
+    text = '\n'.join(lines).strip().strip(entry_json.JOINERS)
+    if len(text) > NOTE_CHARACTERS:
+        raise Unable(f'notes have at most {NOTE_CHARACTERS} characters, not {len(text)}')
+    if any(entry_json.printable(line) != line for line in lines):
+        raise Unable('notes must not contain control characters or invisible characters')
+    return text

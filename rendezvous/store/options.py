@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from rendezvous.store import embedded
 from rendezvous.wire.addresses import is_loopback, is_number
@@ -25,6 +26,13 @@ OLD_STORE = (
     'local.py: redis_host %r means the embedded store of an earlier version, with its entries in '
     "%s: write 'redis_host': None, and remove redis_port and redis_auth"
 )
+
+TOKEN_CHARACTERS = 20  # of metrics_token: nobody guesses 100 bits
+MAKE_TOKEN = ".venv/bin/python -c 'import secrets; print(secrets.token_urlsafe())'"
+# RFC 6750 section 2.1
+_TOKEN = re.compile('[a-z0-9._~+/-]+=*', re.I | re.A)
+# A path that needs no encoding, and that no proxy and no browser writes anew.
+_PATH = re.compile('(/[a-z0-9_~-][a-z0-9._~-]*)*/?', re.I | re.A)
 
 # RFC 1123 section 2.1, and the underscores that people use
 _LABEL = re.compile('[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?', re.I | re.A)
@@ -55,6 +63,8 @@ class Options:
     rendezvous_wait: int | float = 10
     drain: int | float = 5
     page_host: str | None = None
+    page_url: str | None = None
+    metrics_token: str = ''
 
     def __or__(self, changed: dict[str, Any]) -> 'Options':
         return dataclasses.replace(self, **changed)
@@ -63,6 +73,17 @@ class Options:
     def knows_addresses(self) -> bool:
         """Whether a connection's address is its client's: whoever terminates TLS hides it."""
         return bool(self.key_file or self.proxy_protocol)
+
+    @property
+    def page_origin(self) -> str:
+        """Scheme, host and port of `page_url`, as browsers write them; '' without it."""
+        host = urlsplit(self.page_url or '').netloc.lower().removesuffix(':443')
+        return f'https://{host}' if host else ''
+
+    @property
+    def page_prefix(self) -> str:
+        """The path of `page_url`, without a slash at its end: '' where it is the root."""
+        return urlsplit(self.page_url or '').path.rstrip('/')
 
 
 DEFAULTS = Options()
@@ -111,8 +132,9 @@ def load(path: Path = HERE / 'local.py', warn: bool = True) -> Options:
         raise Mistake('local.py must set options = {...}, as local.example.py does')
     for name, value in given.items():
         _check(name, value)
-    if given.get('redis_auth') and path.stat().st_mode & 0o007:
-        raise Mistake('every user of this machine may read redis_auth: chmod 600 local.py')
+    secrets = [name for name in ('redis_auth', 'metrics_token') if given.get(name)]
+    if secrets and path.stat().st_mode & 0o007:
+        raise Mistake(f'every user of this machine may read {secrets[0]}: chmod 600 local.py')
     if 'redis_host' not in given and given.keys() & {'redis_port', 'redis_auth'}:
         given['redis_host'] = '127.0.0.1'  # the default of earlier versions
     options = DEFAULTS | given
@@ -162,8 +184,7 @@ def _check(name: str, value: object) -> None:
     if name not in NAMES:
         raise Mistake(f'local.py: there is no option {name!r}; there are {", ".join(NAMES)}')
     types, default = get_args(_TYPES[name]) or (_TYPES[name],), getattr(DEFAULTS, name)
-    host = 'rendezvous.example.com' if name == 'names_domain' else '192.0.2.1'
-    example = default if default is not None else 2 if int in types else host
+    example = default if default is not None else 2 if int in types else _example(name)
     if not isinstance(value, types) or isinstance(value, bool) is not (types == (bool,)):
         raise Mistake(f'local.py: {name} must be {_KINDS[types]}, for example {example!r}')
     least, most = _LIMITS.get(name, (0, 0))
@@ -179,8 +200,35 @@ def _check(name: str, value: object) -> None:
         raise Mistake(f'{sentence}, for example {example!r}')
     if name.endswith('file') and value == '':
         raise Mistake(f'local.py: {name} must not be empty; for example {example!r}')
+    if name == 'page_url' and not _is_page_url(value):
+        sentence = 'local.py: page_url must be https://, a host and perhaps a port and a path'
+        raise Mistake(f'{sentence}, for example {example!r}')
+    if name == 'metrics_token':
+        _check_token(value)
     if not value.isprintable():
         raise Mistake(f'local.py: {name} must be without line breaks and control characters')
+
+
+def _check_token(token: str) -> None:
+    if token and not (_TOKEN.fullmatch(token) and len(token) >= TOKEN_CHARACTERS):
+        what = f'at least {TOKEN_CHARACTERS} letters, digits and -._~+/, for example what this'
+        raise Mistake(f'local.py: metrics_token must be {what} prints: {MAKE_TOKEN}')
+
+
+def _example(name: str) -> str:
+    examples = {'names_domain': 'rendezvous.example.com', 'page_url': 'https://admin.example.com/'}
+    return examples.get(name, '192.0.2.1')
+
+
+def _is_page_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname or '', url.port
+    except ValueError:  # the port is no number, or too large
+        return False
+    named = (f'[{host}]' if ':' in host else host) + ('' if port is None else f':{port}')
+    is_plain = text.lower() == f'https://{named}{url.path}'.lower()  # no user, no query, no spaces
+    return is_plain and port != 0 and _is_host(host) and bool(_PATH.fullmatch(url.path))
 
 
 def _is_host(text: str) -> bool:
