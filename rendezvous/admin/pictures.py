@@ -1,0 +1,353 @@
+"""The pictures of the page as inline SVG, and each in words: pure functions of what is known.
+
+Colours are in style.css alone; here are a class for each kind and attributes for each place, so the
+policy that forbids inline style holds. Bars and plots are stretched to the width that there is
+(preserveAspectRatio none), so no text is inside: words stand beside them in HTML. Each picture has
+a label, one sentence that says what it shows.
+"""
+
+import math
+from collections.abc import Iterable
+from itertools import groupby
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from rendezvous.admin import words
+from rendezvous.admin.words import Clock, size
+from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Change, Hour
+
+UNKNOWN = 'unknown'  # no server ran, or it is yet to come
+WIDTH, HEIGHT = 1000, 16  # of a bar
+# Where each state stands in a bar, from the top, and how high: height and colour both tell them
+# apart. The later one covers the earlier one. Never seen and unknown are a gap.
+PLACES = {ONLINE: (0, 16), OFFLINE: (13, 3), DISABLED: (7, 2), REFUSED: (7, 9)}
+# What is not online gets so much of the width at least, so that an outage of a minute is seen.
+DAY_LEAST, WEEK_LEAST = 0.011, 0.004  # 16 and 40 minutes; two or three pixels
+
+# The heights of a plot: down has a strip and a scale of its own, and so has up, which is mostly a
+# twentieth of it. One scale for both left a sliver of up.
+DOWN_HEIGHT, GAP, UP_HEIGHT = 72, 12, 28
+PLOT_HEIGHT = DOWN_HEIGHT + GAP + UP_HEIGHT
+SPARK_HEIGHT = 40
+LEAST_OCTETS = 1  # the height of an hour that had any octets
+
+Outages = Iterable[tuple[float, float]]  # from, to: no server ran
+
+
+class Span(NamedTuple):
+    """It was in one state all that time."""
+
+    start: float
+    end: float
+    state: str
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+class Share(NamedTuple):
+    """How a window was shared out, without the time that nothing is known of."""
+
+    percent: int  # online; 100 only if it was never anything else
+    times: int  # it was offline or refused
+    seconds: float  # it was offline or refused in all
+
+
+def spans(
+    changes: Iterable[Change],
+    start: float,
+    end: float,
+    until: float | None = None,
+    outages: Outages = (),
+) -> list[Span]:
+    """The window from `start` to `end`, cut wherever the state changes: it is covered without gaps.
+
+    Before the first change it was never seen. Nothing is known during the outages of the server and
+    after `until`, which is now, or when the last server was heard of.
+    """
+    events = [(each.at, 0, each.state) for each in changes]
+    for a, b in [*outages, (end if until is None else until, math.inf)]:
+        events += [(a, 1, ''), (max(a, b), -1, '')]
+    found: list[Span] = []
+    at, state, without_server = start, NEVER, 0
+    for moment, step, new in sorted(events):
+        moment = min(max(moment, start), end)
+        if moment > at:
+            _append(found, Span(at, moment, UNKNOWN if without_server else state))
+            at = moment
+        state, without_server = new or state, without_server + step
+    return found
+
+
+def _append(found: list[Span], span: Span) -> None:
+    """Neighbours in the same state become one."""
+    if found and found[-1].state == span.state:
+        span = Span(found.pop().start, span.end, span.state)
+    found.append(span)
+
+
+def bar(found: list[Span], label: str, least: float = DAY_LEAST) -> Markup:
+    """The state at each moment, as a strip. What is not online gets `least` of the width at least,
+    at the cost of half of what follows it.
+    """
+    paths: dict[str, list[str]] = {}
+    for state, x, width in _places(found, least):
+        if state != ONLINE:
+            paths.setdefault('gap', []).append(_box(x, 0, width, HEIGHT))
+        if state in PLACES:
+            y, height = PLACES[state]
+            paths.setdefault(state, []).append(_box(x, y, width, height))
+    order = [ONLINE, 'gap', OFFLINE, DISABLED, REFUSED]
+    drawn = [_path(kind, ''.join(paths[kind])) for kind in order if kind in paths]
+    return _svg('online-bar', WIDTH, HEIGHT, label, drawn)
+
+
+def _places(found: list[Span], least: float) -> Iterable[tuple[str, int, int]]:
+    """The state, left edge and width of each span."""
+    if not found:
+        return
+    start, whole = found[0].start, found[-1].end - found[0].start
+    for span, after in zip(found, [*found[1:], None], strict=True):
+        begin, seconds = span.start - start, span.seconds
+        if span.state != ONLINE:
+            most = seconds + after.seconds / 2 if after else whole
+            seconds = max(seconds, min(least * whole, most))
+            begin = min(begin, whole - seconds)
+        left, right = (round(WIDTH * edge / whole) for edge in (begin, begin + seconds))
+        left = min(left, WIDTH - 1)
+        yield span.state, left, max(right - left, 1)
+
+
+def state_words(found: list[Span], clock: Clock) -> str:
+    """`online but from 08:55 to 09:12`: what a bar shows, for those who do not see it."""
+    known = [span for span in found if span.state != UNKNOWN]
+    if not known:
+        return 'nothing is known'
+    said = _with_online(known, clock) if any(_is_online(span) for span in known) else ''
+    said = said or _without_online(known, clock)
+    last = found[-1]
+    if last.state == UNKNOWN and last is not found[0]:
+        return f'{said}; nothing is known since {clock.at(last.start)}'
+    return said
+
+
+def day_words(found: list[Span], clock: Clock) -> str:
+    return f'Last 24 hours: {state_words(found, clock)}'
+
+
+def week_words(found: list[Span]) -> str:
+    """`online 94 % of it; offline 3 times, 8:53 h in all`. '' if it was never seen in it."""
+    part = share(found)
+    if not part:
+        return ''
+    if not part.times:
+        return 'online throughout' if part.percent == 100 else ''
+    often = 'once' if part.times == 1 else f'{part.times} times'
+    return f'online {part.percent} % of it; offline {often}, {words.lasting(part.seconds)} in all'
+
+
+def share(found: list[Span]) -> Share | None:
+    """None: it was never online, offline or refused, or nothing is known."""
+    kinds = groupby((span for span in found if span.state != UNKNOWN), _kind)
+    seconds = {'online': 0.0, 'offline': 0.0}
+    times = 0
+    for kind, some in kinds:
+        if kind in seconds:
+            seconds[kind] += sum(span.seconds for span in some)
+            times += kind == 'offline'
+    whole = sum(seconds.values())
+    if not whole:
+        return None
+    return Share(math.floor(100 * seconds['online'] / whole), times, seconds['offline'])
+
+
+def _is_online(span: Span) -> bool:
+    return span.state == ONLINE
+
+
+def _kind(span: Span) -> str:
+    """Refused is offline, too; disabled and never seen are neither."""
+    return {ONLINE: 'online', OFFLINE: 'offline', REFUSED: 'offline'}.get(span.state, '')
+
+
+def _without_online(known: list[Span], clock: Clock) -> str:
+    first, last = known[0], known[-1]
+    if first.state == last.state:
+        return 'never online' if first.state == NEVER else first.state
+    return f'{first.state} until {clock.at(first.end)}, {last.state} since {clock.at(last.start)}'
+
+
+def _with_online(known: list[Span], clock: Clock) -> str:
+    runs = [list(some) for _, some in groupby(known, _is_online)]
+    first = runs.pop(0) if not _is_online(runs[0][0]) else None
+    last = runs.pop() if not _is_online(runs[-1][0]) else None
+    said = 'online'
+    if first:
+        said += f' {"from" if last else "since"} {clock.at(first[-1].end)}'
+    if last:
+        said += f' until {clock.at(last[0].start)}'
+    breaks = runs[1::2]
+    if not (first or last or breaks):
+        return 'online throughout'
+    if len(breaks) > 2:
+        said += f' but for {len(breaks)} outages, the longest {_length(max(map(_seconds, breaks)))}'
+    elif breaks:
+        times = (f'from {clock.at(each[0].start)} to {clock.at(each[-1].end)}' for each in breaks)
+        said += f' but {" and ".join(times)}'
+    if last:
+        when = f' {clock.at(last[-1].start)}' if len(last) > 1 else ''
+        said += f', {last[-1].state} since{when}'
+    return said
+
+
+def _seconds(run: list[Span]) -> float:
+    return run[-1].end - run[0].start
+
+
+def _length(seconds: float) -> str:
+    """`20 minutes`, in whole words, as it is read aloud."""
+    for name, unit in ('day', words.DAY), ('hour', words.HOUR), ('minute', words.MINUTE):
+        if round(seconds / unit) >= (2 if name != 'minute' else 1):
+            number = round(seconds / unit)
+            return f'{number} {name}s' if number > 1 else f'{number} {name}'
+    return f'{seconds:.0f} seconds'
+
+
+def nice(value: float) -> float:
+    """The next of 1, 2, 5, 10, 20, ... that is not below it."""
+    unit = 10.0 ** math.floor(math.log10(max(value, 1)))
+    return next(step * unit for step in (1, 2, 5, 10) if step * unit >= value)
+
+
+def traffic(hours: list[Hour], label: str) -> Markup:
+    """Octets an hour: above those to mobile clients, below those from them, each to its scale."""
+    tops, across = _tops(hours), f'H{len(hours)}'
+    base, up_top = DOWN_HEIGHT, DOWN_HEIGHT + GAP
+    grid = ''.join(f'M0 {y:g}{across}' for y in (0.5, base / 2, up_top + 0.5))
+    drawn = [
+        _path('grid', grid),
+        _steps('down', [hour.down for hour in hours], base, base / tops.down),
+        _steps('up', [hour.up for hour in hours], PLOT_HEIGHT, UP_HEIGHT / tops.up),
+        _path('axis', f'M0 {base}{across}M0 {PLOT_HEIGHT - 0.5}{across}'),
+    ]
+    return _svg('traffic', len(hours), PLOT_HEIGHT, label, drawn)
+
+
+def scale(hours: list[Hour]) -> Markup:
+    """The words beside `traffic`: it is not stretched, so there can be text. For the eye alone."""
+    tops, up_top = _tops(hours), DOWN_HEIGHT + GAP
+    said = [
+        (10, f'↓ {size(tops.down)}'),
+        (DOWN_HEIGHT / 2 + 4, size(tops.down / 2)),
+        (DOWN_HEIGHT, '0'),
+        (up_top + 9, f'↑ {size(tops.up)}'),
+        (PLOT_HEIGHT, '0'),
+    ]
+    texts = ''.join(f'<text x="60" y="{y:g}">{text}</text>' for y, text in said)
+    head = f'<svg class="scale" aria-hidden="true" width="64" height="{PLOT_HEIGHT}">'
+    return Markup(f'{head}{texts}</svg>')
+
+
+def lines(hours: list[Hour]) -> str:
+    """`1 GB and 2 GB an hour down, 100 MB an hour up`: where `traffic` has its lines."""
+    tops = _tops(hours)
+    return f'{size(tops.down / 2)} and {size(tops.down)} an hour down, {size(tops.up)} an hour up'
+
+
+def spark(hours: list[Hour], label: str) -> Markup:
+    """`traffic` without a scale: up hangs below the line, in the same measure as down."""
+    up, down = [hour.up for hour in hours], [hour.down for hour in hours]
+    measure = (SPARK_HEIGHT - 2 * LEAST_OCTETS) / max(max(up, default=0) + max(down, default=0), 1)
+    base = SPARK_HEIGHT - max(LEAST_OCTETS, round(max(up, default=0) * measure)) - LEAST_OCTETS
+    drawn = [
+        _steps('down', down, base, measure),
+        _steps('up', up, base, -measure),
+        _path('axis', f'M0 {base}H{len(hours)}'),
+    ]
+    return _svg('traffic', len(hours), SPARK_HEIGHT, label, drawn)
+
+
+def traffic_words(hours: list[Hour], when: str) -> str:
+    """`Octets an hour in the last 24 hours: down 5.5 GB in all, 1.2 GB at most; up ...`."""
+    said = []
+    for name, octets in (
+        ('down', [hour.down for hour in hours]),
+        ('up', [hour.up for hour in hours]),
+    ):
+        most = f', {size(max(octets))} at most' if any(octets) else ''
+        said.append(f'{name} {size(sum(octets))} in all{most}')
+    return f'Octets an hour {when}: {"; ".join(said)}'
+
+
+def meter(used: float, most: float, what: str) -> Markup:
+    """How much of the most that is allowed is used. `what`: connections."""
+    part = min(max(used / most, 0), 1) if most else 0
+    label = f'{100 * part:.0f} % of the {what} that are allowed'
+    if 0 < part < 0.005:
+        label = f'less than 1 % of the {what} that are allowed'
+    drawn = [_path('room', _box(0, 0, WIDTH, 6)), _path('used', _box(0, 0, round(WIDTH * part), 6))]
+    return _svg('meter', WIDTH, 6, label, drawn)
+
+
+def link(solid: int, dashed: int = 0, kind: str = '') -> Markup:
+    """Connections between two ends, the arrow at whom was dialled: `solid` open ones between
+    `dashed` waiting ones, at most seven lines. The words beside it count them all.
+
+    `kind`, where there are none: `cut` (refused); else nothing is connected.
+    """
+    above, below = min(dashed, 4) // 2, (min(dashed, 4) + 1) // 2
+    kinds = ['waiting'] * above + ['open'] * min(solid, 3) + ['waiting'] * below
+    kinds = kinds or [kind or 'none']
+    step = 6 if len(kinds) > 5 else 8
+    first = 24 - step / 2 * (len(kinds) - 1)
+    drawn = [_path(each, f'M-2000 {first + step * i:g}H34') for i, each in enumerate(kinds)]
+    if kinds != ['none']:
+        drawn.append(_path('head', 'M34 18L42 24L34 30Z'))
+    if kinds == ['cut']:
+        drawn.append(_path('cross', 'M8 16L24 32M24 16L8 32'))
+    head = '<svg class="link" aria-hidden="true" viewBox="0 0 44 48"'
+    return Markup(f'{head} preserveAspectRatio="xMaxYMid meet">{"".join(drawn)}</svg>')
+
+
+def link_words(pipes: int, waiting: int | None = None) -> str:
+    """`1 open, 4 waiting`: the words below a link. None: nobody waits at that end."""
+    said = f'{pipes or "none"} open'
+    return said if waiting is None else f'{said}, {waiting or "none"} waiting'
+
+
+class _Tops(NamedTuple):
+    """The octets at the top line of each strip."""
+
+    down: float
+    up: float
+
+
+def _tops(hours: list[Hour]) -> _Tops:
+    down = max((hour.down for hour in hours), default=0)
+    return _Tops(nice(down), nice(max((hour.up for hour in hours), default=0)))
+
+
+def _steps(kind: str, values: list[int], base: float, measure: float) -> str:
+    """One step an hour, away from the base line: up, or down where `measure` is below 0."""
+    least = math.copysign(LEAST_OCTETS, measure)
+    path = f'M0 {base:g}'
+    for hour, value in enumerate(values, 1):
+        height = max(value * measure, least, key=abs) if value else 0
+        path += f'V{base - height:.1f}H{hour}'
+    return _path(kind, f'{path}V{base:g}Z')
+
+
+def _box(x: int, y: int, width: int, height: int) -> str:
+    return f'M{x} {y}h{width}v{height}h-{width}z'
+
+
+def _path(kind: str, path: str) -> str:
+    return f'<path class="{kind}" d="{path}"/>'
+
+
+def _svg(kind: str, width: int, height: int, label: str, drawn: list[str]) -> Markup:
+    head = Markup('<svg class="{}" role="img" aria-label="{}" viewBox="0 0 {} {}"')
+    head = head.format(kind, label, width, height)
+    return head + Markup(f' preserveAspectRatio="none">{"".join(drawn)}</svg>')
