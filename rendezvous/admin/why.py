@@ -3,14 +3,24 @@
 `brief` is for a row of a table. `advice` is for the page of an entry and for `users_app.py show`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from rendezvous.admin.words import Clock, apart
-from rendezvous.store.state import DISABLED, OFFLINE, ONLINE, REFUSED, Known, Refusals, Why
+from rendezvous.store.state import (
+    DISABLED,
+    NEVER,
+    OFFLINE,
+    ONLINE,
+    REFUSED,
+    Known,
+    Refusals,
+    Why,
+)
 
 SET_CLOCK = 'sudo timedatectl set-ntp true'
-CLEAR, ENABLE, REKEY = 'clear', 'enable', 'rekey'  # what a button does
-_SLACK_SECONDS = 2  # the last refusal is noted in two places
+CLEAR, REKEY = 'clear', 'rekey'  # what a button does
+SLACK_SECONDS = 2  # a change of state and the refusal that it goes with are noted one by one
 
 
 class Advice(NamedTuple):
@@ -18,20 +28,19 @@ class Advice(NamedTuple):
 
     kind: str  # of state.Why
     at: float  # the last refusal of that kind, in seconds since 1970
-    heading: str  # what is wrong
-    text: str = ''  # what it means, and what to do
+    heading: str  # what is wrong, without a full stop
+    text: str = ''  # what that means, and what to do
     command: str = ''  # for the hidden machine
     after: str = ''  # what follows then
-    until: float = 0  # it ends by itself then; 0: it does not
-    what: str = ''  # CLEAR, ENABLE or REKEY helps; '': none of them
+    until: float = 0  # it ends by itself then, which the heading does not say; 0: it does not
+    what: str = ''  # CLEAR or REKEY helps; '': neither
     button: str = ''  # what the button for that says
 
 
 def brief(why: Why) -> str:
     """A few words: `Clock 61 minutes ahead`."""
     if why.kind == 'clock':
-        surely = '' if why.sure else 'probably '
-        return f'Clock {surely}{_off(why)}'
+        return f'Clock {_surely(why)}{_off(why)}'
     return _BRIEF.get(why.kind, 'Refused')
 
 
@@ -40,19 +49,12 @@ _BRIEF = {
     'wrong': 'Wrong code',
     'unusable': 'No usable secret: it needs a new one',
     'disabled': 'Disabled',
-    'address': 'Too many wrong codes: it has to wait',
-    'strangers': 'Too many wrong codes of strangers',
-    'friend': 'Too many wrong codes of its address',
+    'address': 'Has to wait: too many wrong codes',
+    'strangers': 'Has to wait: strangers tried wrong codes',
+    'friend': 'Has to wait: too many wrong codes in a day',
     'full': 'The server is full',
     'twins': 'Two machines use its file',
 }
-
-
-def advice(
-    found: list[Refusals], known: Known, clock: Clock, used_up: float | None = None
-) -> list[Advice]:
-    """What is wrong now, each once, the newest first; that it has to wait comes last."""
-    return []
 
 
 def said(known: Known, clock: Clock) -> str:
@@ -64,9 +66,176 @@ def said(known: Known, clock: Clock) -> str:
     return known.state.capitalize()
 
 
+def advice(
+    found: list[Refusals], known: Known, clock: Clock, used_up: float | None = None
+) -> list[Advice]:
+    """What is wrong now, each once, the newest first. `used_up` is that of `Entries`.
+
+    What is over is left out: a ration that is there again, and what was refused before the hidden
+    server came online or, where it is not, before it left. That an address has to wait follows
+    from wrong codes, so why they were wrong is said before.
+    """
+    chosen: dict[str, Advice] = {}
+    for row in sorted(found, key=lambda row: -row.last):
+        if row.why.kind not in chosen and row.why.kind in _ADVICE and _matters(row, known, clock):
+            chosen[row.why.kind] = _ADVICE[row.why.kind](row, known, clock)
+    if used_up and 'strangers' not in chosen:
+        row = Refusals(Why('strangers'), '', used_up, used_up, 1, 0)
+        chosen['strangers'] = _strangers(row, known, clock)
+    return sorted(chosen.values(), key=lambda each: each.kind == 'address')
+
+
+def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
+    if row.why.kind == 'address' and row.until <= clock.present():
+        return False
+    if known.state == DISABLED:  # the page says that already, and nothing else helps
+        return False
+    if known.state in (REFUSED, NEVER) or known.since is None:
+        return True
+    return row.last >= known.since - SLACK_SECONDS
+
+
 def lines(some: list[Advice], clock: Clock) -> list[str]:
-    """For the shell, some lines for each."""
-    return []
+    """For the shell: a sentence or two for each, and a command in a line of its own."""
+    found = []
+    for each in some:
+        until = f' until {clock.at(each.until)}' if each.until else ''
+        found.append(f'{each.heading}{until}. {each.text}'.strip())
+        if each.command:
+            found.append(f'    {each.command}')
+        if each.after:
+            found.append(each.after)
+    return found
+
+
+def _clock(row: Refusals, known: Known, clock: Clock) -> Advice:
+    why = row.why
+    right = 'It has the right secret' if why.sure else 'It seems to have the right secret'
+    probably = '' if why.sure else ' A short code may also look so by chance.'
+    return Advice(
+        *('clock', row.last),
+        f'The clock of the hidden machine is {_surely(why)}{_off(why)}',
+        f'{right}, but its code is that of {clock.at(row.last + why.seconds)}.{probably} On the '
+        'hidden machine:',
+        SET_CLOCK,
+        'Nothing has to be changed here: when its clock is right, it is let in.',
+    )
+
+
+def _former(row: Refusals, known: Known, clock: Clock) -> Advice:
+    if known.state == ONLINE:
+        return Advice(
+            *('former', row.last),
+            f'A second machine, at {row.address}, still has the file from before the new secret',
+            'Bring it the file of an entry of its own, or stop it.',
+        )
+    return Advice(
+        *('former', row.last),
+        'It uses the secret from before the new one',
+        'Download its new file below, bring it to the hidden machine, and start it there again. '
+        'If that machine has the new file already, a second one still has the old one: stop it.',
+    )
+
+
+def _wrong(row: Refusals, known: Known, clock: Clock) -> Advice:
+    if known.state == ONLINE:
+        return Advice(
+            *('wrong', row.last),
+            f'Somebody at {row.address} tries wrong codes',
+            'This hidden server is online, so that is another machine with a wrong file, or '
+            'somebody who guesses. Limits keep guesses out: nothing has to be done.',
+        )
+    return Advice(
+        *('wrong', row.last),
+        'Its code is wrong',
+        'It is that of neither this secret nor the one before, and a wrong clock does not explain '
+        'it. The file there may be that of another entry, or an old one. Download its file below, '
+        'bring it to the hidden machine, and start it there again. If the file is right, look '
+        'whether the date there is.',
+    )
+
+
+def _unusable(row: Refusals, known: Known, clock: Clock) -> Advice:
+    return Advice(
+        *('unusable', row.last),
+        'The entry has no secret that can be used',
+        'Another program has written it so. Give it a new secret, bring its new file to the hidden '
+        'machine, and start it there again.',
+        what=REKEY,
+        button='Give it a new secret',
+    )
+
+
+def _address(row: Refusals, known: Known, clock: Clock) -> Advice:
+    return Advice(
+        *('address', row.last),
+        'It has to wait',
+        f'Too many wrong codes came from {row.address} within 15 minutes. Until then even a right '
+        'code from there is refused.',
+        until=row.until,
+        what=CLEAR,
+        button='Let it try now',
+    )
+
+
+def _strangers(row: Refusals, known: Known, clock: Clock) -> Advice:
+    return Advice(
+        *('strangers', row.last),
+        'Short codes from new addresses are refused',
+        f'Somebody has tried too many wrong codes within a day; the last at {clock.at(row.last)}. '
+        'hidden.py sends long codes, which are let in. A program of node-rendezvous sends short '
+        'ones, and has to wait for a day.',
+        what=CLEAR,
+        button='Accept short codes again',
+    )
+
+
+def _friend(row: Refusals, known: Known, clock: Clock) -> Advice:
+    return Advice(
+        *('friend', row.last),
+        f'Short codes from {row.address} are refused',
+        'Too many wrong codes came from there within a day. hidden.py sends long codes, which are '
+        'let in. A program of node-rendezvous sends short ones, and has to wait for a day.',
+        what=CLEAR,
+        button='Accept short codes again',
+    )
+
+
+def _full(row: Refusals, known: Known, clock: Clock) -> Advice:
+    return Advice(
+        *('full', row.last),
+        'The server has no room for it',
+        'Its code is right, and there are as many connections as max_connections in local.py '
+        'allows. Set it higher, and start the server again.',
+    )
+
+
+def _twins(row: Refusals, known: Known, clock: Clock) -> Advice:
+    one, other = row.address, row.why.other
+    where = f'at {one} and at {other}' if one != other else f'both at {one}'
+    return Advice(
+        *('twins', row.last),
+        f'Two machines or processes use this file: {where}',
+        'A visit reaches the one or the other by chance. Stop one of them, or make an entry of its '
+        'own for each.',
+    )
+
+
+_ADVICE: dict[str, Callable[[Refusals, Known, Clock], Advice]] = {
+    'clock': _clock,
+    'former': _former,
+    'wrong': _wrong,
+    'unusable': _unusable,
+    'address': _address,
+    'strangers': _strangers,
+    'friend': _friend,
+    'full': _full,
+    'twins': _twins,
+}
+
+
+def _surely(why: Why) -> str:
+    return '' if why.sure else 'probably '
 
 
 def _off(why: Why) -> str:
