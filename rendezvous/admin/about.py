@@ -1,6 +1,7 @@
 """All about one entry, as `users_app.py show` prints it, and as JSON for programs."""
 
 import shlex
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,9 @@ from rendezvous.store.state import (
     Server,
 )
 
+COLUMNS = 80  # of a text
 WEEK_SECONDS = 7 * DAY_SECONDS
+_BEFORE = ' ' * len('first seen: ')  # before each fact
 _NO_FILES = 'not here: download them from the page; rekey makes new ones with a new secret'
 _REFUSED_HEADER = 'WHY', 'TIMES', 'LAST', 'ADDRESS'
 _OPEN_HEADER = 'SINCE', 'UP', 'DOWN', 'ADDRESS'
@@ -98,7 +101,7 @@ def _facts(about: About, options: Options, secret: bool, clock: Clock) -> list[s
     facts = {
         'UUID': uuid,
         'label': listing.label_of(shown),
-        'note': ', '.join(shown['note'].split('\n')),
+        'note': _noted(shown['note']),
         'state': f'{listing.said(known, clock)}; {listing.counted(known)}',
         'address': printable(known.address) or '-',
         'first seen': clock.at(known.first) if known.first else '-',
@@ -112,7 +115,13 @@ def _facts(about: About, options: Options, secret: bool, clock: Clock) -> list[s
         facts['host name'] = shown['name'] or '-'
     if secret:
         facts |= _secret(entry)
-    return [f'{name + ":":11} {fact}'.rstrip() for name, fact in facts.items()]
+    return [f'{name + ":":{len(_BEFORE) - 1}} {fact}'.rstrip() for name, fact in facts.items()]
+
+
+def _noted(note: str) -> str:
+    """Its lines below each other, and none too long."""
+    lines = [textwrap.wrap(each, COLUMNS - len(_BEFORE)) for each in note.splitlines()]
+    return f'\n{_BEFORE}'.join(part for each in lines for part in each)
 
 
 def _secret(entry: Json) -> dict[str, str]:
@@ -122,8 +131,12 @@ def _secret(entry: Json) -> dict[str, str]:
 
 
 def _why(about: About, clock: Clock) -> list[str]:
-    found = why.lines(why.advice(about.refusals, about.known, clock, about.used_up), clock)
-    return ['why it is not online, and what to do:', *_indented(found)] if found else []
+    found = why.advice(about.refusals, about.known, clock, about.used_up)
+    wrapped: list[str] = []
+    for each in why.lines(found, clock):
+        is_command = each.startswith(' ')
+        wrapped += [each] if is_command else textwrap.wrap(each, COLUMNS - 4)
+    return ['what is wrong, and what to do:', *_indented(wrapped)] if found else []
 
 
 def _refusals(rows: list[Refusals], clock: Clock) -> list[str]:

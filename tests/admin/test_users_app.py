@@ -19,71 +19,23 @@ import click
 import gevent
 import pytest
 import self_signed
-from click.testing import CliRunner
 from conftest import ROOT, until
 from programs import ENDS_SECONDS, Folder, Ran
+from shells import worker
 from visitor import files
 
+from rendezvous.admin import command as commands
 from rendezvous.admin import entry_files as hidden_files
 from rendezvous.admin import shell as users_app
-from rendezvous.store import embedded as store
-from rendezvous.store import options as local
+from rendezvous.admin import words
 from rendezvous.store import rations
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire.programs import Mistake
 
 
-@pytest.fixture(scope='module')
-def running(tmp_path_factory):
-    with Folder(tmp_path_factory.mktemp('shell')) as folder:
-        folder.pair()
-        folder.set(crt_file=str(folder.path / 'registrar.crt'), rendezvous_port=8899)
-        folder.start('users_app.py', '--port', '0').until_it_says('http')  # keeps the store up
-        yield folder
-
-
 @pytest.fixture
-def folder(running):
-    """One for all tests, without entries at the start of each."""
-    yield running
-    running.redis('FLUSHALL')
-
-
-@pytest.fixture
-def shell(folder, monkeypatch):
-    """The commands in that folder, without a process for each: that takes most of the time."""
-    load, umask = local.load, os.umask(0o077)
-    monkeypatch.setattr(local, 'load', lambda: load(folder.path / 'local.py'))
-    monkeypatch.setattr(hidden_files, 'FILES', folder.path / 'entries')
-    monkeypatch.setattr(store, 'DATA', folder.path / 'data')
-    yield Shell(folder)
-    os.umask(umask)
-
-
-class Shell:
-    def __init__(self, folder: Folder):
-        self._folder = folder
-
-    def run(self, *arguments: str) -> Ran:
-        result = CliRunner().invoke(users_app.cli, arguments)
-        if not isinstance(result.exception, SystemExit | None):
-            raise result.exception
-        return Ran(result.exit_code, result.stdout, result.stderr)
-
-    def says(self, *arguments: str) -> str:
-        """What a command says that does what it is asked for."""
-        ran = self.run(*arguments)
-        assert ran.status == 0, ran
-        return ran.stdout
-
-    def listed(self) -> list[dict]:
-        return json.loads(self.says('list', '--json'))
-
-    def stored(self, uuid: str) -> dict:
-        return json.loads(self._folder.redis('GET', uuid))
-
-    def file(self, uuid: str) -> dict:
-        return json.loads(files(self._folder, uuid)[f'{uuid}.json'])
+def folder(shell, shell_folder):
+    return shell_folder
 
 
 @contextmanager
@@ -214,7 +166,7 @@ def test_pack_makes_one_file_for_its_owner_alone(shell, uuid, tmp_path, monkeypa
 def test_commands_that_add_tells_are_for_the_folder_where_they_are_read(
     folder, shell, uuid, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(users_app, 'HERE', folder.path)
+    monkeypatch.setattr(commands, 'HERE', folder.path)
     for here in (folder.path, tmp_path):
         monkeypatch.chdir(here)
         said = shell.says('add', '--uuid', uuid)
@@ -256,7 +208,7 @@ def test_refusal_is_one_sentence(folder, shell, uuid):
     before = folder.redis('GET', uuid), files(folder, uuid)
     unknown = str(uuids.uuid4())
     label = 'a label must not contain control characters or invisible characters'
-    no_uuid = 'is not a UUID: users_app.py list shows those of all entries'
+    no_entry = r'no UUID begins so \(with 4 characters or more\): users_app.py list shows .*'
     like = 'is not a UUID like .*; without one, a new one is made'
     said = {
         ('add', '--uuid', 'kitchen'): f"'kitchen' {like}",
@@ -264,8 +216,8 @@ def test_refusal_is_one_sentence(folder, shell, uuid):
         ('add', 'x' * 10_000): 'a label has at most 100 characters, not 10000',
         ('rename', uuid, 'a\u202eb'): label,
         ('rename', unknown, 'x'): f'there is no entry {unknown}',
-        ('show', 'kitchen'): f"'kitchen' {no_uuid}",
-        ('show', '../\x1b[2J' + 'x' * 10_000): rf"'../.x1b\[2jx{{43}}' {no_uuid}",
+        ('show', 'kitchen'): f"no entry has the label 'kitchen', and {no_entry}",
+        ('show', '../\x1b[2J' + 'x' * 10_000): rf"no entry .* '../.x1b\[2Jx{{43}}', and {no_entry}",
         ('enable', unknown): f'there is no entry {unknown}',
         ('disable', '--yes', unknown): f'there is no entry {unknown}',
         ('rekey', '--yes', unknown): f'there is no entry {unknown}',
@@ -284,7 +236,7 @@ def test_wrong_usage_is_status_2_and_needs_neither_store_nor_local_py(tmp_path):
         (folder.path / 'local.py').unlink()
         ran = folder.run('users_app.py', 'show')
         assert (ran.status, ran.stdout) == (2, '')
-        assert ran.stderr.endswith("Error: Missing argument 'UUID'.\n")
+        assert ran.stderr.endswith("Error: Missing argument 'ENTRY'.\n")
         assert folder.run('users_app.py', 'delete', '--help').status == 0
         sentence = folder.run('users_app.py', 'list').sentence()
         assert sentence.startswith('there is no local.py')
@@ -293,7 +245,6 @@ def test_wrong_usage_is_status_2_and_needs_neither_store_nor_local_py(tmp_path):
 
 def test_change_that_ends_connections_asks_on_a_terminal(folder, shell, uuid):
     shell.says('add', '--uuid', uuid, 'kitchen')
-    folder.redis('HSET', 'live:0123456789abcdef', uuid, '4 1')
     before = folder.redis('GET', uuid), files(folder, uuid)
     ends = 'waiting registrations: 4, open pipes: 1; they end within two seconds: '
     for command, typed in [
@@ -302,7 +253,8 @@ def test_change_that_ends_connections_asks_on_a_terminal(folder, shell, uuid):
         ('delete', 'n\n'),
         ('delete', '\4'),
     ]:
-        ran = on_terminal(folder, command, uuid, typed=typed)
+        with worker(folder, {uuid: '4 1'}):
+            ran = on_terminal(folder, command, uuid, typed=typed)
         assert ran.status == 1
         assert f'{ends}{uuid} kitchen\n' in ran.stdout
         assert re.search(r'\? \[y/N\]: .*Aborted!\n$', ran.stdout, re.S)
@@ -324,44 +276,92 @@ def test_without_a_terminal_it_needs_yes(folder, shell, uuid):
     assert ran.stderr.endswith(f'they end within two seconds: {uuid} kitchen\n')
 
 
+LONG_AGO = 3 * 86400 + 60  # seconds
+
+
 @pytest.fixture
-def four(folder, shell) -> dict[str, str]:
-    """UUIDs of four entries by the state in which they are."""
-    states = 'disabled', 'never seen', 'offline', 'online'
+def five(folder, shell) -> Iterator[dict[str, str]]:
+    """UUIDs of five entries by the state in which they are."""
+    states = 'disabled', 'never seen', 'offline', 'online', 'refused'
     found = dict(zip(states, sorted(str(uuids.uuid4()) for _ in states), strict=True))
     for state, uuid in found.items():
         shell.says('add', '--uuid', uuid, f'the {state} one')
     shell.says('disable', '--yes', found['disabled'])
-    folder.redis('HSET', 'live:0123456789abcdef', found['online'], '4 0')
-    folder.redis('HSET', 'live:fedcba9876543210', found['online'], '2 1')
-    seen = {'offline': (3 * 86400 + 60, '2001:db8::1'), 'online': (0, '192.0.2.1')}
-    for state, (ago, address) in seen.items():
-        sign = json.dumps({'at': time.time() - ago, 'address': address})
-        folder.redis('SET', f'seen:{found[state]}', sign)
-    return found
+    now = time.time()
+    past = {'first': now - LONG_AGO, 'since': now - LONG_AGO}
+    shell.knows(found['offline'], state='offline', address='2001:db8::1', **past)
+    shell.knows(found['online'], state='online', address='192.0.2.1', **past)
+    refused = {'refused': now - 20, 'address': '192.0.2.2', 'why': ['clock', 3660, True, '']}
+    shell.knows(found['refused'], state='refused', **past | refused)
+    one, other = {found['online']: '4 0'}, {found['online']: '2 1'}
+    with worker(folder, one), worker(folder, other):
+        yield found
 
 
-def test_list_is_a_table_and_json_for_programs(folder, shell, four):
+def test_list_is_a_table_and_json_for_programs(folder, shell, five):
     head, *lines = shell.says('list').splitlines()
-    assert re.split('  +', head)[:3] == ['UUID', 'STATE', 'WAITING']
-    assert [re.split('  +', line) for line in lines] == [
-        [four['disabled'], 'disabled', '0', '0', '-', 'the disabled one'],
-        [four['never seen'], 'never seen', '0', '0', '-', 'the never seen one'],
-        [four['offline'], 'offline', '0', '0', '3 days ago', '2001:db8::1', 'the offline one'],
-        [four['online'], 'online', '6', '1', 'just now', '192.0.2.1', 'the online one'],
+    assert head.split() == ['UUID', 'STATE', 'WAITING', 'OPEN', 'ADDRESS', 'WHY', 'LABEL']
+    then = words.Clock().at(time.time() - LONG_AGO)
+    cells = [re.split('  +', line) for line in lines]
+    assert re.fullmatch(r'disabled since \d\d:\d\d', cells[0].pop(1))
+    assert re.fullmatch('refused 2[0-9] s ago', cells[4].pop(1))
+    refused = 'Clock 61 minutes ahead'
+    assert cells == [
+        [five['disabled'], '0', '0', 'the disabled one'],
+        [five['never seen'], 'never seen', '0', '0', 'the never seen one'],
+        [five['offline'], f'offline since {then}', '0', '0', '2001:db8::1', 'the offline one'],
+        [five['online'], f'online since {then}', '6', '1', '192.0.2.1', 'the online one'],
+        [five['refused'], '0', '0', '192.0.2.2', refused, 'the refused one'],
     ]
     assert {line.index('the ') for line in lines} == {head.index('LABEL')}
-    listed = json.loads(shell.says('list', '--json'))
-    assert {entry['state']: entry['uuid'] for entry in listed} == four
+    listed = shell.listed()
+    assert {entry['state']: entry['uuid'] for entry in listed} == five
     assert (listed[3]['waiting'], listed[3]['pipes'], listed[3]['address']) == (6, 1, '192.0.2.1')
-    assert listed[1]['seen'] is None
+    assert [entry['disabled'] for entry in listed] == [True, *[False] * 4]
+    assert listed[1]['since'] is listed[1]['why'] is None
+    assert listed[4]['why'] == {
+        **{'kind': 'clock', 'seconds': 3660, 'sure': True, 'other': ''},
+        'text': refused,
+    }
     for entry in listed:
         assert abs(time.time() - entry['created']) < 60
 
 
+def test_list_shows_those_in_the_states_asked_for(shell, five):
+    for state, uuid in five.items():
+        (listed,) = shell.listed(f'--{state.replace(" ", "-")}')
+        assert listed['uuid'] == uuid
+    listed = shell.listed('--refused', '--offline')
+    assert [entry['state'] for entry in listed] == ['offline', 'refused']
+    assert len(shell.says('list', '--never-seen').splitlines()) == 2
+    shell.says('delete', '--yes', five['refused'], five['offline'])
+    ran = shell.run('list', '--refused', '--offline')
+    assert ran == (0, '', 'none of the 3 entries is refused or offline\n')
+    assert shell.listed('--refused') == []
+
+
+def test_list_is_sorted_as_people_do_or_by_what_is_asked_for(shell, folder, five):
+    for uuid, label in zip(five.values(), ('b 10', 'B 2', 'a', 'C', '\u00c4'), strict=True):
+        shell.says('rename', uuid, label)
+    more = str(uuids.uuid4())
+    shell.says('add', '--uuid', more)
+
+    def order(*options: str) -> list[str]:
+        return [', '.join(entry['labels']) for entry in shell.listed(*options)]
+
+    assert order() == order('--sort', 'name') == ['a', '\u00c4', 'B 2', 'b 10', 'C', '']
+    with worker(folder, {more: '7 0', five['offline']: '1 2'}):
+        assert order('--sort', 'waiting')[:3] == ['', 'C', 'a']
+        assert order('--sort', 'open')[:3] == ['a', 'C', '\u00c4']
+    assert order('--sort', 'state') == ['C', '\u00c4', 'a', 'b 10', 'B 2', '']
+    assert order('--sort', 'seen')[0] == 'C'
+    assert order('--sort', 'seen')[-2:] == ['B 2', '']
+    assert shell.run('list', '--sort', 'x').status == 2
+
+
 def test_entry_without_a_label_has_no_spaces_where_it_would_be(shell):
     shell.says('add')
-    assert shell.says('list').endswith('  never seen  0        0      -\n')
+    assert shell.says('list').endswith('  never seen  0        0\n')
 
 
 def columns(line: str) -> int:
@@ -369,13 +369,14 @@ def columns(line: str) -> int:
 
 
 @pytest.mark.parametrize('width', [80, 160])
-def test_list_fits_the_terminal(folder, shell, four, width):
+def test_list_fits_the_terminal(folder, shell, five, width):
     long = ['厨房🍳' * 33, 'x' * 100, '\u05d0\u05d1 1 ' * 20]
-    for label, uuid in zip(long, four.values(), strict=False):
+    for label, uuid in zip(long, five.values(), strict=False):
         shell.says('rename', uuid, label)
     lines = on_terminal(folder, 'list', columns=width).stdout.splitlines()
-    assert len(lines) == (10 if width == 80 else 5)
+    assert len(lines) == (13 if width == 80 else 6)
     assert max(map(columns, lines)) <= width
+    assert sum(line.strip() == 'Clock 61 minutes ahead' for line in lines) == (width == 80)
     assert sum(line.endswith('\u2026') for line in lines) == 3
     assert sum(line.endswith('  the online one') for line in lines) == 1
 
@@ -394,8 +395,15 @@ def test_label_of_joiners_alone_is_none(shell, uuid):
 def test_labels_that_others_wrote_are_harmless(folder, shell, uuid):
     labels = ['\x1b[2J\x1b]0;x\7\x9b1m', '\u202e\u2067\u200f', 'a\nb\r\0\x7f\u2028', 'x' * 10_000]
     folder.redis('SET', uuid, json.dumps({'labels': labels, 'authURL': '\x1b[2J', 'created': {}}))
-    folder.redis('SET', f'seen:{uuid}', json.dumps({'at': 1, 'address': '\x1b[2J'}))
-    for arguments in (['list'], ['show', uuid], ['show', '--secret', uuid], ['list', '--json']):
+    shell.knows(uuid, state='offline', since=1, first=1, address='\x1b[2J')
+    folder.redis('LPUSH', 'log', json.dumps({'when': 1, 'who': '\x1b[2J', 'label': '\x07'}))
+    for arguments in (
+        ['list'],
+        ['show', uuid],
+        ['show', '--secret', uuid],
+        ['list', '--json'],
+        ['log'],
+    ):
         said = shell.says(*arguments)
         assert all(letter.isprintable() for letter in said.replace('\n', '')), said
         assert '--json' in arguments or max(map(len, said.splitlines())) < 250
@@ -420,33 +428,68 @@ def test_commands_work_without_standard_output_and_input(folder, uuid):
 
 def test_show_tells_all_but_the_secret(folder, shell, uuid):
     shell.says('add', '--uuid', uuid, 'kitchen')
-    folder.redis('SET', f'seen:{uuid}', json.dumps({'at': 1e9, 'address': '192.0.2.1'}))
+    shell.knows(uuid, state='offline', since=1e9, first=1e8, address='192.0.2.1')
     rendezvous = {'at': 1e9, 'address': '198.51.100.7', 'seconds': 1.5, 'sent': 900}
     rendezvous |= {'received': 2_500_000, 'how': 'hidden server closed'}
     folder.redis('LPUSH', f'rendezvous:{uuid}', json.dumps(rendezvous))
+    shell.says('note', uuid, 'behind the boiler\nask Alice')
     said = shell.says('show', uuid.upper())
+    then = words.Clock().at(1e9)
     for line in (
-        f'UUID:      {uuid}',
-        'label:     kitchen',
-        'state:     offline; waiting registrations: 0, open pipes: 0',
-        'codes:     8 digits',
-        f'files:     {folder.path}/entries/{uuid}.json and .js',
+        f'UUID:       {uuid}',
+        'label:      kitchen',
+        'note:       behind the boiler',
+        '            ask Alice',
+        f'state:      offline since {then}; waiting registrations: 0, open pipes: 0',
+        'address:    192.0.2.1',
+        'codes:      8 digits',
+        f'files:      {folder.path}/entries/{uuid}.json and .js',
         f'    .venv/bin/python users_app.py pack {uuid}',
         '    python3 kitchen.pyz 127.0.0.1:8000',
         f'    curl --cacert registrar.crt --digest -u {uuid}:x https://127.0.0.1:8899/',
     ):
         assert f'{line}\n' in said
-    assert re.search(r'^last seen: 2001-09-\d\d \d\d:\d\d from 192.0.2.1$', said, re.M)
-    columns = '1.5 s   900 B  2 MB  198.51.100.7  hidden server closed'
-    assert re.search(rf'^2001-09-\d\d \d\d:\d\d  {columns}$', said, re.M)
+    columns = '1.5 s  900 B  2.5 MB  198.51.100.7  hidden server closed'
+    assert f'    {then}  {columns}\n' in said
     secret = shell.stored(uuid)['authParams']['base32']
     assert secret not in said
     said = shell.says('show', '--secret', uuid)
-    assert f'secret:    {secret}\n' in said
+    assert f'secret:     {secret}\n' in said
     assert shell.stored(uuid)['authURL'] in said
     for file in (folder.path / 'entries').glob(f'{uuid}.*'):
         file.unlink()
-    assert 'files:     not here: download them from the page; ' in shell.says('show', uuid)
+    assert 'files:      not here: download them from the page; ' in shell.says('show', uuid)
+
+
+def test_show_for_programs_has_the_secret_only_if_it_is_asked_for(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid, 'kitchen')
+    shell.says('note', uuid, 'behind the boiler')
+    now = time.time()
+    shell.knows(uuid, state='online', since=now - 60, first=now - 3600, address='192.0.2.1')
+    folder.redis('RPUSH', f'changes:{uuid}', f'{now - 3600} online', f'{now - 90} offline')
+    folder.redis('RPUSH', f'changes:{uuid}', f'{now - 60} online')
+    day, hour = divmod(int(now // 3600), 24)
+    folder.redis('HSET', f'hours:{uuid}', day, f'{hour} 5 70 2 1')
+    refused = {'why': ['former', 0, True, ''], 'first': now - 90, 'last': now - 80, 'count': 3}
+    folder.redis('HSET', f'refusals:{uuid}', 'former 192.0.2.7', json.dumps(refused))
+    with worker(folder, {uuid: '4 0'}):
+        said = shell.says('show', '--json', 'kitchen')
+        text = shell.says('show', 'kitchen')
+        with_secret = json.loads(shell.says('show', '--json', '--secret', uuid[:8]))
+    secret, found = shell.stored(uuid)['authParams']['base32'], json.loads(said)
+    assert secret not in said
+    assert with_secret['secret'] == secret
+    assert (found['state'], found['waiting'], found['note']) == ('online', 4, 'behind the boiler')
+    assert [change['state'] for change in found['changes']] == ['online', 'offline', 'online']
+    assert len(found['hours']) in (168, 169)
+    assert found['hours'][-1] == {'up': 5, 'down': 70, 'visits': 2, 'failures': 1}
+    (refusal,) = found['refusals']
+    assert (refusal['address'], refusal['count']) == ('192.0.2.7', 3)
+    assert refusal['why']['text'] == 'Old secret: it needs the new file'
+    assert '    online 99 % of the time; not online once, for 30 s\n' in text
+    assert '    2 rendezvous: 70 B down, 5 B up\n' in text
+    assert '    1 mobile client found it not online\n' in text
+    assert re.search('^    Old secret.*  3  .*  192.0.2.7$', text, re.M)
 
 
 def test_with_names_the_uuid_is_in_the_address(folder, shell, uuid):
@@ -456,7 +499,7 @@ def test_with_names_the_uuid_is_in_the_address(folder, shell, uuid):
         assert shell.file(uuid)['server']['url'] == address
         for line in 'on the phone:', f'    {address}', f'    curl --cacert registrar.crt {address}':
             assert f'{line}\n' in shell.says('show', uuid)
-    shell.says('rename', uuid, 'kitchen')
+    shell.says('rename', uuid, 'garage')
     assert 'url' not in shell.file(uuid)['server']
 
 
@@ -471,14 +514,14 @@ def test_label_is_switched_on_as_a_host_name_and_off(folder, shell, uuid):
         (listed,) = shell.listed()
         assert (listed['name'], listed['url']) == ('kitchen', address)
         said = shell.says('show', uuid)
-        assert 'host name: kitchen\n' in said
+        assert 'host name:  kitchen\n' in said
         assert f'curl --cacert registrar.crt {address}\n' in said
         assert f'    https://{uuid}.rendezvous.example.com:8899/\n' in said
         assert uuid in shell.says('name', '--off', uuid)
         (listed,) = shell.listed()
         assert listed['url'] == f'https://{uuid}.rendezvous.example.com:8899/'
         assert listed['name'] == ''
-        assert 'host name: -\n' in shell.says('show', uuid)
+        assert 'host name:  -\n' in shell.says('show', uuid)
         shell.says('name', uuid)
     (listed,) = shell.listed()
     assert (listed['name'], listed['url']) == ('', 'https://127.0.0.1:8899/')
@@ -502,10 +545,10 @@ def test_host_name_follows_the_label_until_the_entry_is_deleted(folder, shell, u
 def test_host_name_that_cannot_be_is_refused_and_nothing_changes(folder, shell, uuid):
     other, nameless, unknown = (str(uuids.uuid4()) for _ in range(3))
     no_domain = 'there are no host names yet: set names_domain in local.py'
+    for each, label in {uuid: 'kitchen', other: 'KITCHEN', nameless: ''}.items():
+        shell.says('add', '--uuid', each, label)
     assert shell.run('name', uuid).stderr == f'Error: {no_domain}\n'
     with names(folder):
-        for each, label in {uuid: 'kitchen', other: 'KITCHEN', nameless: ''}.items():
-            shell.says('add', '--uuid', each, label)
         shell.says('name', uuid)
         before = shell.listed(), files(folder, uuid)
         taken = f'kitchen is the host name of the entry {uuid}: choose another label'
@@ -551,7 +594,7 @@ def test_commands_that_show_tells_work_until_there_is_a_new_secret(tmp_path, uui
         assert b'Directory listing' in ran.stdout
         until(lambda: folder.redis('EXISTS', f'rendezvous:{uuid}'), 'the rendezvous is told')
         said = folder.run('users_app.py', 'show', uuid).stdout
-        assert re.search('^state:     online; ', said, re.M)
+        assert re.search('^state:      online ', said, re.M)
         assert re.search('  127.0.0.1  .* closed$', said, re.M)
         assert folder.run('users_app.py', 'rekey', '--yes', uuid).status == 0
         hiding.until_it_says('not registered .* 401')
@@ -593,7 +636,7 @@ def test_import_takes_the_entries_of_node_rendezvous_and_overwrites_none(folder,
     assert (again.status, again.stdout) == (0, '')
     assert f'skipped line 3: there is already an entry {first}\n' in again.stderr
     said = shell.says('show', first)
-    assert 'codes:     6 digits\n' in said
+    assert 'codes:      6 digits\n' in said
 
 
 @pytest.mark.parametrize(
@@ -649,7 +692,7 @@ def test_with_plain_http_no_certificate_is_in_the_files():
 
 def test_entry_that_is_no_json_can_be_deleted(folder, shell, uuid):
     folder.redis('SET', uuid, 'not json')
-    assert f'UUID:      {uuid}' in shell.says('show', uuid)
+    assert f'UUID:       {uuid}' in shell.says('show', uuid)
     assert shell.says('delete', '--yes', uuid) == f'deleted {uuid}\n'
     assert folder.redis('EXISTS', uuid) == 0
 
