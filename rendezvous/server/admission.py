@@ -7,19 +7,21 @@ from collections import Counter
 import gevent
 
 from rendezvous.server.admitted import Admitted, stamp_of
-from rendezvous.server.reasons import WRONG, Reasons
+from rendezvous.server.reasons import Reasons, sentence
 from rendezvous.store import rations
 from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
 from rendezvous.store.options import Options
 from rendezvous.store.presence import Presence
 from rendezvous.store.rations import Verdict
+from rendezvous.store.state import Why
 from rendezvous.wire import codes
 from rendezvous.wire.addresses import network
 from rendezvous.wire.http_head import Refusal
 
 log = logging.getLogger('admission')
 
-UNKNOWN, UNUSABLE = 'no such entry', 'the entry cannot be used'
+# By the number of the ration that is used up: the kind of Why.
+RATIONS = {1: 'address', 2: 'address', 3: 'strangers', 4: 'friend'}
 KNOWN = 10_000  # UUIDs that are remembered to have an entry
 
 # Stands in for an entry that there is not: a wrong UUID costs the same work as a wrong code.
@@ -59,10 +61,16 @@ class Admission:
                 return stamp_of(entry)
             if not right or verdict.ration:
                 self._tries.note(place, monotonic)
-        why = self._why(entry, right, verdict, place)
+        why = _why(right, verdict)
+        until = now + verdict.seconds if verdict.seconds else 0
         # When the answer is sent: how long this takes is nobody's business.
-        gevent.spawn(self._afterwards, uuid, code, address, entry, why, now)
-        raise _refusal(right, verdict, f'{uuid}: {why}')  # by no name here: that makes a cycle
+        gevent.spawn(self._afterwards, uuid, code, address, entry, why, until, now)
+        said = f'{uuid}: {self._sentence(entry, why, verdict.ration, place)}'
+        raise _refusal(right, verdict, said)  # by no name here: that makes a cycle
+
+    def forget_tries(self, place: str) -> None:
+        """An administrator lets the address `place` try again."""
+        self._tries.forget(place)
 
     def _look(self, uuid: str, code: str, place: str, now: float) -> tuple:
         """The entry, whether the code is right, and what the rations say; raises Refusal."""
@@ -118,35 +126,41 @@ class Admission:
             if len(self._known) > KNOWN:
                 del self._known[next(iter(self._known))]
 
-    def _why(self, entry: dict | None, right: bool, verdict: Verdict, place: str) -> str:
-        if verdict.seconds or (right and verdict.ration):
+    def _sentence(self, entry: dict | None, why: Why, ration: int, place: str) -> str:
+        """For the log, at once: what takes longer to find out is said in another line."""
+        if why.kind in RATIONS.values():
             day, address = f'{self._per_day} wrong codes within a day', f'of {place}'
             return {
                 1: f'limit 1: {rations.MOST} wrong codes {address} within 15 minutes',
                 2: f'limit 2: {self._per_address} wrong codes {address} within 15 minutes',
                 3: f'limit 3: {day}; the code is right',
                 4: f'limit 4: {day} {address}; the code is right',
-            }[verdict.ration]
-        if right:
+            }[ration]
+        if why.kind == 'disabled':
             return 'disabled'
-        return WRONG if entry else UNKNOWN
+        return sentence(why) if entry else 'no such entry'
 
     def _afterwards(
-        self, uuid: str, code: str, address: str, entry: dict | None, why: str, now: float
+        self,
+        uuid: str,
+        code: str,
+        address: str,
+        entry: dict | None,
+        why: Why,
+        until: float,
+        now: float,
     ) -> None:
         """Finds out why a code was wrong, where there is no entry, too; the page is told of those
         that there are.
         """
-        if why in (WRONG, UNKNOWN):
-            try:
-                found = self._reasons.find(uuid, entry or _DECOY, code, now)
-            except (ValueError, TypeError, KeyError, AttributeError):
-                found = UNUSABLE
-            if entry and found != WRONG:
-                log.info('the code for %s from %s was wrong: %s', uuid, address, found)
-                why = found
+        if why.kind == 'wrong':
+            why = self._reasons.find(uuid, entry or _DECOY, code, now)
+            if entry and why.kind != 'wrong':
+                log.info('the code for %s from %s was wrong: %s', uuid, address, sentence(why))
+            elif not entry:
+                return
         if uuid in self._known:
-            self._presence.note_refusal(uuid, address, why)
+            self._presence.note_refusal(uuid, address, why, until)
 
 
 class Trouble:
@@ -164,6 +178,12 @@ class Trouble:
         if self._lasts:
             log.info('%s', self._over)
         self._lasts = False
+
+
+def _why(right: bool, verdict: Verdict) -> Why:
+    if verdict.seconds or (right and verdict.ration):
+        return Why(RATIONS[verdict.ration])
+    return Why('disabled' if right else 'wrong')
 
 
 def _refusal(right: bool, verdict: Verdict, why: str) -> Refusal:

@@ -69,8 +69,8 @@ class Admitted:
 
 
 def stamp_of(entry: dict | None) -> int:
-    """Another one when the entry is deleted, disabled or re-keyed; the same with new labels.
+    """Another one when the entry is deleted, disabled or re-keyed; the same with new labels or a note.
 
     A few octets: each registration holds one.
     """
-    return hash(repr(sorted((entry | {'labels': 0}).items())) if entry else None)
+    return hash(repr(sorted((entry | {'labels': 0, 'note': 0}).items())) if entry else None)

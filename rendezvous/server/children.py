@@ -48,14 +48,17 @@ class Child:
         return f'worker {self.number}' if self.number else 'the embedded store'
 
 
-def spawn_worker(generation: Generation, number: int) -> int:
-    """Starts a worker, which gets the listening socket; its process. Raises OSError."""
+def spawn_worker(generation: Generation, number: int, since: float) -> int:
+    """Starts a worker, which gets the listening socket; its process. Raises OSError.
+
+    `since`: when this process began, in seconds since 1970.
+    """
     descriptors = generation.listener.fileno(), generation.shares
     orders = os.getpid(), number, generation.count, *descriptors, generation.seed
     return os.posix_spawn(
         sys.executable,
         [sys.executable, 'server.py', '--worker', str(number)],
-        os.environ | {ORDERS: json.dumps([*orders, asdict(generation.options)])},
+        os.environ | {ORDERS: json.dumps([*orders, asdict(generation.options), since])},
         file_actions=[(os.POSIX_SPAWN_DUP2, each, each) for each in descriptors],
         setsid=True,  # a Ctrl-C is for the parent
         setsigmask=[],

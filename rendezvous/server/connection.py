@@ -1,7 +1,9 @@
 """One connection's life, top to bottom: handshake, head, who is it, wait or join, pipe, close."""
 
 import logging
+import os
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -14,19 +16,22 @@ import gevent
 from rendezvous.server import credentials, dialogue, pages
 from rendezvous.server.accepted import Connection
 from rendezvous.server.admission import Admission
-from rendezvous.server.admitted import stamp_of
+from rendezvous.server.counters import Counters
+from rendezvous.server.following import Following
 from rendezvous.server.limits import ConnectionLimits, Evicted, ThrottledWarning, UnknownUuids
 from rendezvous.server.meeting import HeldElsewhere, Meeting, Visitor
 from rendezvous.server.names import Names
 from rendezvous.server.registry import Held, Registration, Registry
 from rendezvous.server.shares import Shares
-from rendezvous.store.entries import Entries, StoreDown
+from rendezvous.store.entries import Entries
 from rendezvous.store.options import Options
 from rendezvous.store.presence import Presence
+from rendezvous.store.state import Why
 from rendezvous.wire import proxy_line
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Head, Refusal
 from rendezvous.wire.pipe import End, How, Pipe
+from rendezvous.wire.programs import VERSION
 from rendezvous.wire.sockets import Ended, Socket, close_gracefully
 
 log = logging.getLogger('rendezvous')
@@ -34,7 +39,6 @@ log = logging.getLogger('rendezvous')
 # Between two registrations that end because new workers serve: all at once would keep these busy
 # for seconds, and everybody waiting. What has not come back yet can be claimed here.
 PACE_SECONDS = 0.005
-FOLLOW_AGAIN_SECONDS = 1  # after Redis was lost
 LOOK_SECONDS = 0.02  # between two looks whether all connections have ended
 RETRY_SECONDS = 10  # then no other registration is tried: all may have died in silence
 
@@ -52,12 +56,16 @@ class Rendezvous:
         shares: Shares,
         meeting_place: Path,
         which: str,
+        since: float = 0,
     ):
-        """`which`: this worker's number, a slash, and how many there are."""
+        """`which`: this worker's number, a slash, and how many there are. `since`: when their
+        parent began, in seconds since 1970; 0: now.
+        """
         self.options, self.entries, self.context, self.which = options, entries, context, which
+        self.since, self.counters = since or time.time(), Counters()
         self.registry = Registry(options.max_waiting)
         self.meeting = Meeting(meeting_place, self.registry, self.visit)
-        self.presence = Presence(entries)
+        self.presence = Presence(entries, self.about)
         self.admission = Admission(options, entries, self.presence)
         self.limits = ConnectionLimits(
             options.max_connections,
@@ -66,6 +74,9 @@ class Rendezvous:
             shares,
         )
         self.names = Names(entries, options.names_domain)
+        self.following = Following(
+            entries, self.registry, self.admission, self.presence, self.names
+        )
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
         self.hands_over = False
@@ -106,19 +117,29 @@ class Rendezvous:
                 connection.peer = self._announced(connection)
             self.limits.admit(connection)
             if self.context:
-                connection.sock = dialogue.shake_hands(connection.sock, self.context)
+                connection.sock = self._shake_hands(connection.sock, self.context)
             return self._serve(connection)
         except Refusal as refusal:
             level = logging.DEBUG if refusal.is_routine else logging.INFO
             log.log(level, '%s refused: %s %s', connection.peer, refusal.status, refusal.why)
             with suppress(OSError):  # where it is gone, there is nobody to tell
                 connection.sock.send(refusal.octets())
+                self.counters.refused(refusal)
         except OSError as error:
             # A proxy in front looks each second whether we are there, and just hangs up.
             is_check = self.options.proxy_protocol and str(connection.peer) == str(near)
             level = logging.DEBUG if is_check else logging.INFO
             log.log(level, '%s lost: %s', connection.peer, _why(error))
         return close_gracefully
+
+    def _shake_hands(self, sock: Socket, context: ssl.SSLContext) -> Socket:
+        try:
+            shaken = dialogue.shake_hands(sock, context)
+        except OSError:
+            self.counters.handshakes_failed += 1
+            raise
+        self.counters.handshakes += 1
+        return shaken
 
     def visit(self, visitor: Visitor, peer: Peer, uuid: str, held: Held, octets: bytes) -> None:
         """Serves a mobile client that another worker has accepted, with a registration of ours."""
@@ -159,46 +180,28 @@ class Rendezvous:
         """New workers serve: ends the registrations that wait, and they come back to those."""
         self.hands_over = True
         while waiting := self.registry.waiting():
-            self._end(waiting[0])
+            self.registry.end(waiting[0])
             gevent.sleep(PACE_SECONDS)
-
-    def _end(self, registration: Registration) -> None:
-        """Ends one that is in no pipe. Its greenlet runs later: until then nobody may claim it."""
-        self.registry.remove(registration)
-        registration.interrupt()
 
     def write_presence(self) -> None:
         """Without end: writes who is here, for the page."""
         self.presence.run(self.registry.counts)
 
-    def follow(self) -> None:
-        """Ends registrations and pipes whose entry is changed, and learns the names, for as long as
-        Redis answers.
-        """
-        try:
-            for changed in self.entries.changes():
-                self.admission.admitted.forget()
-                for uuid in [changed] if changed else self.registry.counts():
-                    self._end_outdated(uuid)
-                self.names.learn(changed)  # last: the others have to end, whatever becomes of it
-        except StoreDown:
-            pass
-        finally:
-            self.admission.admitted.forget(is_told=False)
-        gevent.sleep(FOLLOW_AGAIN_SECONDS)
-
-    def _end_outdated(self, uuid: str) -> None:
-        if not self.registry.all(uuid):
-            return  # most changes are of entries of which nobody is here
-        entry = self.entries.get(uuid)
-        for registration in self.registry.all(uuid):
-            if registration.stamp != stamp_of(entry):
-                what = 'pipe' if registration.pipe else 'registration'
-                log.info('the entry %s was changed: a %s is ended', uuid, what)
-                if registration.pipe:
-                    registration.pipe.cut(How.CHANGED)
-                else:
-                    self._end(registration)
+    def about(self) -> dict:
+        """What this worker says of itself, with each sign that it lives."""
+        number, _, workers = self.which.partition('/')
+        return {
+            'node': socket.gethostname(),
+            'number': int(number),
+            'workers': int(workers),
+            'pid': os.getppid(),
+            'version': VERSION,
+            'since': self.since,
+            'connections': self.limits.taken,
+            'most': self.limits.places,
+            'memory': _memory(),
+            'counters': self.counters.now(self.entries.errors),
+        }
 
     def _announced(self, connection: Connection) -> Peer:
         """Who connects through a proxy in front; itself where it names nobody. Raises Evicted."""
@@ -253,11 +256,16 @@ class Rendezvous:
         stamp = self._authenticate(sock, uuid, code, peer.host, octets)
         if self.hands_over:
             raise Refusal(503, 'this worker is being replaced: connect again', 'Retry-After: 0')
-        self.limits.identify(connection, 'hidden server')
+        try:
+            self.limits.identify(connection, 'hidden server')
+        except Refusal:
+            self.presence.note_refusal(uuid, peer.host, Why('full'))
+            raise
         registration = Registration(uuid, stamp, connection)
         registration.instance = asked.instance
         registration.wants_line = asked.proxy_line
-        other = self.registry.other(registration)  # two machines with one ID.json
+        if other := self.registry.other(registration):  # two machines with one ID.json
+            self.presence.note_refusal(uuid, peer.host, Why('twins', other=other))
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
         dialogue.say_at_once(
             sock, dialogue.registered(other, self.which if asked.which_worker else '')
@@ -267,6 +275,7 @@ class Rendezvous:
             evicted.interrupt()
             log.info('%s has max_waiting registrations: the oldest is ended', uuid)
         log.info('%s registered %s, %d wait', peer, uuid, self.registry.count(uuid))
+        self.counters.registrations += 1
         self.presence.note_online(uuid, peer.host)
         connection.wait(partial(gevent.spawn, self._own, connection, self._go_on, registration))
         return None
@@ -323,8 +332,16 @@ class Rendezvous:
             reached = _peer(connection.sock.raw.getsockname())
             peer = connection.peer = peer._replace(reached=reached)
         self.unknown_uuids.check(peer.host)
-        mobile, began = End(connection.sock), time.monotonic()
         self.limits.begin_visit(connection, uuid)
+        try:
+            return self._join(connection, peer, uuid, octets)
+        except Refusal:  # of whatever kind: it got no answer of the hidden server's
+            self.presence.note_failure(uuid)
+            raise
+
+    def _join(self, connection: Connection, peer: Peer, uuid: str, octets: bytes) -> Close:
+        """Pipes to one registration after the other, until one has got something."""
+        mobile, began, left = End(connection.sock), time.monotonic(), octets
         leaving = partial(self.limits.mark_leaving, connection)
         while True:
             held = self._claim(connection, uuid)
@@ -332,17 +349,17 @@ class Rendezvous:
             log.info('%s rendezvous with %s%s', peer, uuid, where)
             connection.may_finish = True
             mobile.octets = held.octets = 0
-            pipe = Pipe(mobile, held, self.options.drain, leaving)
-            left = b''
+            pipe, octets, left = Pipe(mobile, held, self.options.drain, leaving), left, b''
+            self.counters.pipe_began(pipe)
             try:
                 how, left = self._pipe(pipe, peer, octets)
             finally:
+                self.counters.pipe_ended(pipe)
                 if not left:
                     self._record(peer, uuid, pipe, began)
             if not left:
                 return partial(close_gracefully, is_whole=how.is_whole)
             _check_retry(began)
-            octets = left
 
     def _claim(self, connection: Connection, uuid: str) -> Held:
         """A registration, of this worker or of another one, for a mobile client. Raises Refusal."""
@@ -372,7 +389,7 @@ class Rendezvous:
                 held.preface = proxy_line.line(peer, peer.reached)
             held.connection.may_finish = True
             self.limits.mark_visited(held.connection)
-            self.registry.pipe_began(held)
+            self.registry.pipe_began(held, peer.host)
         else:
             held.greenlet = gevent.spawn(_answer_from_elsewhere, pipe)
             gevent.sleep(0)  # it runs: one that is ended before that never closes its socket
@@ -390,7 +407,7 @@ class Rendezvous:
 
     def _record(self, peer: Peer, uuid: str, pipe: Pipe, began: float) -> None:
         """The log, and the page, of a rendezvous that is over."""
-        seconds = pipe.active_until - began
+        seconds = pipe.passed_at - began  # an idle connection may be kept for long after that
         how, sent, received = (pipe.how or How.ENDED).value, pipe.mobile.octets, pipe.hidden.octets
         log.info(
             f'{peer} closed after {seconds:.1f} s: {how}; '
@@ -405,6 +422,13 @@ class Rendezvous:
             received=received,
             how=how,
         )
+
+
+def _memory() -> int:
+    """Octets that this process has for itself; 0 where the system does not tell."""
+    status = Path('/proc/self/status').read_text()
+    found = re.search('^RssAnon:\\s+([0-9]+) kB$', status, re.M)
+    return int(found[1]) * 1024 if found else 0
 
 
 class _Fields:

@@ -38,13 +38,13 @@ class ConnectionLimits:
     """
 
     def __init__(self, places: int, per_address: int, visits_per_address: int, shares: Shares):
-        self._places, self._per_address = places, per_address
+        self.places, self._per_address = places, per_address
         self._visits_per_address, self._shares = visits_per_address, shares
         self._most = {'hidden server': places * 3 // 4, 'mobile client': places * 3 // 8}
         self._headerless: dict[Connection, None] = {}  # the oldest first
         self._strangers: dict[Connection, None] = {}  # the oldest first
         self._leavers: dict[Connection, None] = {}  # the first first
-        self._taken = 0
+        self.taken = 0
         self._of_kind = dict.fromkeys(self._most, 0)
         self._warn = ThrottledWarning()
 
@@ -67,12 +67,12 @@ class ConnectionLimits:
             if not self._evict_leaver(lambda leaver: leaver.address == place):
                 self._warn('%s has max_connections_per_address and gets no more', address)
                 raise Evicted
-        elif self._taken >= self._places:
+        elif self.taken >= self.places:
             self._warn('max_connections is reached: a new one takes the place of an old one')
             if not _evict_oldest(self._leavers, self._strangers):
                 raise Evicted
         connection.has_place, connection.address = True, place
-        self._taken += 1
+        self.taken += 1
         self._shares.add(place, 1)
         self._shares.add_connection(1)
         self._strangers[connection] = None
@@ -84,7 +84,7 @@ class ConnectionLimits:
         self._leavers.pop(connection, None)
         if connection.has_place:
             connection.has_place = False
-            self._taken -= 1
+            self.taken -= 1
             self._shares.add_connection(-1)
             self.mark_visited(connection)
         if connection.kind:

@@ -56,6 +56,7 @@ class Parent:
     def __init__(self, file: PidFile, state: dict):
         """`state`: what the version before has left, {} at the first start."""
         self._file = file
+        self._since = state.get('since') or time.time()  # the versions before it count, too
         self._now: Generation | None = None  # whose workers are started again when they die
         self._before: Generation | None = None  # whose workers go on until those of now serve
         if state:
@@ -130,7 +131,7 @@ class Parent:
                 del self._due[number]
                 child = Child(number, self._now.number, time.monotonic())
                 try:
-                    pid = spawn_worker(self._now, number) if number else embedded.spawn()
+                    pid = self._spawn(self._now, number)
                 except (OSError, Mistake) as error:
                     if self._start_by and not self._children:  # nothing has been started yet
                         kind = Mistake if isinstance(error, Mistake) else PassingMistake
@@ -138,6 +139,10 @@ class Parent:
                     self._start_again(child, f'cannot be started: {error}')
                 else:
                     self._children[pid] = child
+
+    def _spawn(self, now: Generation, number: int) -> int:
+        """Starts a worker, or the store; its process. Raises OSError or Mistake."""
+        return spawn_worker(now, number, self._since) if number else embedded.spawn()
 
     def _kill(self, pids: list[int], number: int) -> None:
         for pid in pids:
@@ -306,7 +311,7 @@ class Parent:
         listener, children = self._now.listener, self._children.items()
         state = {'number': self._now.number, 'options': asdict(self._now.options)}
         state |= {'listener': listener.fileno(), 'file': self._file.descriptor}
-        state |= {'children': {pid: asdict(child) for pid, child in children}}
+        state |= {'since': self._since, 'children': {pid: asdict(child) for pid, child in children}}
         try:
             for descriptor in (listener.fileno(), self._file.descriptor):
                 os.set_inheritable(descriptor, True)

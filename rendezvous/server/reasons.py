@@ -5,10 +5,15 @@ import time
 import gevent
 from gevent.lock import Semaphore
 
+from rendezvous.store.state import Why
 from rendezvous.wire import codes
 
-WRONG = 'wrong code'
-FORMER = 'the secret from before the last rekey'
+# What the log says of the kinds of Why that are found here.
+_SENTENCES = {
+    'wrong': 'wrong code',
+    'former': 'the secret from before the last rekey',
+    'unusable': 'the entry cannot be used',
+}
 
 # Steps from now: 12 hours, of 30 seconds each. Among so many one has the same six digits by chance,
 # once in 350 wrong codes. Two days for long codes, where nothing is by chance.
@@ -24,19 +29,24 @@ class Reasons:
         self._found: dict[str, tuple[float, int | None]] = {}  # when, and how many steps off
         self._one_at_a_time = Semaphore()
 
-    def find(self, uuid: str, entry: dict, code: str, now: float) -> str:
-        """Why `code` was wrong at `now`, in seconds since 1970; raises as codes.totp does."""
+    def find(self, uuid: str, entry: dict, code: str, now: float) -> Why:
+        """Why `code` was wrong at `now`, in seconds since 1970; never raises."""
+        try:
+            return self._find(uuid, entry, code, now)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return Why('unusable')
+
+    def _find(self, uuid: str, entry: dict, code: str, now: float) -> Why:
         former = entry.get('formerly')
         if former and codes.steps_off(former, code, now, codes.WINDOW) is not None:
-            return FORMER
+            return Why('former')
         parameters = entry['authParams']
         with self._one_at_a_time:
             steps = self._steps_off(uuid, parameters, code, now)
         if steps is None:
-            return WRONG
-        surely = '' if len(code) > codes.SHORT_DIGITS else 'probably '
-        seconds = abs(steps) * codes.totp(parameters).interval
-        return f'its clock is {surely}{seconds:,} s {"ahead" if steps > 0 else "behind"}'
+            return Why('wrong')
+        seconds = steps * codes.totp(parameters).interval
+        return Why('clock', seconds, sure=len(code) > codes.SHORT_DIGITS)
 
     def _steps_off(self, uuid: str, parameters: dict, code: str, now: float) -> int | None:
         for known in [each for each, (at, _) in self._found.items() if _is_over(at)]:
@@ -50,6 +60,14 @@ class Reasons:
         steps = _search(parameters, code, now)
         self._found[uuid] = time.monotonic(), steps
         return steps
+
+
+def sentence(why: Why) -> str:
+    """For the log: why a code was wrong."""
+    if why.kind != 'clock':
+        return _SENTENCES[why.kind]
+    surely, way = '' if why.sure else 'probably ', 'ahead' if why.seconds > 0 else 'behind'
+    return f'its clock is {surely}{abs(why.seconds):,} s {way}'
 
 
 def _is_over(at: float) -> bool:

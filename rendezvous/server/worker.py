@@ -64,14 +64,16 @@ class Worker:
         among: Shares,
         meeting_place: Path,
         which: str = '1/1',
+        since: float = 0,
     ):
         """`among`: how many connections all workers have; `which`: its number, and how many.
 
-        `meeting_place`: the path of its socket for the others, beside theirs.
+        `meeting_place`: the path of its socket for the others, beside theirs. `since`: when the
+        parent began, in seconds since 1970.
         """
         self.options, self.entries, self.shares = options, entries, among
         keep_alive(listener)  # once: each connection inherits it (Linux)
-        self.rendezvous = Rendezvous(options, entries, context, among, meeting_place, which)
+        self.rendezvous = Rendezvous(options, entries, context, among, meeting_place, which, since)
         self.connections = self.rendezvous.connections
         self._server = Listener(listener, self.rendezvous, among)
         self._greenlets = Pool()
@@ -82,7 +84,7 @@ class Worker:
 
     def start(self) -> None:
         """Meets the other workers, and serves. Raises OSError."""
-        runs = [keep_watch, self.rendezvous.follow, self.rendezvous.write_presence]
+        runs = [keep_watch, self.rendezvous.following.run, self.rendezvous.write_presence]
         runs += [self.rendezvous.meeting.keep_place, give_memory_back, collect_garbage]
         for run in runs:
             self._greenlets.spawn(keep_running, run, AGAIN_SECONDS)
@@ -117,7 +119,7 @@ class Worker:
         self.rendezvous.meeting.stop()
         self._greenlets.kill()
         with suppress(StoreDown):
-            self.rendezvous.presence.write({})
+            self.rendezvous.presence.stop()
         self.entries.close()
 
 
@@ -182,6 +184,7 @@ class Orders(NamedTuple):
     shares: int  # a descriptor
     seed: str  # hexadecimal
     options: dict
+    since: float = 0  # when the parent began, in seconds since 1970; 0: an older one started us
 
 
 def main() -> int:
@@ -225,7 +228,8 @@ def prepared(orders: Orders) -> Worker:
     listener, which = socket.socket(fileno=orders.listener), f'{orders.number}/{orders.workers}'
     gc.freeze()  # what is there now stays
     place = FOLDER / str(os.getpid())
-    return Worker(options, listener, tls.context(options), entries, among, place, which)
+    context = tls.context(options)
+    return Worker(options, listener, context, entries, among, place, which, orders.since)
 
 
 def serve(worker: Worker, orders: Orders) -> None:

@@ -1,9 +1,31 @@
-"""What the page asks the workers themselves, over Redis, and nothing is written for it."""
+"""What the page asks the workers themselves, over Redis, and nothing is written for it.
 
-from typing import NamedTuple
+A worker listens on the channel live:WORKER. A question is JSON: `to`, the channel on which the
+answer is awaited, `answers:` and something random; and either `pipes`, the UUID of a hidden server,
+or `end`, the id of a pipe. The answer is JSON, too: `from`, the name of the worker, and `pipes`, a
+list of [id, address, at, sent, received], or `ended`, true or false.
+"""
 
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, NamedTuple
+
+from redis import Redis
+
+from rendezvous.store import entry_json
 from rendezvous.store.entries import Entries
-from rendezvous.store.state import Server
+from rendezvous.store.entry_json import Json, number, printable
+from rendezvous.store.state import MAX_OCTETS, TEXT, Server
+
+log = logging.getLogger('questions')
+
+ANSWER_SECONDS = 0.5  # a worker answers within some milliseconds; one that is frozen never
+MOST = 500  # pipes that a worker tells: the oldest ones; more make too long an answer to be read
+ANSWERS = 'answers:'  # with what the channel of an answer begins: nobody makes us publish elsewhere
 
 
 class OpenPipe(NamedTuple):
@@ -22,9 +44,83 @@ def open_pipes(entries: Entries, of: Server, uuid: str) -> list[OpenPipe]:
 
     A worker that does not answer within half a second is left out.
     """
-    return []
+    answers = _ask(entries, [worker.name for worker in of.workers], {'pipes': uuid})
+    return sorted((pipe for each in answers for pipe in _pipes(each)), key=lambda pipe: pipe.at)
 
 
 def end_pipe(entries: Entries, worker: str, pipe: str) -> bool:
-    """Ends a pipe; False: it is over already. Raises StoreDown."""
-    return False
+    """Ends a pipe; False: it is over already, or its worker is. Raises StoreDown."""
+    return any(each.get('ended') is True for each in _ask(entries, [worker], {'end': pipe}))
+
+
+def answer(
+    entries: Entries,
+    name: str,
+    text: str,
+    pipes: Callable[[str], Iterable[OpenPipe]],
+    end: Callable[[str], bool],
+) -> None:
+    """A worker's part: answers the question that came on its channel, if it is one.
+
+    `pipes` gives the open pipes of a UUID, the oldest first; `end` ends the one with that id.
+    Raises StoreDown.
+    """
+    question = entry_json.read(text) or {}
+    to, uuid, pipe = (question.get(key) for key in ('to', 'pipes', 'end'))
+    found: Json = {'from': name}
+    if not isinstance(to, str) or not to.startswith(ANSWERS):
+        return log.debug('no question: it does not say where the answer is to go')
+    if isinstance(uuid, str):
+        found['pipes'] = [each[1:] for each in islice(pipes(uuid), MOST)]
+    elif isinstance(pipe, str):
+        found['ended'] = end(pipe)
+    else:
+        return log.debug('no question: it asks for nothing that is known')
+    entries.ask(lambda redis: redis.publish(to, json.dumps(found)))
+
+
+def _ask(entries: Entries, workers: list[str], question: Json) -> list[Json]:
+    """The answers of these workers."""
+    to = ANSWERS + secrets.token_hex(8)
+    text = json.dumps(question | {'to': to})
+
+    def ask(redis: Redis) -> list[Json]:
+        with redis.pubsub(ignore_subscribe_messages=True) as subscription:
+            subscription.subscribe(to)
+            subscription.get_message(timeout=ANSWER_SECONDS)  # from now on nothing is missed
+            asked = sum(redis.publish(f'live:{name}', text) for name in workers)
+            return _answers(subscription, asked)
+
+    return entries.ask(ask) if workers else []
+
+
+def _answers(subscription: Any, asked: int) -> list[Json]:
+    """The answers of so many workers, or those that come in time."""
+    found: dict[str, Json] = {}  # by the worker
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while len(found) < asked and (left := deadline - time.monotonic()) > 0:
+        message = subscription.get_message(timeout=left)
+        said = entry_json.read(message['data']) if message else None
+        if said:
+            found[_text(said.get('from'))] = said
+    return list(found.values())
+
+
+def _pipes(answer: Json) -> list[OpenPipe]:
+    rows, name = answer.get('pipes'), _text(answer.get('from'))
+    found = (_pipe(name, row) for row in rows) if isinstance(rows, list) else ()
+    return [each for each in found if each]
+
+
+def _pipe(worker: str, row: object) -> OpenPipe | None:
+    if not isinstance(row, list) or len(row) != len(OpenPipe._fields) - 1:
+        return None
+    pipe, address, at, *octets = row
+    sent, received = (number(each, MAX_OCTETS) for each in octets)
+    if number(at) is None or sent is None or received is None:
+        return None
+    return OpenPipe(worker, _text(pipe), _text(address), at, int(sent), int(received))
+
+
+def _text(value: object) -> str:
+    return printable(value[:TEXT]) if isinstance(value, str) else ''

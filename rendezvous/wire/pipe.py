@@ -37,6 +37,7 @@ class How(Enum):
     HIDDEN_CLOSED = 'hidden server closed'
     HIDDEN_RESET = 'hidden server reset'
     CHANGED = 'entry changed'
+    ON_PAGE = 'ended on the page'
     ENDED = 'ended by the server'
 
     @property
@@ -93,6 +94,7 @@ class Pipe:
         self._draining = draining
         self.how: How | None = None
         self.over = False
+        self.passed_at = time.monotonic()  # of the last octet that went either way
         self._closed_at = 0.0  # time.monotonic() when the mobile client ended
         hidden.begin()
         self._kept: bytearray | None = bytearray()  # of the mobile client's; None: too much to keep
@@ -144,13 +146,6 @@ class Pipe:
                     end.interrupt()
             gevent.sleep(0)
 
-    @property
-    def active_until(self) -> float:
-        """time.monotonic() of the pipe's end; a silence while it drains does not count."""
-        if self._closed_at:
-            return max(self._closed_at, self.hidden.read_at)
-        return time.monotonic()
-
     def _keep(self, octets: bytes | memoryview) -> None:
         assert self._kept is not None
         too_much = len(self._kept) + len(octets) > KEEP_BYTES
@@ -178,7 +173,7 @@ class Pipe:
                     # EPIPE: it had ended before; the greenlet that reads from it knows how
                     self._lost |= from_mobile and error.errno != errno.EPIPE
                     return How.HIDDEN_RESET if from_mobile else How.MOBILE_RESET
-                sink.filling = False
+                sink.filling, self.passed_at = False, time.monotonic()
             try:
                 octets = source.sock.receive_shared()
             except OSError:
@@ -191,7 +186,7 @@ class Pipe:
         self._closed_at = time.monotonic()
         self._draining()
         while not self.over:
-            silent = time.monotonic() - self.active_until
+            silent = time.monotonic() - max(self._closed_at, self.hidden.read_at)
             if self.mobile.filling:  # not the hidden server is silent: the mobile client is slow
                 silent = 0
             seconds = self._drain_seconds

@@ -1,0 +1,106 @@
+"""What a worker is told over Redis: which entry was changed, whose wrong codes are forgotten, and
+what the page asks.
+
+It follows for as long as Redis answers, and then begins anew. While it does, others know that this
+worker lives.
+"""
+
+import logging
+from collections.abc import Iterable
+
+import gevent
+
+from rendezvous.server.admission import Admission
+from rendezvous.server.admitted import stamp_of
+from rendezvous.server.names import Names
+from rendezvous.server.registry import Registry
+from rendezvous.store import questions
+from rendezvous.store.entries import CHANGES, Entries, StoreDown
+from rendezvous.store.presence import Presence
+from rendezvous.store.questions import OpenPipe
+from rendezvous.store.rations import CLEARED
+from rendezvous.wire.pipe import How
+
+log = logging.getLogger('rendezvous')
+
+AGAIN_SECONDS = 1  # after Redis was lost
+
+
+class Following:
+    """It holds nothing of its own: it tells the parts of a worker what has come."""
+
+    def __init__(
+        self,
+        entries: Entries,
+        registry: Registry,
+        admission: Admission,
+        presence: Presence,
+        names: Names,
+    ):
+        self._entries, self._registry, self._admission = entries, registry, admission
+        self._presence, self._names = presence, names
+
+    def run(self) -> None:
+        """Until Redis does not answer, and a moment longer."""
+        try:
+            for channel, text in self._entries.changes(self._presence.channel, CLEARED):
+                if channel == CHANGES:
+                    self._change(text)
+                elif channel == CLEARED:
+                    self._admission.forget_tries(text)
+                else:
+                    self._answer(text)
+        except StoreDown:
+            pass
+        finally:
+            self._admission.admitted.forget(is_told=False)
+        gevent.sleep(AGAIN_SECONDS)
+
+    def _change(self, changed: str) -> None:
+        """Ends registrations and pipes of an entry that is another one now, and learns its name.
+
+        '': any may have been changed. Raises StoreDown.
+        """
+        self._admission.admitted.forget()
+        for uuid in [changed] if changed else self._registry.counts():
+            self._end_outdated(uuid)
+        self._names.learn(changed)  # last: the others have to end, whatever becomes of it
+
+    def _end_outdated(self, uuid: str) -> None:
+        if not self._registry.all(uuid):
+            return  # most changes are of entries of which nobody is here
+        entry = self._entries.get(uuid)
+        for registration in self._registry.all(uuid):
+            if registration.stamp != stamp_of(entry):
+                what = 'pipe' if registration.pipe else 'registration'
+                log.info('the entry %s was changed: a %s is ended', uuid, what)
+                if registration.pipe:
+                    registration.pipe.cut(How.CHANGED)
+                else:
+                    self._registry.end(registration)
+
+    def _answer(self, question: str) -> None:
+        """Answers the page. Where Redis is lost just now, the page does not wait for it."""
+        try:
+            questions.answer(
+                self._entries, self._presence.name, question, self._open_pipes, self._end_pipe
+            )
+        except StoreDown as error:
+            log.debug('a question of the page has no answer: %s', error)
+
+    def _open_pipes(self, uuid: str) -> Iterable[OpenPipe]:
+        for registration in self._registry.pipes(uuid):
+            pipe, visit = registration.pipe, registration.visit
+            if pipe and visit:
+                octets = pipe.mobile.octets, pipe.hidden.octets
+                yield OpenPipe(
+                    self._presence.name, str(visit.number), visit.address, visit.at, *octets
+                )
+
+    def _end_pipe(self, number: str) -> bool:
+        registration = self._registry.in_pipe(number)
+        if not (registration and registration.pipe and not registration.pipe.over):
+            return False
+        log.info('a pipe of %s is ended on the page', registration.uuid)
+        registration.pipe.cut(How.ON_PAGE)
+        return True
