@@ -40,6 +40,8 @@ log = logging.getLogger('rendezvous')
 # for seconds, and everybody waiting. What has not come back yet can be claimed here.
 PACE_SECONDS = 0.005
 LOOK_SECONDS = 0.02  # between two looks whether all connections have ended
+# Between two looks at how many octets have passed in open pipes: each costs a disk write.
+OCTETS_SECONDS = 10
 RETRY_SECONDS = 10  # then no other registration is tried: all may have died in silence
 
 Close = Callable[[Socket], object]
@@ -80,6 +82,7 @@ class Rendezvous:
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
         self.hands_over = False
+        self._noted_at = 0.0  # time.monotonic()
         self._warn = ThrottledWarning()
 
     def handle(self, sock, address: tuple) -> None:
@@ -185,7 +188,15 @@ class Rendezvous:
 
     def write_presence(self) -> None:
         """Without end: writes who is here, for the page."""
-        self.presence.run(self.registry.counts)
+        self.presence.run(self._counts)
+
+    def _counts(self) -> dict[str, tuple[int, int]]:
+        """Who is here; now and then it also notes the octets of pipes that are open."""
+        if time.monotonic() - self._noted_at > OCTETS_SECONDS:
+            self._noted_at = time.monotonic()
+            for moved in self.counters.moved():
+                self.presence.note_octets(*moved)
+        return self.registry.counts()
 
     def about(self) -> dict:
         """What this worker says of itself, with each sign that it lives."""
@@ -350,13 +361,13 @@ class Rendezvous:
             connection.may_finish = True
             mobile.octets = held.octets = 0
             pipe, octets, left = Pipe(mobile, held, self.options.drain, leaving), left, b''
-            self.counters.pipe_began(pipe)
+            self.counters.pipe_began(pipe, uuid)
             try:
                 how, left = self._pipe(pipe, peer, octets)
             finally:
-                self.counters.pipe_ended(pipe)
+                noted = self.counters.pipe_ended(pipe)
                 if not left:
-                    self._record(peer, uuid, pipe, began)
+                    self._record(peer, uuid, pipe, began, noted)
             if not left:
                 return partial(close_gracefully, is_whole=how.is_whole)
             _check_retry(began)
@@ -405,8 +416,12 @@ class Rendezvous:
                 self.registry.pipe_ended(held)
         return pipe.how or How.ENDED, left
 
-    def _record(self, peer: Peer, uuid: str, pipe: Pipe, began: float) -> None:
-        """The log, and the page, of a rendezvous that is over."""
+    def _record(
+        self, peer: Peer, uuid: str, pipe: Pipe, began: float, noted: tuple[int, int]
+    ) -> None:
+        """The log, and the page, of a rendezvous that is over. `noted`: octets of it that the page
+        knows already.
+        """
         seconds = pipe.passed_at - began  # an idle connection may be kept for long after that
         how, sent, received = (pipe.how or How.ENDED).value, pipe.mobile.octets, pipe.hidden.octets
         log.info(
@@ -421,6 +436,7 @@ class Rendezvous:
             sent=sent,
             received=received,
             how=how,
+            counted=noted,
         )
 
 

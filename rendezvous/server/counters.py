@@ -12,11 +12,22 @@ refused STATUS DIAGNOSTIC   answers that refuse, by what they say: a fixed vocab
 """
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.pipe import Pipe
 
 KINDS = 100  # of refusals that are told apart; there are half as many
+
+
+@dataclass(slots=True)
+class _Noted:
+    """What `moved` has given of an open pipe: octets."""
+
+    uuid: str
+    up: int = 0
+    down: int = 0
 
 
 class Counters:
@@ -27,7 +38,7 @@ class Counters:
         self.handshakes = self.handshakes_failed = self.registrations = self.rendezvous = 0
         self._refused: dict[tuple[int, str], int] = {}
         self._up = self._down = 0  # octets of pipes that are over
-        self._open: set[Pipe] = set()
+        self._open: dict[Pipe, _Noted] = {}
 
     def refused(self, refusal: Refusal) -> None:
         """It is the answer to a request."""
@@ -36,14 +47,24 @@ class Counters:
             kind = refusal.status, 'other'
         self._refused[kind] = self._refused.get(kind, 0) + 1
 
-    def pipe_began(self, pipe: Pipe) -> None:
+    def pipe_began(self, pipe: Pipe, uuid: str) -> None:
         """Its octets count from now on, as they pass."""
-        self._open.add(pipe)
+        self._open[pipe] = _Noted(uuid)
 
-    def pipe_ended(self, pipe: Pipe) -> None:
-        self._open.remove(pipe)
+    def pipe_ended(self, pipe: Pipe) -> tuple[int, int]:
+        """Its octets up and down that `moved` has given."""
+        noted = self._open.pop(pipe)
         self._up += pipe.mobile.octets
         self._down += pipe.hidden.octets
+        return noted.up, noted.down
+
+    def moved(self) -> Iterator[tuple[str, int, int]]:
+        """Of each open pipe the UUID, and the octets up and down since the last time, if any."""
+        for pipe, noted in self._open.items():
+            up, down = pipe.mobile.octets, pipe.hidden.octets
+            if (up, down) != (noted.up, noted.down):
+                yield noted.uuid, up - noted.up, down - noted.down
+                noted.up, noted.down = up, down
 
     def now(self, store_errors: int) -> dict[str, float]:
         """All of them, by the names above."""
