@@ -69,7 +69,7 @@ class Admitted:
 
 
 def stamp_of(entry: dict | None) -> int:
-    """Another one when the entry is deleted, disabled or re-keyed; the same with other labels or a note.
+    """Another one when the entry is deleted, disabled or re-keyed; not with other labels or a note.
 
     A few octets: each registration holds one.
     """

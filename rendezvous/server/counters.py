@@ -49,6 +49,7 @@ class Counters:
 
     def pipe_began(self, pipe: Pipe, uuid: str) -> None:
         """Its octets count from now on, as they pass."""
+        self.rendezvous += 1
         self._open[pipe] = _Noted(uuid)
 
     def pipe_ended(self, pipe: Pipe) -> tuple[int, int]:
