@@ -18,11 +18,11 @@ import gevent
 import redis
 from gevent.lock import Semaphore
 
-from rendezvous.store import embedded, entry_json, rations
+from rendezvous.store import embedded, entry_json, rations, scripts
 from rendezvous.store.entry_json import DIGITS, NOTE, Json
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
-from rendezvous.wire.addresses import authority
+from rendezvous.wire.addresses import authority, network
 from rendezvous.wire.codes import UUID
 from rendezvous.wire.programs import Mistake
 
@@ -35,6 +35,7 @@ PAUSES_SECONDS = 0.01, 0.2  # between two tries while the embedded store starts:
 FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: questions do not wait
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
 NAMES = 'names'  # the hash that names.py describes
+KEPT = 'changes', 'hours', 'rendezvous', 'refusals', 'seen', 'refused'  # NAME:UUID; see state.py
 SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
 SCANNED = 5000  # keys that Redis looks at without a pause, under a millisecond
 SLICE = 100  # entries that are processed without a pause, some 3 ms
@@ -92,7 +93,7 @@ class Entries:
         self.errors = 0  # questions that ended with StoreDown
         self._pool = _pool(options)
         self._redis = redis.Redis(connection_pool=self._pool)
-        self._count_try = self._redis.register_script(rations.SCRIPT)
+        self._scripts: dict[str, Any] = {}  # by their text
 
     def open(self) -> None:
         """Waits until Redis answers; starts the embedded store. Raises Mistake or StoreDown."""
@@ -136,8 +137,8 @@ class Entries:
         record = rations.record(uuid) if known else rations.NOBODY
         keys = rations.ADDRESSES, rations.LATEST, record
         more = *most, now, rations.MOST, rations.MAX_SHARED
-        ration, seconds, used_up, refused = self._ask(
-            self._count_try, keys, [uuid, place, code, *more]
+        ration, seconds, used_up, refused = self.run(
+            rations.SCRIPT, keys, [uuid, place, code, *more]
         )
         if 'READONLY' in refused:
             self._reconnect()
@@ -220,7 +221,7 @@ class Entries:
         def disabled(entry: Json) -> Json:
             return entry | {'disabled': entry.get('disabled') or time.time()}
 
-        return bool(self._change(uuid, disabled))
+        return bool(self._change(uuid, disabled, 'disabled'))
 
     def enable(self, uuid: str) -> bool:
         def enabled(entry: Json) -> Json:
@@ -228,12 +229,17 @@ class Entries:
                 entry['enabled'] = time.time()
             return entry
 
-        return bool(self._change(uuid, enabled))
+        return bool(self._change(uuid, enabled, 'enabled'))
 
     def clear_wrong_codes(self, uuid: str) -> None:
-        """Forgets the wrong codes that were tried for it; raises StoreDown."""
-        keys, now = (uuid, rations.record(uuid)), str(time.time())
-        self.ask(lambda redis: redis.eval(rations.CLEAR, len(keys), *keys, now))
+        """Forgets the wrong codes that were tried for it, and lets the addresses that were refused
+        for too many of them try again at once; raises StoreDown.
+        """
+        fields = self.ask(lambda redis: fields_of(redis, f'refusals:{uuid}'))
+        kinds = [field.partition(' ') for field in fields]
+        places = {place for kind, _, of in kinds if kind == 'address' and (place := _place(of))}
+        keys = uuid, rations.record(uuid), rations.ADDRESSES, rations.LATEST
+        self.run(scripts.CLEAR, keys, [time.time(), *places])
 
     def rekey(self, uuid: str, digits: int | None = None) -> Json | None:
         """The entry with a new secret, whose codes have `digits`; None: as many as before."""
@@ -247,19 +253,21 @@ class Entries:
         return self._change(uuid, with_secret)
 
     def delete(self, uuid: str) -> bool:
-        keys = [f'{name}:{uuid}' for name in ('seen', 'rendezvous', 'refused')]
+        keys = [f'{name}:{uuid}' for name in KEPT]
 
         def forget(client: redis.Redis) -> bool:
             with client.pipeline() as transaction:
-                transaction.delete(uuid)
-                transaction.delete(*keys)
+                transaction.eval(scripts.DELETE, 1 + len(keys), uuid, *keys)
                 transaction.eval(SWITCH_NAME, 2, NAMES, uuid, '')  # which tells the servers, too
                 return bool(transaction.execute()[0])
 
         return self.ask(forget)
 
-    def _change(self, uuid: str, change: Callable[[Json], Json]) -> Json | None:
-        """Writes what `change` makes of an entry, and tells all; None: there is none."""
+    def _change(self, uuid: str, change: Callable[[Json], Json], state: str = '') -> Json | None:
+        """Writes what `change` makes of an entry, and tells all; None: there is none.
+
+        `state`: its new one, 'disabled' or 'enabled'.
+        """
 
         def exchange(transaction) -> Json | None:
             (value,) = transaction.mget(uuid)
@@ -268,6 +276,8 @@ class Entries:
                 return None
             entry = change((entry_json.read(value) or {}) | {'uuid': uuid})
             transaction.set(uuid, json.dumps(entry))
+            if state:
+                transaction.eval(scripts.SET_STATE, 0, uuid, state, time.time())
             transaction.publish(CHANGES, uuid)
             return entry
 
@@ -299,6 +309,12 @@ class Entries:
     def ask(self, question: Callable[[redis.Redis], Any]) -> Any:
         """What `question` answers, a function of the client; raises StoreDown."""
         return self._ask(question, self._redis)
+
+    def run(self, script: str, keys: Iterable[str] = (), arguments: Iterable = ()) -> Any:
+        """What a script in Lua answers; Redis gets its text once. Raises StoreDown."""
+        if script not in self._scripts:
+            self._scripts[script] = self._redis.register_script(script)
+        return self._ask(self._scripts[script], list(keys), list(arguments))
 
     def _ask(self, command: Callable[..., Any], *args, **kwargs) -> Any:
         try:
@@ -424,6 +440,14 @@ def fields_of(client: redis.Redis, key: str) -> dict[str, str]:
         return {}
     found = client.hscan_iter(key, count=SLICE)
     return {name: value for some in slices(found) for name, value in some}
+
+
+def _place(address: str) -> str:
+    """What counts as one address; '' where another program wrote something else there."""
+    try:
+        return network(address)
+    except ValueError:
+        return ''
 
 
 def _shown(uuid: str, value: str) -> Json:

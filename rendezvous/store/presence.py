@@ -1,131 +1,87 @@
-"""Who is online and who was: each server writes it to Redis, in batches, and the page reads it.
+"""What a worker tells of its hidden servers: it writes it to Redis, in batches. state.py reads it.
 
-No rendezvous waits for it: a greenlet looks once a second at what has changed. What a server that
-was killed left behind expires.
+No rendezvous waits for it: a greenlet looks once a second at what has changed. What a worker that
+was killed left behind is taken over by the others, and by those that start after it.
 """
 
 import json
 import logging
-import re
+import math
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict
 
 import gevent
 
-from rendezvous.store.entries import Entries, StoreDown
+from rendezvous.store import scripts, upkeep
+from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
 from rendezvous.store.entry_json import Json
-from rendezvous.store.state import Why, live
+from rendezvous.store.state import HISTORY, HOUR_SECONDS, KINDS, Why, live
 
 log = logging.getLogger('presence')
 
 WRITE_SECONDS = 1  # between two batches
 DOWN_SECONDS = 5  # the same, after a failure: each write to a full disk ends the embedded store
-HEARTBEAT_SECONDS = 10  # a server without changes writes as often; each time costs a disk write
-AGE_SECONDS = 30  # the counts of a server without a heartbeat expire
-HISTORY = 100  # rendezvous of an entry that are kept
-REFUSALS = 20  # of an entry that are kept
+HEARTBEAT_SECONDS = 10  # a worker without changes signs as often; each time costs a disk write
+MISSED_SECONDS = 2  # more, and it is overdue
+AGE_SECONDS = 60  # what a worker without a heartbeat wrote expires; the others take over before
+PATIENCE_SECONDS = 5  # a hidden server that has left comes back at once after each rendezvous
+OUTAGE_SECONDS = 2  # a shorter one is none
 BACKLOG = 10_000  # rendezvous that wait in memory while Redis is down, some 3 MB
-REFUSED = 1000  # UUIDs whose refusals wait in memory until they are written, some 3 MB
+REFUSED = 1000  # UUIDs whose refusals wait in memory until they are written, some 6 MB
+FAILED = 1000  # UUIDs whose failures do: anybody may ask for any UUID
+HOURS = 100_000  # hours of all hidden servers that do, some 20 MB
 BATCH = 500  # of each kind in a batch: neither the server nor Redis is blocked for long
 DAY_SECONDS = 86_400
-SERVERS = 'live:' + '?' * 16, 10_000  # as Redis matches keys; few of that many match
-MAX_OCTETS = 2**53  # of a rendezvous: JavaScript's numbers are exact up to here
-TEXT = 200  # characters of an address or a reason that are shown
-
-_COUNTS = re.compile('([0-9]{1,9}) ([0-9]{1,9})', re.A)
-
-# Nothing is written for an entry that does not exist: nobody would delete it. The answer is 0, and
-# nothing is written, where the hash is missing that is to be changed: it has expired, or Redis was
-# flushed. KEYS[2] holds the number of the last batch: a batch whose answer was lost comes twice.
-_WRITE = """
-local batch = cjson.decode(ARGV[1])
-if redis.call('GET', KEYS[2]) == batch.number then
-  return 1
-end
-if not batch.whole and redis.call('EXISTS', KEYS[1]) == 0 then
-  return 0
-end
-for uuid, counts in pairs(batch.counts) do
-  if counts == '' then
-    redis.call('HDEL', KEYS[1], uuid)
-  else
-    redis.call('HSET', KEYS[1], uuid, counts)
-  end
-end
-redis.call('EXPIRE', KEYS[1], batch.age)
-for uuid, seen in pairs(batch.seen) do
-  if redis.call('EXISTS', uuid) == 1 then
-    redis.call('SET', 'seen:' .. uuid, seen)
-  end
-end
-for _, row in ipairs(batch.rows) do
-  local list, uuid, text, most = unpack(row)
-  local key = list .. ':' .. uuid
-  local kind = redis.call('TYPE', key).ok -- another program may have written a text there
-  if redis.call('EXISTS', uuid) == 1 and (kind == 'list' or kind == 'none') then
-    redis.call('LPUSH', key, text)
-    redis.call('LTRIM', key, 0, most - 1)
-  end
-end
-redis.call('SET', KEYS[2], batch.number, 'EX', batch.remember)
-return 1
-"""
 
 
-class Now(NamedTuple):
-    """What is known of a hidden server at this moment, from all servers together."""
+class Refused(TypedDict):
+    """The refusals of one kind that one address got, since the last batch."""
 
-    waiting: int = 0  # registrations
-    pipes: int = 0
-    seen: float | None = None  # when it was last seen, in seconds since 1970
-    address: str = ''
+    why: Why
+    first: float  # seconds since 1970
+    last: float
+    count: int
+    until: float
 
 
-class LastSeen(TypedDict):
-    """Where and when a hidden server was last seen; times are in seconds since 1970."""
+class Sign(TypedDict):
+    """When and where a hidden server was seen; times are in seconds since 1970."""
 
     at: float
     address: str
 
 
-class RendezvousRow(TypedDict):
-    """A rendezvous that is over."""
+class Lost(NamedTuple):
+    """A hidden server that has left."""
 
-    at: float  # its start
-    address: str  # of the mobile client
-    seconds: float
-    sent: int  # octets from the mobile client
-    received: int  # octets from the hidden server
-    how: str  # it ended
-
-
-class RefusalRow(TypedDict):
-    """A registration that was refused."""
-
-    at: float
-    address: str
-    why: str
+    at: float  # seconds since 1970
+    noticed: float  # by a monotonic clock
 
 
 Counts = dict[str, tuple[int, int]]  # by UUID: registrations that wait, and pipes
-Row = tuple[str, str, str, int]  # for a list in Redis: its name, UUID, the text, how many are kept
+HourRow = tuple[str, int, list[int]]  # UUID, hours since 1970, what is to be added
 
 
 class Batch(TypedDict):
     """What one call of the script writes."""
 
     counts: dict[str, tuple[int, int] | None]  # None: the hidden server has gone
-    seen: dict[str, str]
-    rows: list[Row]
+    back: dict[str, bool]  # it had gone, for a moment
+    gone: dict[str, float]  # it has gone for good, and when
+    seen: dict[str, Sign]
+    rows: list[tuple[str, str]]  # UUIDs, and rendezvous that are over, as JSON
+    refusals: list[tuple[str, str, str, Refused]]  # UUID, kind, address
+    hours: list[HourRow]
     number: str
 
 
 class Presence:
-    """What one server writes about its registrations and pipes."""
+    """What one worker writes about itself, its registrations and its pipes."""
 
     def __init__(self, entries: Entries, about: Callable[[], Json] = dict):
         """`about`: what this worker says of itself at each batch, as state.Worker has it."""
@@ -134,56 +90,92 @@ class Presence:
         self.channel = self.key = live(self.name)
         self._number_key, self._number = f'batch:{self.name}', 0
         self._written: Counts = {}  # as Redis holds them
-        self._heartbeat_at = 0.0
-        self._seen: dict[str, LastSeen] = {}
+        self._has_arrived = False
+        self._heartbeat_at = self._hours_at = self._look_at = -math.inf
+        self._others: set[str] | None = None  # as they were at the last look; None: there was none
+        self._sweep_at = math.inf
+        self._lost: dict[str, Lost] = {}
+        self._seen: dict[str, Sign] = {}
         self._rendezvous: deque[tuple[str, str]] = deque(maxlen=BACKLOG)
-        self._refused: dict[str, deque[str]] = {}  # the oldest UUID first
+        self._refused: dict[str, dict[tuple[str, str], Refused]] = {}  # the oldest UUID first
+        self._hours: dict[tuple[str, int], list[int]] = {}
+        self._failed: dict[tuple[str, int], int] = {}
         self._unanswered: Batch | None = None  # it was sent, and no answer came
 
     def note_online(self, uuid: str, address: str) -> None:
         """It was seen just now: a registration began or ended."""
         self._seen[uuid] = {'at': time.time(), 'address': address}
 
-    def note_rendezvous(self, uuid: str, **rendezvous: Unpack[RendezvousRow]) -> None:
-        """A rendezvous is over; `history` gives the last ones."""
-        self._rendezvous.append((uuid, json.dumps(rendezvous)))
+    def note_rendezvous(
+        self,
+        uuid: str,
+        *,
+        at: float,
+        address: str,
+        seconds: float,
+        sent: int,
+        received: int,
+        how: str,
+        counted: tuple[int, int] = (0, 0),
+    ) -> None:
+        """A rendezvous is over, as state.Rendezvous has it. Its octets count in this hour, without
+        those that note_octets has `counted` before.
+        """
+        kept = {'at': at, 'address': address, 'seconds': seconds}
+        kept |= {'sent': sent, 'received': received, 'how': how}
+        self._rendezvous.append((uuid, json.dumps(kept)))
+        self._count(uuid, sent - counted[0], received - counted[1], 1)
 
     def note_octets(self, uuid: str, sent: int, received: int) -> None:
-        """So many more, of a pipe that goes on. Its note_rendezvous says how many were noted."""
+        """So many more went through a pipe that is not over; they count in this hour."""
+        self._count(uuid, sent, received, 0)
 
     def note_failure(self, uuid: str) -> None:
-        """A mobile client got no registration of it."""
-
-    def stop(self) -> None:
-        """A clean end: writes what is left, and that this worker is gone. Raises StoreDown."""
-        self.write({})
+        """A mobile client got no registration of it; there may be no such entry."""
+        key = uuid, int(time.time() // HOUR_SECONDS)
+        self._failed[key] = self._failed.pop(key, 0) + 1
+        if len(self._failed) > FAILED:
+            del self._failed[next(iter(self._failed))]
 
     def note_refusal(self, uuid: str, address: str, why: Why, until: float = 0) -> None:
-        """A registration was refused; `until`: when a ration that is used up allows a try again."""
-        texts = self._refused.pop(uuid, deque(maxlen=REFUSALS))
-        texts.append(json.dumps(RefusalRow(at=time.time(), address=address, why=why[0])))
-        self._refused[uuid] = texts
+        """A registration was refused; `until`: when a ration that is used up allows a try again.
+
+        What kind it is decides what follows: see state.Why.
+        """
+        rows, key, now = self._refused.pop(uuid, {}), (why.kind, address), time.time()
+        before = rows.pop(key, None)
+        first, count = (before['first'], before['count']) if before else (now, 0)
+        rows[key] = {'why': why, 'first': first, 'last': now, 'count': count + 1, 'until': until}
+        if len(rows) > KINDS:
+            del rows[next(iter(rows))]
+        self._refused[uuid] = rows
         if len(self._refused) > REFUSED:
             del self._refused[next(iter(self._refused))]
 
     def run(self, counts: Callable[[], Counts]) -> None:
-        """Without end: writes what has changed."""
+        """Without end: writes what has changed, and looks after what others have left behind."""
         pause = WRITE_SECONDS
         while True:
-            gevent.sleep(pause)
             try:
                 self.write(counts())
+                self._look_around()
                 pause = WRITE_SECONDS
             except StoreDown as error:
                 if pause == WRITE_SECONDS:
                     log.error('%s; until the store answers, the page shows nothing new', error)
                 pause = DOWN_SECONDS
+            gevent.sleep(pause)
 
     def write(self, counts: Counts) -> None:
         """Writes what has changed since the last time. Raises StoreDown, and nothing is lost.
 
         What happens meanwhile is for the next time: each batch costs a disk write.
         """
+        if not self._has_arrived:
+            heard = self._heard(self._about())
+            upkeep.arrive(self._entries, self.name, OUTAGE_SECONDS, heard)
+            upkeep.migrate(self._entries)
+            self._has_arrived = True
         if self._unanswered:
             self._send(self._unanswered)
         was_full = True
@@ -192,60 +184,137 @@ class Presence:
             gevent.sleep(0)
             was_full = _may_be_full(batch)
 
+    def stop(self) -> None:
+        """A clean end: writes what is left, and that this worker is gone. Raises StoreDown."""
+        self.write({})
+        upkeep.leave(self._entries, self.name, self._heard(self._about(), stopped=True))
+
+    def _count(self, uuid: str, sent: int, received: int, rendezvous: int) -> None:
+        key = uuid, int(time.time() // HOUR_SECONDS)
+        hour = self._hours.get(key)
+        if hour is None:
+            hour = self._hours[key] = [0, 0, 0, 0]
+            if len(self._hours) > HOURS:
+                del self._hours[next(iter(self._hours))]
+        hour[0] += sent
+        hour[1] += received
+        hour[2] += rendezvous
+
     def _batch(self, counts: Counts, with_news: bool) -> Batch | None:
         """What is to be written, or a part of it; None: there is nothing, or nothing but news."""
         changed: dict[str, tuple[int, int] | None] = {
             uuid: count for uuid, count in counts.items() if self._written.get(uuid) != count
         }
         changed |= dict.fromkeys(self._written.keys() - counts.keys())
-        is_due = counts and time.monotonic() - self._heartbeat_at > HEARTBEAT_SECONDS
-        news = with_news and (self._seen or self._rendezvous or self._refused)
-        if not (changed or news or is_due):
+        now = time.monotonic()
+        is_due = now - self._heartbeat_at > HEARTBEAT_SECONDS
+        # Each time costs an entry's whole day: so it is not done each second.
+        hours = bool(self._hours or self._failed) and now - self._hours_at > HEARTBEAT_SECONDS
+        news = with_news and (self._seen or self._rendezvous or self._refused or hours)
+        gone = self._gone(counts)
+        if not (changed or gone or news or is_due):
             return None
         self._number += 1
+        some = dict(islice(changed.items(), BATCH))
         return {
-            'counts': dict(islice(changed.items(), BATCH)),
-            'seen': {
-                uuid: json.dumps(self._seen.pop(uuid)) for uuid in list(islice(self._seen, BATCH))
-            },
-            'rows': self._rows(),
+            'counts': some,
+            'back': {uuid: True for uuid, count in some.items() if count and uuid in self._lost},
+            'gone': dict(islice(gone.items(), BATCH)),
+            'seen': {uuid: self._seen.pop(uuid) for uuid in list(islice(self._seen, BATCH))},
+            'rows': [self._rendezvous.popleft() for _ in range(min(BATCH, len(self._rendezvous)))],
+            'refusals': self._refusals(),
+            'hours': self._hour_rows() if hours else [],
             'number': str(self._number),
         }
 
-    def _rows(self) -> list[Row]:
-        ended = [self._rendezvous.popleft() for _ in range(min(BATCH, len(self._rendezvous)))]
-        rows = [('rendezvous', uuid, text, HISTORY) for uuid, text in ended]
-        for uuid in list(islice(self._refused, BATCH // REFUSALS)):
-            rows += [('refused', uuid, text, REFUSALS) for text in self._refused.pop(uuid)]
-        return rows
+    def _gone(self, counts: Counts) -> dict[str, float]:
+        """Who has left so long ago that it is told, and when that was."""
+        if not self._lost:
+            return {}
+        before = time.monotonic() - PATIENCE_SECONDS
+        lost = self._lost.items()
+        return {uuid: at for uuid, (at, noticed) in lost if noticed < before and uuid not in counts}
+
+    def _refusals(self) -> list[tuple[str, str, str, Refused]]:
+        return [
+            (uuid, kind, address, refused)
+            for uuid in list(islice(self._refused, BATCH // KINDS))
+            for (kind, address), refused in self._refused.pop(uuid).items()
+        ]
+
+    def _hour_rows(self) -> list[HourRow]:
+        rows = [(*key, self._hours.pop(key)) for key in list(islice(self._hours, BATCH))]
+        failed = list(islice(self._failed, BATCH))
+        return rows + [(*key, [0, 0, 0, self._failed.pop(key)]) for key in failed]
 
     def _send(self, batch: Batch) -> None:
         """Sends it until it is written; what comes meanwhile goes into the next one."""
         self._unanswered = batch
         if not self._ask(batch):  # Redis has lost the hash: all counts are written once more
+            upkeep.arrive(self._entries, self.name, AGE_SECONDS / 2, self._heard(self._about()))
+            self._sweep_at = time.monotonic() + PATIENCE_SECONDS
             self._written = {}
             batch['counts'] = {}
             self._ask(batch)
         self._unanswered = None
         self._heartbeat_at = time.monotonic()
+        if 0 < len(batch['hours']) < BATCH:
+            self._hours_at = self._heartbeat_at
         for uuid, count in batch['counts'].items():
             if count:
                 self._written[uuid] = count
-            else:
-                self._written.pop(uuid, None)
+                self._lost.pop(uuid, None)
+            elif self._written.pop(uuid, None):
+                self._lost[uuid] = Lost(time.time(), time.monotonic())
+        for uuid in batch['gone']:
+            self._lost.pop(uuid, None)
 
     def _ask(self, batch: Batch) -> bool:
         """Whether it is written; False: the hash that it changes is missing."""
+        about, now = self._about(), time.time()
         counts = {
             uuid: '{} {}'.format(*count) if count else '' for uuid, count in batch['counts'].items()
         }
-        more = {'counts': counts, 'whole': not self._written}
-        more |= {'age': AGE_SECONDS, 'remember': DAY_SECONDS}
+        more = {'counts': counts, 'whole': not self._written, 'name': self.name, 'now': now}
+        more |= {'about': json.dumps(about | {'at': now}), 'heard': self._heard(about)}
+        more |= {'age': AGE_SECONDS, 'remember': DAY_SECONDS, 'patience': PATIENCE_SECONDS}
+        more |= {'kinds': KINDS, 'history': HISTORY}
         keys, text = (self.key, self._number_key), json.dumps(batch | more)
-        return bool(self._entries.ask(lambda redis: redis.eval(_WRITE, 2, *keys, text)))
+        return bool(self._entries.run(scripts.WRITE, keys, [text]))
+
+    def _heard(self, about: Json, stopped: bool = False) -> str:
+        """The last sign of any worker, as state.Heard has it."""
+        known = {name: about.get(name) for name in ('node', 'pid', 'version', 'since')}
+        return json.dumps(known | {'at': time.time(), 'stopped': stopped})
+
+    def _look_around(self) -> None:
+        """Takes over from workers that are gone."""
+        now = time.monotonic()
+        if now > self._look_at:
+            self._look_at = now + HEARTBEAT_SECONDS
+            with suppress(StoreRefuses):  # we may lack a permission
+                self._look_for_the_dead()
+        if now > self._sweep_at:
+            self._sweep_at = math.inf
+            self._lose(upkeep.lost(self._entries))
+
+    def _look_for_the_dead(self) -> None:
+        overdue = HEARTBEAT_SECONDS + MISSED_SECONDS
+        alive, dead = upkeep.others(self._entries, self.name, overdue)
+        if self._others is None or self._others - alive:
+            self._sweep_at = time.monotonic() + PATIENCE_SECONDS
+        self._others = alive
+        for name in dead:
+            self._lose(upkeep.bury(self._entries, name))
+
+    def _lose(self, uuids: dict[str, float]) -> None:
+        for uuid, at in uuids.items():
+            if uuid not in self._written:
+                self._lost.setdefault(uuid, Lost(at, time.monotonic()))
 
 
 def _may_be_full(batch: Batch) -> bool:
     """Whether there may have been more than the batch holds."""
-    each = len(batch['counts']), len(batch['seen'])
-    return max(each) >= BATCH or len(batch['rows']) >= BATCH // REFUSALS
+    each = [len(batch['counts']), len(batch['gone']), len(batch['seen'])]
+    each += [len(batch['rows']), len(batch['hours'])]
+    return max(each) >= BATCH or len(batch['refusals']) >= BATCH // KINDS

@@ -157,15 +157,6 @@ end
 return {ration, 0, just_now, refused}
 """
 
-# Earlier tries no longer count. For a deleted entry only that is kept, and not for long.
-CLEAR = """
-local entry, record, now = KEYS[1], KEYS[2], ARGV[1]
-local there = redis.call('EXISTS', entry) == 1
-redis.call(unpack(there and {'HDEL', record, 'used_up', 'strangers'} or {'DEL', record}))
-redis.call('HSET', record, 'since', now)
-redis.call('EXPIRE', record, there and 30 * 24 * 60 * 60 or 15 * 60)
-"""
-
 
 class Verdict(NamedTuple):
     """The answer to a try.
