@@ -55,15 +55,21 @@ class Now(NamedTuple):
 class Week(NamedTuple):
     """Seven days of the reader's zone; today is the last one, and has not ended."""
 
-    start: float  # seconds since 1970
+    start: float  # seconds since 1970, as is the next
+    now: float
     hours: list[Hour]  # of UTC, from `start` on; those to come are empty
     days: list[visits.Day]
     spans: list[Span]
 
     @property
     def gaps(self) -> list[Span]:
-        """When it was not online, or nothing is known."""
-        return [span for span in self.spans if span.state not in (ONLINE, NEVER)]
+        """When it was not online, or nothing is known; the latest one may end in the future."""
+        before = [span for span in self.spans if span.start < self.now]
+        return [span for span in before if span.state not in (ONLINE, NEVER)]
+
+    def hour(self, number: int) -> float:
+        """When one of the hours begins, in seconds since 1970."""
+        return (int(self.start // words.HOUR) + number) * words.HOUR
 
     @property
     def states(self) -> list[str]:
@@ -120,6 +126,7 @@ def week(of: Past, server: Server, clock: Clock) -> Week:
     until = present if server.down_since is None else server.down_since
     return Week(
         start,
+        present,
         hours,
         visits.days(hours, start, clock, WEEK_DAYS),
         pictures.spans(of.changes, start, end, until, server.outages),

@@ -62,9 +62,7 @@ def days(hours: list[Hour], start: float, clock: Clock, count: int) -> list[Day]
     first = int(start // HOUR)
     bounds = [clock.midnight(start, day) for day in range(count + 1)]
     places = [-int(-bound // HOUR) - first for bound in bounds]
-    return [
-        Day(bounds[day], total(hours[places[day] : places[day + 1]])) for day in range(count)
-    ]
+    return [Day(bounds[day], total(hours[places[day] : places[day + 1]])) for day in range(count)]
 
 
 def as_csv(hours: list[Hour], start: float) -> str:

@@ -78,10 +78,11 @@ def advice(
     chosen: dict[str, Advice] = {}
     for row in sorted(found, key=lambda row: -row.last):
         if row.why.kind not in chosen and row.why.kind in _ADVICE and _matters(row, known, clock):
-            chosen[row.why.kind] = _ADVICE[row.why.kind](row, known, clock)
+            is_other = known.state == ONLINE or row.address != known.address
+            chosen[row.why.kind] = _ADVICE[row.why.kind](row, is_other, clock)
     if used_up and 'strangers' not in chosen:
         row = Refusals(Why('strangers'), '', used_up, used_up, 1, 0)
-        chosen['strangers'] = _strangers(row, known, clock)
+        chosen['strangers'] = _strangers(row, True, clock)
     return sorted(chosen.values(), key=lambda each: each.kind == 'address')
 
 
@@ -108,7 +109,11 @@ def lines(some: list[Advice], clock: Clock) -> list[str]:
     return found
 
 
-def _clock(row: Refusals, known: Known, clock: Clock) -> Advice:
+# Each of these is given a refusal, and whether it is that of another machine than the one that is
+# online, or has tried last.
+
+
+def _clock(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     why = row.why
     right = 'It has the right secret' if why.sure else 'It seems to have the right secret'
     probably = '' if why.sure else ' A short code may also look so by chance.'
@@ -122,12 +127,12 @@ def _clock(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-def _former(row: Refusals, known: Known, clock: Clock) -> Advice:
-    if known.state == ONLINE:
+def _former(row: Refusals, is_other: bool, clock: Clock) -> Advice:
+    if is_other:
         return Advice(
             *('former', row.last),
-            f'A second machine, at {row.address}, still has the file from before the new secret',
-            'Bring it the file of an entry of its own, or stop it.',
+            f'A second machine, at {row.address}, has the file from before the new secret',
+            'Stop it, or make an entry of its own for it.',
         )
     return Advice(
         *('former', row.last),
@@ -137,13 +142,13 @@ def _former(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-def _wrong(row: Refusals, known: Known, clock: Clock) -> Advice:
-    if known.state == ONLINE:
+def _wrong(row: Refusals, is_other: bool, clock: Clock) -> Advice:
+    if is_other:
         return Advice(
             *('wrong', row.last),
             f'Somebody at {row.address} tries wrong codes',
-            'This hidden server is online, so that is another machine with a wrong file, or '
-            'somebody who guesses. Limits keep guesses out: nothing has to be done.',
+            'That is another machine with a wrong file, or somebody who guesses. '
+            'Limits keep guessers out: nothing has to be done.',
         )
     return Advice(
         *('wrong', row.last),
@@ -155,7 +160,7 @@ def _wrong(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-def _unusable(row: Refusals, known: Known, clock: Clock) -> Advice:
+def _unusable(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('unusable', row.last),
         'The entry has no secret that can be used',
@@ -166,7 +171,7 @@ def _unusable(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-def _address(row: Refusals, known: Known, clock: Clock) -> Advice:
+def _address(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('address', row.last),
         'It has to wait',
@@ -178,7 +183,7 @@ def _address(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-def _strangers(row: Refusals, known: Known, clock: Clock) -> Advice:
+def _strangers(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('strangers', row.last),
         'Short codes from new addresses are refused',
@@ -190,7 +195,7 @@ def _strangers(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-def _friend(row: Refusals, known: Known, clock: Clock) -> Advice:
+def _friend(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('friend', row.last),
         f'Short codes from {row.address} are refused',
@@ -201,7 +206,7 @@ def _friend(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-def _full(row: Refusals, known: Known, clock: Clock) -> Advice:
+def _full(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('full', row.last),
         'The server has no room for it',
@@ -210,7 +215,7 @@ def _full(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-def _twins(row: Refusals, known: Known, clock: Clock) -> Advice:
+def _twins(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     one, other = row.address, row.why.other
     where = f'at {one} and at {other}' if one != other else f'both at {one}'
     return Advice(
@@ -221,7 +226,7 @@ def _twins(row: Refusals, known: Known, clock: Clock) -> Advice:
     )
 
 
-_ADVICE: dict[str, Callable[[Refusals, Known, Clock], Advice]] = {
+_ADVICE: dict[str, Callable[[Refusals, bool, Clock], Advice]] = {
     'clock': _clock,
     'former': _former,
     'wrong': _wrong,
