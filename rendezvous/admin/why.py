@@ -91,6 +91,8 @@ def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
         return False
     if known.state == DISABLED:  # the page says that already, and nothing else helps
         return False
+    if known.state == ONLINE and row.why.kind == 'wrong':  # somebody guesses: limits keep him out
+        return False
     if known.state in (REFUSED, NEVER) or known.since is None:
         return True
     return row.last >= known.since - SLACK_SECONDS
@@ -117,11 +119,12 @@ def _clock(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     why = row.why
     right = 'It has the right secret' if why.sure else 'It seems to have the right secret'
     probably = '' if why.sure else ' A short code may also look so by chance.'
+    whose = f'a second machine, at {row.address},' if is_other else 'the hidden machine'
     return Advice(
         *('clock', row.last),
-        f'The clock of the hidden machine is {_surely(why)}{_off(why)}',
-        f'{right}, but its code is that of {clock.at(row.last + why.seconds)}.{probably} On the '
-        'hidden machine:',
+        f'The clock of {whose} is {_surely(why)}{_off(why)}',
+        f'{right}, but its code is that of {clock.at(row.last + why.seconds)}.{probably} On '
+        'that machine:',
         SET_CLOCK,
         'Nothing has to be changed here: when its clock is right, it is let in.',
     )
@@ -174,7 +177,7 @@ def _unusable(row: Refusals, is_other: bool, clock: Clock) -> Advice:
 def _address(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('address', row.last),
-        'It has to wait',
+        f'The machine at {row.address} has to wait' if is_other else 'It has to wait',
         f'Too many wrong codes came from {row.address} within 15 minutes. Until then even a right '
         'code from there is refused.',
         until=row.until,
