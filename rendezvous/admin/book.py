@@ -1,0 +1,185 @@
+"""The entries in memory, for the page: what is published tells which ones have changed.
+
+A scan now and then finds those that another program wrote without a word. It is due when 300 times
+as long has passed as the last one took: at once for a hundred entries, after half a minute for
+10,000.
+"""
+
+import heapq
+import math
+import re
+import time
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import gevent
+from gevent.event import Event
+
+from rendezvous.store import names, state
+from rendezvous.store.entries import Entries, StoreDown, slices
+from rendezvous.store.entry_json import Json
+from rendezvous.store.options import Options
+from rendezvous.wire import codes
+
+SCAN_SHARE = 1 / 300  # of the time, at most, is spent on scans
+SCAN_SECONDS = 30  # the longest time between two scans
+PATIENCE_SECONDS = 0.05  # a scan that takes longer is for those who ask next
+REST_SECONDS = 60  # without a question; then we do not listen for changes any more
+SUBSCRIBE_SECONDS = 2  # the first question waits so long until we are told of changes
+MOST_CHANGED = 1000  # entries that are read one by one; to scan is cheaper
+PART = 500  # entries that are sorted without a pause, some 2 ms
+
+
+class Row(NamedTuple):
+    """An entry, and what is known of its hidden server."""
+
+    uuid: str
+    labels: list[str]
+    note: str
+    created: float | None  # in seconds since 1970
+    disabled: bool | float | None  # since when; True: nobody knows
+    name: str  # its host name; '' where it has none but its UUID
+    key: Any  # sorts it by label
+    words: tuple[str, str]  # label and note as a search compares them
+    known: state.Known = state.Known()
+
+    def with_known(self, known: state.Known) -> 'Row':
+        """With another state of its hidden server."""
+        if self.disabled:
+            known = known.disabled(None if self.disabled is True else self.disabled)
+        return self._replace(known=known)
+
+
+class Book:
+    """Reads an entry again only where it may have changed, and nothing while nobody asks."""
+
+    def __init__(self, entries: Entries, options: Options):
+        self._entries, self._has_names = entries, bool(options.names_domain)
+        self.rows: dict[str, Row] = {}
+        self._sorted: list[str] | None = None  # the UUIDs by label; None: they may have changed
+        self._changed: set[str] = set()  # are to be read again
+        self._changed_since: set[str] = set()  # the same, since the last scan began
+        self._missed = True  # changes: a scan finds them
+        self._scan: gevent.Greenlet | None = None
+        self._scan_at = self._asked_at = -math.inf
+        self._follower: gevent.Greenlet | None = None
+
+    def note(self, uuid: str) -> None:
+        """That entry may have changed."""
+        if codes.UUID.fullmatch(uuid):
+            self._changed.add(uuid)
+            self._changed_since.add(uuid)
+        self._missed |= len(self._changed) > MOST_CHANGED
+
+    def read(self) -> set[str]:
+        """Brings `rows` up to date. Returns the UUIDs of those that are new. Raises StoreDown.
+
+        It is for one greenlet at a time.
+        """
+        self._asked_at = time.monotonic()
+        if not self._follower:
+            self._listen()
+        if not self._scan and (self._missed or self._asked_at > self._scan_at):
+            self._changed_since = set()
+            self._scan = gevent.spawn(self._all)
+        if self._scan:
+            self._scan.join(None if self._missed else PATIENCE_SECONDS)
+        return self._take_scan() | self._read_changed()
+
+    def ordered(self) -> list[Row]:
+        """The rows by label."""
+        if self._sorted is None:
+            self._sorted = [row.uuid for row in in_order(self.rows.values(), attrgetter('key'))]
+        return [self.rows[uuid] for uuid in self._sorted]
+
+    def _all(self) -> dict[str, Row] | StoreDown:
+        """All entries, as they are at some moment of the scan."""
+        began = time.monotonic()
+        try:
+            known = names.known(self._entries) if self._has_names else {}
+            name_of = {uuid: name for name, uuid in known.items()}
+            found = {
+                each['uuid']: _row(each, name_of.get(each['uuid'], ''))
+                for some in slices(self._entries.all())
+                for each in some
+            }
+        except StoreDown as error:
+            return error
+        took = time.monotonic() - began
+        self._scan_at = began + min(took / SCAN_SHARE, SCAN_SECONDS)
+        return found
+
+    def _take_scan(self) -> set[str]:
+        """Takes over what a scan has found."""
+        if not self._scan or not self._scan.ready():
+            return set()
+        found, self._scan = self._scan.get(), None
+        if isinstance(found, StoreDown):
+            self._missed = True
+            raise found
+        self._missed, self._sorted, self.rows = False, None, found
+        self._changed |= self._changed_since  # the scan may have read them before they changed
+        return {*found}
+
+    def _read_changed(self) -> set[str]:
+        changed, self._changed = self._changed, set()
+        try:
+            for uuid in changed:
+                self.rows.pop(uuid, None)
+                if shown := self._entries.shown(uuid):
+                    name = names.of(self._entries, uuid) if self._has_names else ''
+                    self.rows[uuid] = _row(shown, name)
+        except BaseException:
+            self._changed |= changed
+            raise
+        finally:
+            self._sorted = None if changed else self._sorted
+        return changed & self.rows.keys()
+
+    def _listen(self) -> None:
+        """Begins to follow the changes, and ends that again where nobody asks any more."""
+        listens = Event()
+        self._follower = gevent.spawn(self._follow, listens)
+        gevent.spawn(self._rest, self._follower)
+        listens.wait(SUBSCRIBE_SECONDS)
+
+    def _follow(self, listens: Event) -> None:
+        try:
+            for uuid in self._entries.changes():
+                self.note(uuid)
+                self._missed |= not uuid
+                listens.set()
+        except StoreDown:
+            pass  # who asks next is told so
+        finally:
+            self._follower, self._missed = None, True
+            listens.set()
+
+    def _rest(self, follower: gevent.Greenlet) -> None:
+        while (left := self._asked_at + REST_SECONDS - time.monotonic()) > 0:
+            gevent.sleep(left)
+        follower.kill(block=False)
+
+
+def in_order(rows: Iterable[Row], key: Callable[[Row], Any], reverse: bool = False) -> list[Row]:
+    """The rows, sorted. To sort 10,000 at once would keep others waiting."""
+    parts = [sorted(some, key=key, reverse=reverse) for some in slices(rows, PART)]
+    merged = heapq.merge(*parts, key=key, reverse=reverse)
+    return [row for some in slices(merged) for row in some]
+
+
+def _row(shown: Json, name: str) -> Row:
+    """From what `Entries.all` gives of an entry."""
+    note, labels = shown.get('note', ''), shown['labels']
+    words = ', '.join(labels).casefold(), note.casefold()
+    common = shown['uuid'], labels, note, shown['created'], shown['disabled'], name
+    return Row(*common, _by_label(shown), words)
+
+
+def _by_label(shown: Json) -> Any:
+    """As people sort names: `kitchen 2` before `kitchen 10`, whatever the case."""
+    text = ', '.join(shown['labels']).casefold()
+    parts = re.split('([0-9]{1,15})', text)  # each second one is a number
+    numbered = [(part, int(digits)) for part, digits in zip(parts[::2], [*parts[1::2], '-1'])]
+    return numbered, shown['uuid']
