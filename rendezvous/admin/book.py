@@ -7,7 +7,6 @@ as long has passed as the last one took: at once for a hundred entries, after ha
 
 import heapq
 import math
-import re
 import time
 from collections.abc import Callable, Iterable
 from operator import attrgetter
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import gevent
 from gevent.event import Event
 
-from rendezvous.store import names, state
+from rendezvous.store import entry_json, names, state
 from rendezvous.store.entries import Entries, StoreDown, slices
 from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
@@ -38,7 +37,7 @@ class Row(NamedTuple):
     labels: list[str]
     note: str
     created: float | None  # in seconds since 1970
-    disabled: bool | float | None  # since when; True: nobody knows
+    disabled: float | None  # since when; 1: nobody knows
     name: str  # its host name; '' where it has none but its UUID
     key: Any  # sorts it by label
     words: tuple[str, str]  # label and note as a search compares them
@@ -47,7 +46,7 @@ class Row(NamedTuple):
     def with_known(self, known: state.Known) -> 'Row':
         """With another state of its hidden server."""
         if self.disabled:
-            known = known.disabled(None if self.disabled is True else self.disabled)
+            known = known.disabled(self.disabled if self.disabled > 1 else None)
         return self._replace(known=known)
 
 
@@ -78,12 +77,12 @@ class Book:
         It is for one greenlet at a time.
         """
         self._asked_at = time.monotonic()
-        if not self._follower:
+        if self._follower is None:
             self._listen()
-        if not self._scan and (self._missed or self._asked_at > self._scan_at):
+        if self._scan is None and (self._missed or self._asked_at > self._scan_at):
             self._changed_since = set()
             self._scan = gevent.spawn(self._all)
-        if self._scan:
+        if self._scan:  # it has not ended
             self._scan.join(None if self._missed else PATIENCE_SECONDS)
         return self._take_scan() | self._read_changed()
 
@@ -101,8 +100,8 @@ class Book:
             name_of = {uuid: name for name, uuid in known.items()}
             found = {
                 each['uuid']: _row(each, name_of.get(each['uuid'], ''))
-                for some in slices(self._entries.all())
-                for each in some
+                for some in slices(self._entries.uuids())
+                for each in self._entries.some(some)
             }
         except StoreDown as error:
             return error
@@ -112,7 +111,7 @@ class Book:
 
     def _take_scan(self) -> set[str]:
         """Takes over what a scan has found."""
-        if not self._scan or not self._scan.ready():
+        if self._scan is None or not self._scan.ready():
             return set()
         found, self._scan = self._scan.get(), None
         if isinstance(found, StoreDown):
@@ -125,9 +124,10 @@ class Book:
     def _read_changed(self) -> set[str]:
         changed, self._changed = self._changed, set()
         try:
+            found = {each['uuid']: each for each in self._entries.some(changed)}
             for uuid in changed:
                 self.rows.pop(uuid, None)
-                if shown := self._entries.shown(uuid):
+                if shown := found.get(uuid):
                     name = names.of(self._entries, uuid) if self._has_names else ''
                     self.rows[uuid] = _row(shown, name)
         except BaseException:
@@ -146,7 +146,7 @@ class Book:
 
     def _follow(self, listens: Event) -> None:
         try:
-            for uuid in self._entries.changes():
+            for _, uuid in self._entries.changes():
                 self.note(uuid)
                 self._missed |= not uuid
                 listens.set()
@@ -170,16 +170,8 @@ def in_order(rows: Iterable[Row], key: Callable[[Row], Any], reverse: bool = Fal
 
 
 def _row(shown: Json, name: str) -> Row:
-    """From what `Entries.all` gives of an entry."""
-    note, labels = shown.get('note', ''), shown['labels']
+    """From what `Entries.some` gives of an entry."""
+    uuid, labels, note = shown['uuid'], shown['labels'], shown['note']
     words = ', '.join(labels).casefold(), note.casefold()
-    common = shown['uuid'], labels, note, shown['created'], shown['disabled'], name
-    return Row(*common, _by_label(shown), words)
-
-
-def _by_label(shown: Json) -> Any:
-    """As people sort names: `kitchen 2` before `kitchen 10`, whatever the case."""
-    text = ', '.join(shown['labels']).casefold()
-    parts = re.split('([0-9]{1,15})', text)  # each second one is a number
-    numbered = [(part, int(digits)) for part, digits in zip(parts[::2], [*parts[1::2], '-1'])]
-    return numbered, shown['uuid']
+    key = entry_json.sort_key(shown), uuid
+    return Row(uuid, labels, note, shown['created'], shown['disabled'], name, key, words)

@@ -9,21 +9,24 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from gevent.lock import Semaphore
-from redis import Redis
 
 from rendezvous.admin.book import Book, Row
 from rendezvous.store import state
-from rendezvous.store.entries import Entries, StoreDown, fields_of, slices
+from rendezvous.store.entries import Entries, StoreDown, slices
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
 
 LOOK_SECONDS = 1  # an open tab asks every two seconds
 TODAY_SECONDS = 30  # to read the octets of 10,000 entries takes two tenths of a second
 
+ZONES = 4  # in which readers have different midnights, whose octets are kept
+
 T = TypeVar('T')
+Past = dict[str, tuple[list[state.Change], list[state.Hour]]]  # by UUID
 
 
 class Look(NamedTuple):
@@ -73,8 +76,9 @@ class Looks:
         self._entries, self._book, self._facts = entries, Book(entries, options), Facts(entries)
         self._server = Shared(lambda: state.server(entries))
         self._look = Shared(self._take)
+        self._changed: set[str] = set()  # entries whose row and state are to be put together
         self._today: dict[float, Shared[dict[str, int]]] = {}
-        self._pasts: dict[str, tuple[list[state.Change], list[state.Hour]]] = {}
+        self._pasts: dict[tuple[str, float], tuple[list[state.Change], list[state.Hour]]] = {}
 
     def current(self) -> Look:
         """As it is now, or was at most a second ago. Raises StoreDown."""
@@ -89,6 +93,33 @@ class Looks:
         for uuid in uuids:
             self._book.note(uuid)
         self._look.expire()
+
+    def past(self, uuids: list[str], start: float, end: float) -> Past:
+        """What state.past gives of some entries, of the window that ends with the present look.
+
+        Tabs that show the same entries read it once. Raises StoreDown.
+        """
+        pasts = self._pasts
+        if missing := [uuid for uuid in uuids if (uuid, start) not in pasts]:
+            found = state.past(self._entries, missing, start, end)
+            pasts |= {(uuid, start): past for uuid, past in found.items()}
+        return {uuid: pasts[uuid, start] for uuid in uuids}
+
+    def today(self, midnight: float) -> dict[str, int]:
+        """The octets of all hidden servers since then, up and down, half a minute old at most.
+
+        Raises StoreDown.
+        """
+        if midnight not in self._today:
+            while len(self._today) >= ZONES:
+                del self._today[min(self._today)]
+            self._today[midnight] = Shared(partial(self._octets, midnight), TODAY_SECONDS)
+        return self._today[midnight].get()
+
+    def _octets(self, midnight: float) -> dict[str, int]:
+        seen = [row.uuid for row in self.current().rows if row.known.first is not None]
+        found = state.octets_since(self._entries, seen, midnight)
+        return {uuid: up + down for uuid, (up, down) in found.items()}
 
     def _take(self) -> Look:
         at, server = time.time(), self.server()
@@ -108,7 +139,7 @@ class Facts:
     def __init__(self, entries: Entries):
         self._entries = entries
         self.known: dict[str, state.Known] = {}  # by UUID
-        self._texts: dict[str, tuple] = {}  # the record and the counts
+        self._texts: dict[str, tuple] = {}  # what it was made of: the record and the counts
         self._outages: object = None
 
     def read(self, of: state.Server) -> set[str]:
@@ -116,12 +147,23 @@ class Facts:
 
         Raises StoreDown.
         """
-        counts = count_texts(self._entries, of)
-        records = self._entries.ask(lambda redis: fields_of(redis, state.STATES_KEY))
+        counts, records = state.counts(self._entries, of), state.records(self._entries)
         outages = of.down_since, of.outages
-        texts = {} if outages != self._outages else self._texts
-        changed, self._outages, self._texts = set(), outages, {}
+        if outages != self._outages:  # of which each state may be made
+            self._outages, self._texts = outages, {}
+        changed = self._texts.keys() - records.keys() - counts.keys()
+        for uuid in changed:
+            del self._texts[uuid], self.known[uuid]
         for some in slices(records.keys() | counts.keys()):
             for uuid in some:
-                ...
+                text, count = records.get(uuid), counts.get(uuid, (0, 0))
+                if self._texts.get(uuid) != (text, count) or self._may_lapse(uuid):
+                    self._texts[uuid] = text, count
+                    self.known[uuid] = state.known_from(text, count, of)
+                    changed.add(uuid)
         return changed
+
+    def _may_lapse(self, uuid: str) -> bool:
+        """Whether it is in a state that ends by itself."""
+        known = self.known.get(uuid)
+        return bool(known and known.state == state.REFUSED)
