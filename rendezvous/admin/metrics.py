@@ -1,0 +1,212 @@
+"""`/metrics`: what the server, its workers and the entries do, as Prometheus reads it.
+
+One page shows all nodes that share its Redis. Counters are those of each worker since it began, so
+a worker that starts anew begins at 0, as `rate()` of Prometheus expects; its labels stay the same,
+because it takes the number of the one before it. No UUID, label or address is in an answer.
+
+A foreign web page cannot know the token: so neither the login nor a check of the Host is needed.
+"""
+
+import hmac
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gevent
+from flask import Response, request
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.core import CounterMetricFamily as Count
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import Metric
+
+from rendezvous.admin import certificate
+from rendezvous.admin.page_server import HANDLER
+from rendezvous.store import state
+from rendezvous.store.entries import Entries, StoreDown, slices
+from rendezvous.store.options import Options
+from rendezvous.store.state import Server, Worker
+from rendezvous.wire.programs import Mistake
+
+log = logging.getLogger('metrics')
+
+LOOK_SECONDS = 5  # then Redis counts as down: Prometheus itself gives up after 10
+NEEDED = 'The request needs the header "Authorization: Bearer TOKEN", with metrics_token.\n'
+WORKER = 'node', 'worker'  # the labels that say which one it is
+
+_REFUSED = re.compile('refused ([1-5][0-9][0-9]) (.+)')
+_COUNTERS = {  # of a worker: its name there, its name here, what it counts
+    'handshakes': ('handshakes', 'TLS handshakes that succeeded.'),
+    'handshakes_failed': ('handshakes_failed', 'TLS handshakes that failed.'),
+    'registrations': ('registrations', 'Registrations of hidden servers that were accepted.'),
+    'rendezvous': ('made', 'Rendezvous: mobile clients that were joined to a hidden server.'),
+    'store_errors': ('store_errors', 'Questions to Redis that got no answer, or an error.'),
+}
+_DIRECTIONS = {'octets_up': 'up', 'octets_down': 'down'}
+
+
+class Look(NamedTuple):
+    """What the answer is made from."""
+
+    server: Server
+    states: dict[str, int]  # entries by state
+    waiting: int  # registrations of all hidden servers
+    pipes: int
+
+
+def view(entries: Entries, options: Options, looks: Any) -> Response:
+    """Answers a request for `/metrics`. It exists only where `metrics_token` is set."""
+    if not _has_token(getattr(options, 'metrics_token', '')):
+        challenge = {'WWW-Authenticate': 'Bearer realm="metrics"'}
+        return Response(NEEDED, 401, challenge, content_type='text/plain; charset=utf-8')
+    request.environ[HANDLER].admitted = True
+    text = generate_latest(Metrics(_look(entries), options))
+    return Response(text, content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def _has_token(token: str) -> bool:
+    """Whether the request shows the token; it takes as long, wherever they differ."""
+    given = request.authorization
+    shown = (given and given.type == 'bearer' and given.token) or ''
+    return bool(token) and hmac.compare_digest(shown.encode(), token.encode())
+
+
+def _look(entries: Entries) -> Look | None:
+    """None: Redis does not answer, or not soon enough."""
+    looking = gevent.spawn(_read, entries)  # it ends by itself, however long Redis takes
+    looking.join(LOOK_SECONDS)
+    return looking.value
+
+
+def _read(entries: Entries) -> Look | None:
+    try:
+        server = state.server(entries)
+        known, states = state.known(entries, server), Counter[str]()
+        waiting = pipes = 0
+        for some in slices(entries.all()):
+            for entry in some:
+                of = known.get(entry['uuid'], state.Known())
+                states[state.DISABLED if entry['disabled'] else of.state] += 1
+                waiting, pipes = waiting + of.waiting, pipes + of.pipes
+        return Look(server, states, waiting, pipes)
+    except StoreDown as error:
+        log.warning('%s; the metrics say so', error)
+        return None
+
+
+class Metrics:
+    """Collects what one answer holds, for prometheus_client."""
+
+    def __init__(self, look: Look | None, options: Options):
+        self._look, self._options = look, options
+
+    def collect(self) -> Iterator[Metric]:
+        yield _value('store_up', '1: Redis answers the page. 0: it does not.', bool(self._look))
+        if self._look:
+            yield from _of_server(self._look.server)
+            yield from _of_entries(self._look)
+            workers = _newest(self._look.server.workers)
+            yield from _of_workers(workers)
+            yield from _counters(workers)
+        yield _ends(self._options)
+
+
+def _of_server(server: Server) -> Iterator[Metric]:
+    yield _value('server_up', '1: a worker gives signs. 0: none does.', bool(server.workers))
+    text = 'When a worker gave its last sign, in seconds since 1970.'
+    yield _value('last_sign_timestamp_seconds', text, server.heard.at if server.heard else None)
+    text = 'When the server of a node began, in seconds since 1970; an upgrade changes nothing.'
+    began = _gauge('server_start_timestamp_seconds', text, 'node')
+    info = _gauge('server_info', 'Always 1; a label says the version.', 'node', 'version')
+    ready = _gauge('workers', 'Workers of a node that give signs.', 'node')
+    wanted = _gauge('workers_wanted', 'Workers that a node shall have.', 'node')
+    for node in sorted({worker.node for worker in server.workers}):
+        here = _newest([worker for worker in server.workers if worker.node == node])
+        began.add_metric([node], min(worker.since for worker in here))
+        ready.add_metric([node], len(here))
+        wanted.add_metric([node], max(worker.workers for worker in here))
+        for version in sorted({worker.version for worker in here}):
+            info.add_metric([node, version], 1)
+    yield from (began, info, ready, wanted)
+
+
+def _of_entries(look: Look) -> Iterator[Metric]:
+    entries = _gauge('entries', 'Entries, by the state of their hidden server.', 'state')
+    for name in state.STATES:
+        entries.add_metric([name], look.states.get(name, 0))
+    yield entries
+    text = 'Registrations that wait for a rendezvous.'
+    yield _value('registrations_waiting', text, look.waiting)
+    yield _value('pipes', 'Rendezvous that are not over.', look.pipes)
+
+
+def _of_workers(workers: list[Worker]) -> Iterator[Metric]:
+    taken = _gauge('connections', 'Open connections of a worker.', *WORKER)
+    most = _gauge('connections_max', 'Connections that a worker takes at the most.', *WORKER)
+    memory = _gauge('memory_bytes', 'Memory that a worker has for itself alone.', *WORKER)
+    for worker in workers:
+        taken.add_metric(_labels(worker), worker.connections)
+        most.add_metric(_labels(worker), worker.most)
+        memory.add_metric(_labels(worker), worker.memory)
+    yield from (taken, most, memory)
+
+
+def _counters(workers: list[Worker]) -> Iterator[Metric]:
+    for there, (here, text) in _COUNTERS.items():
+        counter = _counter(here, text)
+        for worker in workers:
+            counter.add_metric(_labels(worker), worker.counters.get(there, 0))
+        yield counter
+    traffic = _counter(
+        'traffic_bytes',
+        'Octets through pipes: up from mobile clients, down from hidden servers.',
+        'direction',
+    )
+    refused = _counter('refused', 'Requests that were refused.', 'status', 'reason')
+    for worker in workers:
+        for there, direction in _DIRECTIONS.items():
+            traffic.add_metric([*_labels(worker), direction], worker.counters.get(there, 0))
+        for name, count in worker.counters.items():
+            if found := _REFUSED.fullmatch(name):
+                refused.add_metric([*_labels(worker), *found.groups()], count)
+    yield from (traffic, refused)
+
+
+def _ends(options: Options) -> Metric:
+    """Of the certificate on the page's machine; nothing where there is none that can be read."""
+    text = 'When the certificate, or the authority that signed it, ends, in seconds since 1970.'
+    ends = _gauge('certificate_end_timestamp_seconds', text, 'certificate')
+    try:
+        found = certificate.read(options) if options.key_file else None
+    except Mistake:
+        return ends
+    if found:
+        ends.add_metric(['server'], found.leaf.not_valid_after_utc.timestamp())
+    if found and found.authority:
+        ends.add_metric(['authority'], found.authority.not_valid_after_utc.timestamp())
+    return ends
+
+
+def _newest(workers: list[Worker]) -> list[Worker]:
+    """Of each number on a node that one which began last: two have it during an upgrade."""
+    ordered = sorted(workers, key=lambda worker: (worker.counters.get('began', 0), worker.at))
+    return list({(worker.node, worker.number): worker for worker in ordered}.values())
+
+
+def _labels(worker: Worker) -> list[str]:
+    return [worker.node, str(worker.number)]
+
+
+def _value(name: str, text: str, value: float | None) -> Metric:
+    """A gauge without labels; None: there is none at the moment."""
+    return Gauge(f'rendezvous_{name}', text, value)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(f'rendezvous_{name}', text, labels=labels)
+
+
+def _counter(name: str, text: str, *labels: str) -> Count:
+    """One of each worker, since it began."""
+    return Count(f'rendezvous_{name}', text, labels=[*WORKER, *labels])
