@@ -8,28 +8,24 @@ A foreign web page cannot know the token: so neither the login nor a check of th
 """
 
 import hmac
-import logging
 import re
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import gevent
-from flask import Response, request
+from flask import Response, abort, request
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.core import CounterMetricFamily as Count
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import Metric
 
 from rendezvous.admin import certificate
+from rendezvous.admin.look import Look, Looks
 from rendezvous.admin.page_server import HANDLER
 from rendezvous.store import state
 from rendezvous.store.entries import Entries, StoreDown, slices
 from rendezvous.store.options import Options
 from rendezvous.store.state import Server, Worker
 from rendezvous.wire.programs import Mistake
-
-log = logging.getLogger('metrics')
 
 LOOK_SECONDS = 5  # then Redis counts as down: Prometheus itself gives up after 10
 NEEDED = 'The request needs the header "Authorization: Bearer TOKEN", with metrics_token.\n'
@@ -46,57 +42,44 @@ _COUNTERS = {  # of a worker: its name there, its name here, what it counts
 _DIRECTIONS = {'octets_up': 'up', 'octets_down': 'down'}
 
 
-class Look(NamedTuple):
-    """What the answer is made from."""
+class Metrics:
+    """Answers requests for `/metrics`."""
 
-    server: Server
-    states: dict[str, int]  # entries by state
-    waiting: int  # registrations of all hidden servers
-    pipes: int
+    def __init__(self, entries: Entries, options: Options, looks: Looks):
+        self._options, self._looks = options, looks
 
+    def view(self) -> Response:
+        """Without the option `metrics_token` there is no such page."""
+        token = self._options.metrics_token or abort(404)
+        if not _has_token(token):
+            challenge = {'WWW-Authenticate': 'Bearer realm="metrics"'}
+            return Response(NEEDED, 401, challenge, content_type='text/plain; charset=utf-8')
+        request.environ[HANDLER].admitted = True
+        text = generate_latest(Collected(self._look(), self._options))
+        return Response(text, content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-def view(entries: Entries, options: Options, looks: Any) -> Response:
-    """Answers a request for `/metrics`. It exists only where `metrics_token` is set."""
-    if not _has_token(getattr(options, 'metrics_token', '')):
-        challenge = {'WWW-Authenticate': 'Bearer realm="metrics"'}
-        return Response(NEEDED, 401, challenge, content_type='text/plain; charset=utf-8')
-    request.environ[HANDLER].admitted = True
-    text = generate_latest(Metrics(_look(entries), options))
-    return Response(text, content_type=CONTENT_TYPE_PLAIN_0_0_4)
+    def _look(self) -> Look | None:
+        """None: Redis does not answer, or not soon enough."""
+        looking = gevent.spawn(self._current)  # it ends by itself, however long Redis takes
+        looking.join(LOOK_SECONDS)
+        return looking.value
+
+    def _current(self) -> Look | None:
+        try:
+            return self._looks.current()
+        except StoreDown:  # rendezvous_store_up says so
+            return None
 
 
 def _has_token(token: str) -> bool:
-    """Whether the request shows the token; it takes as long, wherever they differ."""
+    """Whether the request shows it; to compare takes as long, wherever they differ."""
     given = request.authorization
     shown = (given and given.type == 'bearer' and given.token) or ''
-    return bool(token) and hmac.compare_digest(shown.encode(), token.encode())
+    return hmac.compare_digest(shown.encode(), token.encode())
 
 
-def _look(entries: Entries) -> Look | None:
-    """None: Redis does not answer, or not soon enough."""
-    looking = gevent.spawn(_read, entries)  # it ends by itself, however long Redis takes
-    looking.join(LOOK_SECONDS)
-    return looking.value
-
-
-def _read(entries: Entries) -> Look | None:
-    try:
-        server = state.server(entries)
-        known, states = state.known(entries, server), Counter[str]()
-        waiting = pipes = 0
-        for some in slices(entries.all()):
-            for entry in some:
-                of = known.get(entry['uuid'], state.Known())
-                states[state.DISABLED if entry['disabled'] else of.state] += 1
-                waiting, pipes = waiting + of.waiting, pipes + of.pipes
-        return Look(server, states, waiting, pipes)
-    except StoreDown as error:
-        log.warning('%s; the metrics say so', error)
-        return None
-
-
-class Metrics:
-    """Collects what one answer holds, for prometheus_client."""
+class Collected:
+    """What one answer holds, for prometheus_client."""
 
     def __init__(self, look: Look | None, options: Options):
         self._look, self._options = look, options
@@ -134,11 +117,12 @@ def _of_server(server: Server) -> Iterator[Metric]:
 def _of_entries(look: Look) -> Iterator[Metric]:
     entries = _gauge('entries', 'Entries, by the state of their hidden server.', 'state')
     for name in state.STATES:
-        entries.add_metric([name], look.states.get(name, 0))
+        entries.add_metric([name], look.counts.get(name, 0))
     yield entries
+    known = [row.known for some in slices(look.rows) for row in some]
     text = 'Registrations that wait for a rendezvous.'
-    yield _value('registrations_waiting', text, look.waiting)
-    yield _value('pipes', 'Rendezvous that are not over.', look.pipes)
+    yield _value('registrations_waiting', text, sum(each.waiting for each in known))
+    yield _value('pipes', 'Rendezvous that are not over.', sum(each.pipes for each in known))
 
 
 def _of_workers(workers: list[Worker]) -> Iterator[Metric]:
