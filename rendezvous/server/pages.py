@@ -16,9 +16,10 @@ main { max-width: 30rem; margin: 12vh auto 2rem; padding: 0 1.5rem; overflow-wra
 svg { width: 11.625rem; fill: none; stroke: light-dark(#5b6675, #94a0af); stroke-width: 2;
   stroke-linecap: round; stroke-linejoin: round }
 .off { stroke-dasharray: 1 5 }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 1rem 0 }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 1rem 0; text-wrap: balance }
 p { margin: 0 0 1rem }
 small, #next { font-size: .875rem; color: light-dark(#566173, #9aa5b4) }
+small code { white-space: nowrap }
 [hidden] { display: none !important }
 a, button { font: inherit; font-weight: 600; color: light-dark(#1559ad, #86b7ff);
   padding: .375rem .75rem; border: 1px solid; border-radius: .375rem; background: none;

@@ -446,3 +446,16 @@ def test_pages_can_be_read_and_try_again_until_somebody_says_stop(sites, browser
     site.start()
     until(lambda: browser.run('return document.title') == 'kitchen', 'it has tried again')
     assert browser.url == f'{site.url}?again#place'
+
+
+@pytest.mark.deadline(120)
+def test_without_scripts_the_page_tries_again_too(sites, browser):
+    make, _ = sites
+    site = make('kitchen')
+    browser.cdp('Emulation.setScriptExecutionDisabled', value=True)
+    browser.visit(site.url)
+    assert browser.driver.title == 'Nobody answers here at the moment'
+    assert not browser.driver.find_element('id', 'stop').is_displayed()
+    site.start()
+    browser.cdp('Emulation.setVirtualTimePolicy', policy='advance', budget=11_000)  # ms
+    until(lambda: browser.driver.title == 'kitchen', 'it has tried again')
