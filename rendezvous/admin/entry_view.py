@@ -3,6 +3,7 @@
 All of it is read with the same number of questions to Redis, however many other entries there are.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from rendezvous.admin import pictures, visits, why, words
@@ -94,7 +95,7 @@ class Past(NamedTuple):
         """When it was last online, where that is over."""
         ends = [
             after.at
-            for before, after in zip(self.changes, self.changes[1:], strict=False)
+            for before, after in pairwise(self.changes)
             if before.state == ONLINE
         ]
         return ends[-1] if ends else None

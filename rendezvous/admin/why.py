@@ -140,8 +140,8 @@ def _former(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('former', row.last),
         'It uses the secret from before the new one',
-        'Download its new file below, bring it to the hidden machine, and start it there again. '
-        'If that machine has the new file already, a second one still has the old one: stop it.',
+        'Bring the new file (below) to the hidden machine, and start it there again. If it has that '
+        'file already, a second machine still has the old one: stop it.',
     )
 
 
@@ -157,9 +157,9 @@ def _wrong(row: Refusals, is_other: bool, clock: Clock) -> Advice:
         *('wrong', row.last),
         'Its code is wrong',
         'It is that of neither this secret nor the one before, and a wrong clock does not explain '
-        'it. The file there may be that of another entry, or an old one. Download its file below, '
-        'bring it to the hidden machine, and start it there again. If the file is right, look '
-        'whether the date there is.',
+        'it. The file there may be that of another entry, or an old one. Bring the right file '
+        '(below) to the hidden machine, and start it there again. If the file is right, see whether '
+        'the date there is.',
     )
 
 
@@ -167,7 +167,7 @@ def _unusable(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('unusable', row.last),
         'The entry has no secret that can be used',
-        'Another program has written it so. Give it a new secret, bring its new file to the hidden '
+        'Another program has written it so. Give it a new secret, bring the new file to the hidden '
         'machine, and start it there again.',
         what=REKEY,
         button='Give it a new secret',
