@@ -27,11 +27,11 @@ LABEL_CHARACTERS, NOTE_CHARACTERS = 100, 400
 BEGINNING = 4  # characters of a UUID that may stand for it; fewer are a slip of the finger
 CANDIDATES = 5  # entries that an error names; the others are counted
 
-# What was done, in the log of changes
-MADE, RENAMED, NOTED, NAMED, UNNAMED = 'made', 'renamed', 'noted', 'named', 'unnamed'
-DISABLED, ENABLED, REKEYED, DELETED = 'disabled', 'enabled', 'rekeyed', 'deleted'
-CLEARED, ENDED, IMPORTED, SECRET_SHOWN = 'cleared', 'ended', 'imported', 'secret shown'
-LOGGED_IN, LOGGED_OUT = 'logged in', 'logged out'
+# What was done, as the log of changes says it
+MADE, RENAMED, NOTED, NAMED, UNNAMED = 'made', 'renamed', 'notes', 'host name on', 'host name off'
+DISABLED, ENABLED, REKEYED, DELETED = 'disabled', 'enabled', 'new secret', 'deleted'
+CLEARED, ENDED, IMPORTED = 'wrong codes cleared', 'connection ended', 'imported'
+SECRET_SHOWN, LOGGED_IN, LOGGED_OUT = 'secret shown', 'logged in', 'logged out'
 
 
 class Unable(click.ClickException):

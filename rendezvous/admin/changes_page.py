@@ -1,17 +1,132 @@
 """What the forms of the page do, with one entry and with several, and the log of what was done."""
 
+import io
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from flask import Response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
+from gevent.event import AsyncResult
 
+from rendezvous.admin import actions, login, pack
+from rendezvous.admin import entry_files as files
+from rendezvous.admin.actions import Unable
+from rendezvous.admin.login import NO_REFERRER
 from rendezvous.admin.look import Looks
-from rendezvous.store.entries import Entries
+from rendezvous.store import action_log, state
+from rendezvous.store.entries import DIGITS, Entries, StoreDown
+from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
+from rendezvous.wire import codes, sockets
+from rendezvous.wire.programs import Mistake
 
 WHATS = 'save', 'disable', 'enable', 'rekey', 'delete', 'clear', 'end'  # with one entry
-SEVERAL = 'disable', 'enable', 'rekey', 'delete', 'name', 'pack'  # with several at once
+MOST = 200  # entries at once; the packs of so many are 20 MB
+REMEMBERED = 200  # forms that were sent
+ROWS = 100  # of the log on a page
 
-DONE = {}  # what the next page says, by the `done` of its address
+# What the next page says, by the `done` of its address.
+DONE = {
+    'create': 'The entry is made. Copy its file to the hidden server, and run the command there.',
+    'save': 'It is saved.',
+    'address': 'It is saved. Its host name has changed: the old address leads nowhere now.',
+    'name': 'It is saved. Its label is its host name, too: who guesses it reaches the hidden server.',
+    'unname': 'It is saved. Its label is no host name any more.',
+    'disable': 'The entry is disabled: its registrations and connections end within two seconds.',
+    'enable': 'The entry is enabled: its hidden server registers again by itself within a minute.',
+    'rekey': 'The entry has a new secret, and the old one does not work any more. Copy the new '
+    'file to the hidden server, and start it there again.',
+    'clear': 'The wrong codes are forgotten: it is let in when it tries again with the right one.',
+    'end': 'The connection is ended.',
+    'delete': 'The entry is deleted.',
+}
+
+
+class Several(NamedTuple):
+    """What is done with several entries at once, in words."""
+
+    title: str
+    sentence: str  # what it means for each
+    button: str
+    done: str  # of each, when it is done
+
+
+SEVERAL = {
+    'disable': Several(
+        'Disable',
+        'Its registrations and open connections end within two seconds, and it cannot register '
+        'until you enable it again.',
+        'Disable',
+        'disabled',
+    ),
+    'enable': Several(
+        'Enable',
+        'It registers again by itself within a minute. Wrong codes that were tried for it are '
+        'forgotten.',
+        'Enable',
+        'enabled',
+    ),
+    'rekey': Several(
+        'New secret',
+        'Its old secret and files stop working at once, its registrations and open connections end '
+        'within two seconds, and the hidden server needs the new file.',
+        'Make new secrets',
+        'given a new secret',
+    ),
+    'delete': Several(
+        'Delete',
+        'Its registrations and open connections end within two seconds. Its secret, its files on '
+        'this machine, its host name and all that is known of it are deleted.',
+        'Delete',
+        'deleted',
+    ),
+    'name': Several(
+        'Host names',
+        'Its label becomes its host name, too. A label can be guessed, and a UUID cannot: whoever '
+        'guesses it reaches the hidden server, which must ask who is there.',
+        'Make the labels host names',
+        'given a host name',
+    ),
+    'pack': Several('Download', '', 'Download', 'ready'),
+}
+
+
+class Result(NamedTuple):
+    """What came of one entry."""
+
+    entry: Json
+    why: str = ''  # it could not be done; '': it is done
+
+
+class Once:
+    """Does what a form says once, however often it is sent: an impatient click is two.
+
+    The hidden field `made_up` is made with each form, and says that it is the same.
+    """
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[Hashable, AsyncResult] = OrderedDict()
+
+    def __call__(self, form: str, asked: Hashable, do: Callable[[], Any]) -> Any:
+        """What `do` returned when this form was first sent with what was asked for.
+
+        What it raises is raised again, and it may be tried again then.
+        """
+        key = form, asked
+        answer = self._answers.get(key)
+        if answer is None or not form:
+            answer = self._answers[key] = AsyncResult()
+            if len(self._answers) > REMEMBERED:
+                self._answers.popitem(last=False)
+            try:
+                answer.set(do())
+            except Exception as error:
+                self._answers.pop(key, None)
+                answer.set_exception(error)
+        return answer.get()
 
 
 class Changes:
@@ -19,19 +134,176 @@ class Changes:
 
     def __init__(self, entries: Entries, options: Options, looks: Looks):
         self._entries, self._options, self._looks = entries, options, looks
+        self._once = Once()
 
     def create(self) -> ResponseReturnValue:
         """POST /entries."""
-        raise NotImplementedError
+        form = request.form
+        digits = 6 if form.get('digits') == '6' else DIGITS
+        asked, who = (form.get('uuid', ''), form.get('label', ''), digits), login.who()
+        made = self._once(
+            form.get('made_up', ''),
+            asked,
+            lambda: actions.create(self._entries, self._options, *asked, who),
+        )
+        return redirect(url_for('entry', uuid=made.name, done='create'), 303)
 
     def change(self, uuid: UUID, what: str) -> ResponseReturnValue:
         """POST /entries/UUID/WHAT: does what one of the forms of an entry says."""
-        raise NotImplementedError
+        done = what
+        if what == 'save':
+            done = self._save(str(uuid))
+        elif what == 'end':
+            pipe = request.form.get('worker', ''), request.form.get('pipe', '')
+            actions.end_pipe(self._entries, str(uuid), *pipe, login.who())
+        elif what == 'clear':
+            actions.clear(self._entries, str(uuid), login.who())
+        else:
+            self._do(what, str(uuid))
+        if what == 'delete':
+            return redirect(url_for('index', done=done), 303)
+        return redirect(url_for('entry', uuid=uuid, done=done), 303)
 
     def several(self) -> ResponseReturnValue:
-        """POST /several: asks whether it shall be done, and then does it."""
-        raise NotImplementedError
+        """POST /several: asks whether it shall be done, and with `sure` in the form does it."""
+        what, uuids = request.form.get('what', ''), _uuids(request.form.getlist('uuid'))
+        if what not in SEVERAL:
+            raise Unable('this page does not know what to do with several hidden servers')
+        if not uuids:
+            raise Unable('choose at least one hidden server')
+        if len(uuids) > MOST:
+            raise Unable(f'choose at most {MOST} hidden servers at once, not {len(uuids)}')
+        if what == 'name' and not self._options.names_domain:
+            raise Unable('there are no host names yet: set names_domain in local.py')
+        if what == 'pack':
+            return self._packs(uuids)
+        if not request.form.get('sure'):
+            return self._ask(what, uuids)
+        asked, who = (what, *uuids), request.form.get('made_up', '')
+        results = self._once(who, asked, lambda: self._do_all(what, uuids))
+        return render_template('several.html', what=what, words=SEVERAL[what], results=results)
 
     def log(self) -> ResponseReturnValue:
         """GET /log: what was done, the newest first; of one entry with ?uuid=."""
-        raise NotImplementedError
+        uuid = ''.join(_uuids([request.args.get('uuid', '')]))
+        found = action_log.last(self._entries, uuid=uuid)
+        last = max(1, -(-len(found) // ROWS))
+        number = min(max(request.args.get('page', 1, int), 1), last)
+        rows = found[(number - 1) * ROWS : number * ROWS]
+        there = self._entries.some({each.uuid for each in rows if each.uuid} | {uuid} - {''})
+        return render_template(
+            'log.html',
+            rows=rows,
+            there={each['uuid']: each for each in there},
+            uuid=uuid,
+            number=number,
+            last=last,
+        )
+
+    def _save(self, uuid: str) -> str:
+        """Changes those of label, notes and host name that the form has; what to say then."""
+        form = request.form
+        saved = actions.save(
+            self._entries,
+            self._options,
+            uuid,
+            login.who(),
+            label=form.get('label'),
+            note=form.get('note'),
+            # A checkbox that is off is not sent: a hidden field before it says that it was there.
+            named=form.getlist('named')[-1] == '1' if 'named' in form else None,
+        )
+        if saved.name == saved.former or not self._options.names_domain:
+            return 'save'
+        return ('address' if saved.former else 'name') if saved.name else 'unname'
+
+    def _do(self, what: str, uuid: str) -> None:
+        """One of SEVERAL, with one entry."""
+        entries, options, who = self._entries, self._options, login.who()
+        if what == 'rekey':
+            actions.rekey(entries, options, uuid, who)
+        elif what == 'name':
+            actions.name_on(entries, options, uuid, who)
+        else:
+            does = {'disable': actions.disable, 'enable': actions.enable, 'delete': actions.remove}
+            does[what](entries, uuid, who)
+
+    def _do_all(self, what: str, uuids: list[str]) -> list[Result]:
+        """Does it with each, and goes on where one cannot be; but not where Redis is down."""
+        results, down = [], ''
+        for entry in self._named(uuids):
+            sockets.take_turn()
+            try:
+                if not down:
+                    self._do(what, entry['uuid'])
+                results.append(Result(entry, down))
+            except StoreDown as error:
+                down = str(error)
+                results.append(Result(entry, down))
+            except (Unable, Mistake) as error:
+                results.append(Result(entry, _sentence(error)))
+        return results
+
+    def _ask(self, what: str, uuids: list[str]) -> str:
+        server = state.server(self._entries)
+        rows = [
+            (entry, state.known_of(self._entries, server, entry['uuid']))
+            for entry in self._named(uuids)
+            if 'labels' in entry
+        ]
+        if not rows:
+            raise Unable('these hidden servers have no entries any more')
+        return render_template('several.html', what=what, words=SEVERAL[what], rows=rows)
+
+    def _packs(self, uuids: list[str]) -> ResponseReturnValue:
+        """A zip of the one-file hidden ends."""
+        octets, results, names = io.BytesIO(), [], set[str]()
+        with zipfile.ZipFile(octets, 'w') as archive:
+            for entry in self._named(uuids):
+                sockets.take_turn()
+                try:
+                    found = actions.find(self._entries, entry['uuid'])
+                    document = files.document(found, self._options)
+                except StoreDown:
+                    raise
+                except (Unable, Mistake) as error:
+                    results.append(Result(entry, _sentence(error)))
+                    continue
+                info = zipfile.ZipInfo(_free(pack.file_name(document), entry['uuid'], names))
+                info.external_attr = 0o600 << 16  # it holds the secret
+                archive.writestr(info, pack.build(document))
+                results.append(Result(entry))
+        if any(each.why for each in results):
+            words = SEVERAL['pack']
+            return render_template('several.html', what='pack', words=words, results=results)
+        response = Response(octets.getvalue(), mimetype='application/zip', headers=NO_REFERRER)
+        response.headers.set('Content-Disposition', 'attachment', filename='hidden-servers.zip')
+        return response
+
+    def _named(self, uuids: list[str]) -> list[Json]:
+        """What may be shown of each, in that order; only its UUID where there is no entry."""
+        there = {each['uuid']: each for each in self._entries.some(uuids)}
+        return [there.get(uuid, {'uuid': uuid}) for uuid in uuids]
+
+
+def done(arguments: Mapping[str, str]) -> str:
+    """What the page says of what was just done, by the query of its address."""
+    return DONE.get(arguments.get('done', ''), '')
+
+
+def _uuids(texts: list[str]) -> list[str]:
+    """Those that are UUIDs, each once, in that order."""
+    lower = dict.fromkeys(text.strip().lower() for text in texts)
+    return [text for text in lower if codes.UUID.fullmatch(text)]
+
+
+def _free(name: str, uuid: str, taken: set[str]) -> str:
+    """A name that no other file has; those of entries with one label have a part of the UUID."""
+    if name.lower() in taken:
+        name = f'{name.removesuffix(".pyz")}-{uuid}.pyz'
+    taken.add(name.lower())
+    return name
+
+
+def _sentence(error: Unable | Mistake) -> str:
+    return error.message if isinstance(error, Unable) else str(error)

@@ -48,7 +48,7 @@ from rendezvous.admin.actions import Who
 from rendezvous.admin.page_server import BODY_BYTES, HANDLER
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import Options
-from rendezvous.wire import addresses
+from rendezvous.wire import addresses, codes
 
 SESSION_SECONDS = 12 * 60 * 60  # a working day
 LINK_SECONDS = 10 * 60  # that a link of `users_app.py link` works
@@ -169,7 +169,7 @@ class Login:
         if request.method != 'POST':
             if self._has_session():  # the link was opened again
                 return redirect(url_for('index'), 303)
-            return _login_page(code=request.args.get('code', '')), NO_REFERRER
+            return _login_page(Wish(), code=request.args.get('code', '')), NO_REFERRER
         wish, now = _held(), time.monotonic()
         # Somebody may paste the whole link.
         given = request.form.get('code', '').strip().rpartition('code=')[2]
@@ -193,11 +193,15 @@ class Login:
         error = 'This form is out of date: nothing was done.'
         if not wish.posts:
             abort(403, f'{error} Go back, reload the page and send it again.')
-        return render_template('again.html', wish=wish, error=error), 403
+        return self._again(wish, error=error), 403
+
+    def _again(self, wish: 'Wish', error: str = '') -> str:
+        entry = self._entries.shown(wish.uuid) if wish.uuid else None
+        return render_template('again.html', wish=wish, entry=entry, error=error)
 
     def _after_login(self, wish: 'Wish') -> ResponseReturnValue:
         if wish.posts:
-            return render_template('again.html', wish=wish)
+            return self._again(wish)
         return redirect(wish.path or url_for('index'), 303)
 
     def _refuse(self, wish: 'Wish', now: float) -> ResponseReturnValue:
@@ -227,7 +231,7 @@ class Login:
         return session.get('id') in self._sessions
 
     def _is_from_another_page(self) -> bool:
-        """Whether another web page sent the request. One at another port of this host is another."""
+        """Whether another web page sent it; one at another port of this host is another."""
         site = request.headers.get('Sec-Fetch-Site')  # no script can set it
         if site:
             return site != 'same-origin'
@@ -267,6 +271,13 @@ class Wish(NamedTuple):
         """What the form does: the last part of its path."""
         return urlsplit(self.path).path.rpartition('/')[2]
 
+    @property
+    def uuid(self) -> str:
+        """Of the entry that the form is for; '': of none."""
+        before = urlsplit(self.path).path.rpartition('/')[0]
+        uuid = before.rpartition('/')[2].lower()
+        return uuid if codes.UUID.fullmatch(uuid) else ''
+
 
 def who() -> Who:
     """Who sends the request that is being answered, for the log of changes."""
@@ -305,7 +316,7 @@ def _checked(path: str, posts: bool, fields: Iterable[tuple[str, str]]) -> Wish:
     return Wish(path, posts, kept if posts else ())
 
 
-def _login_page(wish: Wish = Wish(), **values: Any) -> str:
+def _login_page(wish: Wish, **values: Any) -> str:
     return render_template('login.html', wish=wish, held=HELD, **values)
 
 

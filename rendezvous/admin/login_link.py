@@ -1,21 +1,116 @@
-"""`users_app.py link`: a fresh login link for a page that runs, as a service or in a terminal.
+"""`users_app.py link`: a fresh login link of the page that runs, in a terminal or as a service.
 
 The page listens on a Unix socket in data/, which is closed to other users, and answers each
-connection with a link. So no code is ever in a file, in Redis or in the journal: it goes from the
-memory of the one process to the terminal of the other, and both must belong to the same user (or
-to root). Redis would not do: whoever may write there could let themselves in.
+connection with a link. So a code goes from the memory of one process to that of another, which is
+of the same user or of root: it is never in a file or in the journal. In Redis it would be safe no
+more than Redis is, which may be another machine's; and whoever may write there could log in.
+
+A socket has a name of its own, and gets it when somebody listens: one that refuses is left over
+from a page that was killed.
 """
 
+import os
+import secrets
+import socket
 from collections.abc import Callable
+from contextlib import closing, suppress
 
 from gevent.server import StreamServer
 
+from rendezvous.admin.actions import Unable
+from rendezvous.store import embedded
+from rendezvous.wire.programs import Mistake
 
-def listen(port: int, make: Callable[[], str]) -> StreamServer:
-    """The page's side: `make` gives a link that works once. The caller closes it at the end."""
-    raise NotImplementedError
+BEGINS, ENDS = 'page-', '.sock'
+ANSWER_SECONDS = 5  # a page that makes a large table answers a little later
+LINK_OCTETS = 4096
+
+
+class Links(StreamServer):
+    """The page's side. The caller closes it at the end."""
+
+    def __init__(self, make: Callable[[], str]):
+        """`make` gives a link that works once. Raises Mistake."""
+        self._make = make
+        self._path = os.path.join(_folder(), f'{BEGINS}{secrets.token_hex(8)}{ENDS}')
+        for path in _sockets():
+            _connected(path)  # which removes those of pages that were killed
+        sock = socket.socket(socket.AF_UNIX)
+        new = f'{self._path}.new'
+        try:
+            sock.bind(new)
+            os.chmod(new, 0o600)
+            sock.listen()
+            os.rename(new, self._path)
+        except OSError as error:
+            sock.close()
+            raise Mistake(f'cannot use {embedded.DATA}: {error.strerror}') from None
+        super().__init__(sock, self._answer)
+
+    def close(self) -> None:
+        super().close()
+        with suppress(OSError):
+            os.unlink(self._path)
+
+    def _answer(self, sock: socket.socket, _: object) -> None:
+        with closing(sock), suppress(OSError):
+            sock.sendall(self._make().encode())
+
+
+def listen(make: Callable[[], str]) -> Links:
+    """Answers `make_link` from now on. Raises Mistake."""
+    links = Links(make)
+    links.start()
+    return links
 
 
 def make_link() -> str:
-    """The shell's side: a link for the page that runs here. Raises Unable or Mistake."""
-    raise NotImplementedError
+    """A link of the page that runs in this folder, of the latest if there are several.
+
+    Raises Unable where there is none, and Mistake where data/ is another user's.
+    """
+    paths = _sockets() if embedded.DATA.exists() else []
+    for sock in filter(None, map(_connected, paths)):
+        if link := _received(sock):
+            return link
+    raise Unable('no page runs in this folder: start users_app.py, or its service')
+
+
+def _sockets() -> list[str]:
+    """Their paths, that of the latest page first."""
+    found = []
+    for name in os.listdir(_folder()):
+        path = os.path.join(_folder(), name)
+        if name.startswith(BEGINS) and name.endswith(ENDS):
+            with suppress(OSError):  # it has gone this moment
+                found.append((os.stat(path).st_mtime, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _connected(path: str) -> socket.socket | None:
+    """A connection; None where nobody listens any more. Then the path is removed."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(ANSWER_SECONDS)
+    try:
+        sock.connect(path)
+        return sock
+    except OSError as error:
+        sock.close()
+        if isinstance(error, ConnectionRefusedError):
+            with suppress(OSError):
+                os.unlink(path)
+        return None
+
+
+def _received(sock: socket.socket) -> str:
+    """All that comes; '' where nothing does."""
+    octets = b''
+    with closing(sock), suppress(OSError):
+        while more := sock.recv(LINK_OCTETS):
+            octets += more
+    return octets.decode()
+
+
+def _folder() -> str:
+    """A path of data/ that is short, however deep it is. Raises Mistake."""
+    return f'/proc/self/fd/{embedded.open_data()}'

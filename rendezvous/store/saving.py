@@ -1,10 +1,7 @@
 """Label, note and host name of an entry, changed at once: all three or none."""
 
 import json
-from typing import NamedTuple
-
-from redis import Redis
-from redis.client import Pipeline
+from typing import Any, NamedTuple
 
 from rendezvous.store import entry_json, names
 from rendezvous.store.entries import CHANGES, NAMES, SWITCH_NAME, Entries
@@ -33,7 +30,7 @@ def save(
     Where it has a host name and gets another label, that is its host name. Raises StoreDown.
     """
 
-    def exchange(transaction: Pipeline) -> Saved:
+    def exchange(transaction: Any) -> Saved:
         (value,) = transaction.mget(uuid)
         former = _name(transaction, uuid)
         if value is None:
@@ -58,7 +55,7 @@ def save(
         transaction.publish(CHANGES, uuid)
         return Saved(before, name, former)
 
-    def change(redis: Redis) -> Saved:
+    def change(redis: Any) -> Any:
         # It watches both keys, and starts over where another program changed one meanwhile.
         return redis.transaction(exchange, uuid, NAMES, value_from_callable=True)
 
@@ -71,7 +68,7 @@ def _changed(entry: Json, labels: list[str] | None, note: str | None) -> Json:
     return after if note != '' else {name: after[name] for name in after if name != 'note'}
 
 
-def _name(transaction: Pipeline, uuid: str) -> str:
+def _name(transaction: Any, uuid: str) -> str:
     """Its host name; '' where it has none, or the key is another program's."""
     if transaction.type(NAMES) != 'hash':
         return ''
@@ -79,7 +76,7 @@ def _name(transaction: Pipeline, uuid: str) -> str:
     return name if name and transaction.hget(NAMES, name) == uuid else ''
 
 
-def _of_label(transaction: Pipeline, uuid: str, entry: Json) -> str:
+def _of_label(transaction: Any, uuid: str, entry: Json) -> str:
     """The host name that its first label makes. Raises Mistake where it cannot have that one."""
     labels = entry_json.summary(entry)['labels']
     if not labels:
