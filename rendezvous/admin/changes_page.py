@@ -33,7 +33,7 @@ DONE = {
     'create': 'The entry is made. Copy its file to the hidden server, and run the command there.',
     'save': 'It is saved.',
     'address': 'It is saved. Its host name has changed: the old address leads nowhere now.',
-    'name': 'It is saved. Its label is its host name, too: who guesses it reaches the hidden server.',
+    'name': 'It is saved. Its label is its host name: who guesses it reaches the hidden server.',
     'unname': 'It is saved. Its label is no host name any more.',
     'disable': 'The entry is disabled: its registrations and connections end within two seconds.',
     'enable': 'The entry is enabled: its hidden server registers again by itself within a minute.',
