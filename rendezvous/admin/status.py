@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cryptography.x509.oid import NameOID
 
-from rendezvous.admin import certificate, entry_files, listing, words
+from rendezvous.admin import certificate, entry_files, listing, why, words
 from rendezvous.admin.certificate import Found
 from rendezvous.admin.listing import Listed
 from rendezvous.admin.words import Clock
@@ -53,11 +53,11 @@ def for_programs(status: Status) -> Json:
     server, found = status.server, status.certificate
     return {
         'up': bool(server.workers),
-        'since': _since(server),
+        'since': up_since(server),
         'heard': server.heard and server.heard._asdict(),
         'workers': [each._asdict() for each in server.workers],
         'outages': [{'from': begin, 'to': end} for begin, end in server.outages],
-        'certificate': found and {'end': _end(found), 'issuer': _issuer(found)},
+        'certificate': found and {'end': end(found), 'issuer': issuer(found)},
         'notice': status.notice,
         'store': status.store,
         'last_24_hours': status.day._asdict(),
@@ -74,7 +74,7 @@ def lines(status: Status, options: Options, clock: Clock) -> list[str]:
         'server': server_said(server, clock),
         'workers': f'{len(workers)} on {nodes}, {words.size(sum(w.memory for w in workers))}'
         ' of memory',
-        'connections': f'{sum(w.connections for w in workers):,} of {_most(workers):,}',
+        'connections': f'{sum(w.connections for w in workers):,} of {most(workers):,}',
         'certificate': _certificate(status, options, clock),
         'store': status.store,
         'last 24 h': f'{words.size(day.down)} down, {words.size(day.up)} up, '
@@ -89,7 +89,7 @@ def lines(status: Status, options: Options, clock: Clock) -> list[str]:
 
 def server_said(server: Server, clock: Clock) -> str:
     """Whether it runs, and since when."""
-    heard, since = server.heard, _since(server)
+    heard, since = server.heard, up_since(server)
     if server.workers and since:
         versions = ' and '.join(sorted({each.version for each in server.workers}))
         return f'up since {clock.since(since)}, version {versions}'
@@ -113,27 +113,28 @@ def troubles(
         if (server.heard.at if server.heard else 0) <= before:
             yield f'the rendezvous server is not running: {server_said(server, clock)}'
         return
-    bad = []
-    for each in listed:
-        known, created = each.known, each.shown['created'] or 0
-        since = created if known.state == NEVER else known.since or 0
+    for shown, known in listed:
+        since = (shown['created'] if known.state == NEVER else known.since) or 0
         is_late = known.state == OFFLINE or (named and known.state == NEVER)
         if known.state == REFUSED or (is_late and since <= before):
-            bad.append(each)
-    yield from listing.table(bad, None, clock)[1:]
+            reason = why.brief(known.why) if known.state == REFUSED and known.why else ''
+            cells = shown['uuid'], listing.said(known, clock), reason, listing.label_of(shown)
+            yield '  '.join(filter(None, cells))
 
 
 def well(listed: Sequence[Listed]) -> str:
+    """For a person who looks."""
     counts = Counter(each.known.state for each in listed)
-    return f'all is well: {_counted(counts)}'
+    said = [f'{counts[each]:,} {each}' for each in STATES if counts[each]]
+    return f'all is well: {", ".join(said) or "there are no entries yet"}'
 
 
-def _since(server: Server) -> float | None:
+def up_since(server: Server) -> float | None:
     """When the first of those that run began, in seconds since 1970."""
     return min((each.since for each in server.workers), default=None)
 
 
-def _most(workers: Sequence[state.Worker]) -> int:
+def most(workers: Sequence[state.Worker]) -> int:
     """Connections that all machines together take; the workers of each share them."""
     return sum(each.most for each in workers)
 
@@ -142,16 +143,18 @@ def _certificate(status: Status, options: Options, clock: Clock) -> str:
     found = status.certificate
     if not found:
         return 'see below' if options.key_file else 'none: something in front terminates TLS'
-    end = _end(found)
-    left = words.length(end - clock.present()) if end > clock.present() else 'over'
-    return f'until {clock.at(end)} ({left}), by {_issuer(found)}'
+    at = end(found)
+    left = words.length(at - clock.present()) if at > clock.present() else 'over'
+    return f'until {clock.at(at)} ({left}), by {issuer(found)}'
 
 
-def _end(found: Found) -> float:
+def end(found: Found) -> float:
+    """When the certificate ends, in seconds since 1970."""
     return found.leaf.not_valid_after_utc.timestamp()
 
 
-def _issuer(found: Found) -> str:
+def issuer(found: Found) -> str:
+    """Who signed the certificate."""
     if found.is_ours:
         return 'an authority of its own'
     for kind in NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME:

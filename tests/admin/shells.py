@@ -5,14 +5,17 @@ A process takes most of the time that a command takes.
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import gevent
 import pytest
 import redis
 from click.testing import CliRunner
-from programs import Folder, Ran
+from programs import ENDS_SECONDS, Folder, Ran
 from visitor import files
 
 from rendezvous.admin import entry_files as hidden_files
@@ -113,3 +116,30 @@ def worker(folder: Folder, counts: dict[str, str], **about) -> Iterator[None]:
         os.close(data)
         folder.redis('ZREM', 'servers', name)
         folder.redis('DEL', f'live:{name}')
+
+
+def on_terminal(folder: Folder, *arguments: str, typed: str = '', columns: int = 80) -> Ran:
+    """A command whose standard input, output and error are a terminal."""
+    ours, its = os.openpty()
+    with os.fdopen(ours, 'w+b', buffering=0) as terminal, os.fdopen(its, 'w+b', buffering=0) as end:
+        terminal.write(typed.encode())
+        process = subprocess.Popen(
+            [sys.executable, 'users_app.py', *arguments],
+            cwd=folder.path,
+            env=os.environ | {'COLUMNS': str(columns)},
+            **dict.fromkeys(('stdin', 'stdout', 'stderr'), end),
+        )
+        reading = gevent.spawn(_read_all, terminal)
+        status = process.wait(timeout=ENDS_SECONDS)
+        end.close()
+        return Ran(status, reading.get(timeout=ENDS_SECONDS).decode().replace('\r\n', '\n'), '')
+
+
+def _read_all(terminal) -> bytes:
+    said = b''
+    while True:
+        gevent.socket.wait_read(terminal.fileno())
+        try:
+            said += os.read(terminal.fileno(), 65536)
+        except OSError:  # nobody has the other end open
+            return said

@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import gevent
 import pytest
 import self_signed
 from conftest import ROOT, until
-from programs import ENDS_SECONDS, Folder, Ran
-from shells import worker
+from programs import ENDS_SECONDS, Folder
+from shells import on_terminal, worker
 from visitor import files
 
 from rendezvous.admin import command as commands
@@ -51,33 +50,6 @@ def names(folder: Folder) -> Iterator[None]:
 @pytest.fixture
 def uuid():
     return str(uuids.uuid4())
-
-
-def on_terminal(folder, *arguments: str, typed: str = '', columns: int = 80) -> Ran:
-    """A command whose standard input, output and error are a terminal."""
-    ours, its = os.openpty()
-    with os.fdopen(ours, 'w+b', buffering=0) as terminal, os.fdopen(its, 'w+b', buffering=0) as end:
-        terminal.write(typed.encode())
-        process = subprocess.Popen(
-            [sys.executable, 'users_app.py', *arguments],
-            cwd=folder.path,
-            env=os.environ | {'COLUMNS': str(columns)},
-            **dict.fromkeys(('stdin', 'stdout', 'stderr'), end),
-        )
-        reading = gevent.spawn(_read_all, terminal)
-        status = process.wait(timeout=ENDS_SECONDS)
-        end.close()
-        return Ran(status, reading.get(timeout=ENDS_SECONDS).decode().replace('\r\n', '\n'), '')
-
-
-def _read_all(terminal) -> bytes:
-    said = b''
-    while True:
-        gevent.socket.wait_read(terminal.fileno())
-        try:
-            said += os.read(terminal.fileno(), 65536)
-        except OSError:  # nobody has the other end open
-            return said
 
 
 def test_entry_is_made_listed_and_deleted(folder, uuid):
