@@ -8,6 +8,7 @@ together at each moment, also for a server that starts in between.
 """
 
 import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,9 +147,21 @@ def pem_of(*certificates: x509.Certificate) -> bytes:
 
 
 def read(options: Options) -> Found:
-    """What is in `crt_file`. Raises Mistake."""
+    """What is in `crt_file`, which is read again once it has changed. Raises Mistake."""
     crt_file = local.path_of(options.crt_file)
     local.check_readable(crt_file)
+    try:
+        about = crt_file.stat()
+    except OSError as error:
+        raise Mistake(f'cannot read {crt_file}: {error.strerror}') from None
+    return _read(crt_file, about.st_ino, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(4)
+def _read(crt_file: Path, *_: int) -> Found:
+    """The page asks several times a second. What follows the file tells one state of it from
+    another one.
+    """
     try:
         pem = crt_file.read_text('ascii', 'ignore')
         leaf, *others = x509.load_pem_x509_certificates(pem.encode())

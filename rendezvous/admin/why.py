@@ -140,8 +140,8 @@ def _former(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('former', row.last),
         'It uses the secret from before the new one',
-        'Bring the new file (below) to the hidden machine, and start it there again. If it has that '
-        'file already, a second machine still has the old one: stop it.',
+        'Bring the new file (below) to the hidden machine, and start it there again. If it has '
+        'that file already, a second machine still has the old one: stop it.',
     )
 
 
@@ -158,8 +158,8 @@ def _wrong(row: Refusals, is_other: bool, clock: Clock) -> Advice:
         'Its code is wrong',
         'It is that of neither this secret nor the one before, and a wrong clock does not explain '
         'it. The file there may be that of another entry, or an old one. Bring the right file '
-        '(below) to the hidden machine, and start it there again. If the file is right, see whether '
-        'the date there is.',
+        '(below) to the hidden machine, and start it there again. If the file is right, see '
+        'whether the date there is.',
     )
 
 
