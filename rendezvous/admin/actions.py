@@ -300,7 +300,7 @@ def _no_entry(uuid: str) -> NoReturn:
 
 
 def _checked_labels(label: str) -> list[str]:
-    label = label.strip().strip(entry_json.JOINERS)
+    label = label.strip().strip(entry_json.JOINERS).strip()
     if len(label) > LABEL_CHARACTERS:
         raise Unable(f'a label has at most {LABEL_CHARACTERS} characters, not {len(label)}')
     if entry_json.printable(label) != label:
@@ -309,9 +309,10 @@ def _checked_labels(label: str) -> list[str]:
 
 
 def _checked_note(text: str) -> str:
-    """With \\n between its lines, as browsers do not send them."""
-    lines = [line.rstrip() for line in text.replace('\r\n', '\n').replace('\r', '\n').split('\n')]
-    text = '\n'.join(lines).strip().strip(entry_json.JOINERS)
+    """With \n between its lines, where browsers send \r\n."""
+    text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\t', ' ')
+    lines = [line.rstrip() for line in text.split('\n')]
+    text = '\n'.join(lines).strip().strip(entry_json.JOINERS).strip()
     if len(text) > NOTE_CHARACTERS:
         raise Unable(f'notes have at most {NOTE_CHARACTERS} characters, not {len(text)}')
     if any(entry_json.printable(line) != line for line in lines):
