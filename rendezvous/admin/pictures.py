@@ -18,7 +18,7 @@ from rendezvous.admin.words import Clock, size
 from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Change, Hour
 
 UNKNOWN = 'unknown'  # no server ran, or it is yet to come
-WIDTH, HEIGHT = 1000, 16  # of a bar
+WIDTH, HEIGHT = 10_000, 16  # of a bar
 # Where each state stands in a bar, from the top, and how high: height and colour both tell them
 # apart. The later one covers the earlier one. Never seen and unknown are a gap.
 PLACES = {ONLINE: (0, 16), OFFLINE: (13, 3), DISABLED: (7, 2), REFUSED: (7, 9)}
@@ -125,12 +125,14 @@ def state_words(found: list[Span], clock: Clock) -> str:
     known = [span for span in found if span.state != UNKNOWN]
     if not known:
         return 'nothing is known'
-    said = _with_online(known, clock) if any(_is_online(span) for span in known) else ''
-    said = said or _without_online(known, clock)
-    last = found[-1]
-    if last.state == UNKNOWN and last is not found[0]:
-        return f'{said}; nothing is known since {clock.at(last.start)}'
-    return said
+    if any(map(_is_online, known)):
+        said = _with_online(known, clock)
+    else:
+        said = _without_online(known, clock)
+    lost = [each for each in found if each.state == UNKNOWN and each.start < clock.present() - 1]
+    if not lost:
+        return 'online throughout' if said == ONLINE else said
+    return f'{said}; nothing is known {_lost_words(lost, found[-1], clock)}'
 
 
 def day_words(found: list[Span], clock: Clock) -> str:
@@ -138,14 +140,14 @@ def day_words(found: list[Span], clock: Clock) -> str:
 
 
 def week_words(found: list[Span]) -> str:
-    """`online 94 % of it; offline 3 times, 8:53 h in all`. '' if it was never seen in it."""
+    """`online 94 % of it; offline 3 times, 8 h 53 min`; '' if it was neither."""
     part = share(found)
     if not part:
         return ''
     if not part.times:
-        return 'online throughout' if part.percent == 100 else ''
-    often = 'once' if part.times == 1 else f'{part.times} times'
-    return f'online {part.percent} % of it; offline {often}, {words.lasting(part.seconds)} in all'
+        return 'online throughout'
+    often = {1: 'once', 2: 'twice'}.get(part.times, f'{part.times} times')
+    return f'online {part.percent} % of it; offline {often}, {words.length(part.seconds)}'
 
 
 def share(found: list[Span]) -> Share | None:
@@ -181,38 +183,40 @@ def _without_online(known: list[Span], clock: Clock) -> str:
 
 def _with_online(known: list[Span], clock: Clock) -> str:
     runs = [list(some) for _, some in groupby(known, _is_online)]
-    first = runs.pop(0) if not _is_online(runs[0][0]) else None
-    last = runs.pop() if not _is_online(runs[-1][0]) else None
-    said = 'online'
-    if first:
-        said += f' {"from" if last else "since"} {clock.at(first[-1].end)}'
-    if last:
-        said += f' until {clock.at(last[0].start)}'
-    breaks = runs[1::2]
-    if not (first or last or breaks):
-        return 'online throughout'
-    if len(breaks) > 2:
-        said += f' but for {len(breaks)} outages, the longest {_length(max(map(_seconds, breaks)))}'
-    elif breaks:
-        times = (f'from {clock.at(each[0].start)} to {clock.at(each[-1].end)}' for each in breaks)
-        said += f' but {" and ".join(times)}'
-    if last:
-        when = f' {clock.at(last[-1].start)}' if len(last) > 1 else ''
-        said += f', {last[-1].state} since{when}'
+    before = runs.pop(0) if not _is_online(runs[0][0]) else None
+    after = runs.pop() if not _is_online(runs[-1][0]) else None
+    said = ONLINE
+    if before:
+        said += f' {"from" if after else "since"} {clock.at(before[-1].end)}'
+    if after:
+        said += f' until {clock.at(after[0].start)}'
+    said += _breaks_words([Span(run[0].start, run[-1].end, '') for run in runs[1::2]], clock)
+    if after:
+        when = f' {clock.at(after[-1].start)}' if len(after) > 1 else ''
+        said += f', {after[-1].state} since{when}'
     return said
 
 
-def _seconds(run: list[Span]) -> float:
-    return run[-1].end - run[0].start
+def _breaks_words(breaks: list[Span], clock: Clock) -> str:
+    if len(breaks) > 2:
+        longest = words.length(max(each.seconds for each in breaks))
+        return f' but for {len(breaks)} outages, the longest {longest}'
+    times = ' and '.join(_from_to(each, clock) for each in breaks)
+    return f' but {times}' if times else ''
 
 
-def _length(seconds: float) -> str:
-    """`20 minutes`, in whole words, as it is read aloud."""
-    for name, unit in ('day', words.DAY), ('hour', words.HOUR), ('minute', words.MINUTE):
-        if round(seconds / unit) >= (2 if name != 'minute' else 1):
-            number = round(seconds / unit)
-            return f'{number} {name}s' if number > 1 else f'{number} {name}'
-    return f'{seconds:.0f} seconds'
+def _lost_words(lost: list[Span], last: Span, clock: Clock) -> str:
+    """While no server ran. `last`: of the whole window."""
+    if len(lost) > 2:
+        return f'of {len(lost)} times'
+    times = (
+        f'since {clock.at(each.start)}' if each == last else _from_to(each, clock) for each in lost
+    )
+    return ' and '.join(times)
+
+
+def _from_to(span: Span, clock: Clock) -> str:
+    return f'from {clock.at(span.start)} to {clock.at(span.end)}'
 
 
 def nice(value: float) -> float:
@@ -284,10 +288,11 @@ def traffic_words(hours: list[Hour], when: str) -> str:
 def meter(used: float, most: float, what: str) -> Markup:
     """How much of the most that is allowed is used. `what`: connections."""
     part = min(max(used / most, 0), 1) if most else 0
+    right = max(round(WIDTH * part), WIDTH // 100 if part else 0)
     label = f'{100 * part:.0f} % of the {what} that are allowed'
     if 0 < part < 0.005:
         label = f'less than 1 % of the {what} that are allowed'
-    drawn = [_path('room', _box(0, 0, WIDTH, 6)), _path('used', _box(0, 0, round(WIDTH * part), 6))]
+    drawn = [_path('room', _box(0, 0, WIDTH, 6)), _path('used', _box(0, 0, right, 6))]
     return _svg('meter', WIDTH, 6, label, drawn)
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -91,7 +92,7 @@ def test_spans_cover_the_window_and_neighbours_differ(changes, outages, start, l
     end = start + length
     found = spans(changes, start, end, until, outages)
     assert (found[0].start, found[-1].end) == (start, end)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert before.end == after.start
         assert before.state != after.state
     assert all(span.seconds > 0 for span in found)
@@ -105,23 +106,25 @@ def test_bar_is_well_formed_and_within_its_view(changes, outages, until, least):
     assert root.get('aria-label') == HOSTILE
     for kind, (left, top, right, bottom) in boxes(picture):
         assert kind in ('gap', ONLINE, OFFLINE, DISABLED, REFUSED)
-        assert 0 <= left < right <= 1000
+        assert 0 <= left < right <= 10_000
         assert 0 <= top < bottom <= 16
 
 
 def test_outage_of_a_minute_is_seen_and_the_online_time_around_it_too():
     found = day('-9 00:00 online', '06:00 offline', '06:01 online')
     offline = [box for kind, box in boxes(bar(found, '')) if kind == OFFLINE]
-    assert [right - left for left, _, right, _ in offline] == [11]
-    minutes = (f'{6 + i // 60:02}:{i % 60:02} {OFFLINE if i % 2 else ONLINE}' for i in range(200))
+    assert [right - left for left, _, right, _ in offline] == [110]
+    minutes = (f'{6 + i // 60:02}:{i % 60:02} {OFFLINE if i % 2 else ONLINE}' for i in range(201))
     flapping = [box for kind, box in boxes(bar(day(*minutes), '')) if kind == OFFLINE]
-    whole = (at('09:20') - at('06:00')) / DAY * 1000
+    whole = (at('09:20') - at('06:00')) / DAY * 10_000
     assert sum(right - left for left, _, right, _ in flapping) < whole * 0.8
 
 
 def test_outage_of_this_minute_does_not_stick_out_of_the_bar():
     found = day('-9 00:00 online', '11:59 refused')
-    assert [box for kind, box in boxes(bar(found, '')) if kind == REFUSED] == [[989, 7, 1000, 16]]
+    assert [box for kind, box in boxes(bar(found, '')) if kind == REFUSED] == [
+        [9890, 7, 10_000, 16]
+    ]
 
 
 def test_states_differ_in_height_and_the_unknown_is_a_gap():
@@ -253,7 +256,7 @@ def test_traffic_in_words():
 def test_meter_stays_within_its_room(used, most):
     picture = pictures.meter(used, most, 'connections')
     *_, (kind, (left, _, right, _)) = [('used', [0, 0, 0, 6]), *boxes(picture)]
-    assert 0 <= left <= right <= 1000
+    assert 0 <= left <= right <= 10_000
     assert kind in ('room', 'used')
     assert re.search(r'\d+ % of the connections', picture)
 
