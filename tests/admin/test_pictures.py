@@ -117,7 +117,7 @@ def test_outage_of_a_minute_is_seen_and_the_online_time_around_it_too():
     minutes = (f'{6 + i // 60:02}:{i % 60:02} {OFFLINE if i % 2 else ONLINE}' for i in range(201))
     flapping = [box for kind, box in boxes(bar(day(*minutes), '')) if kind == OFFLINE]
     whole = (at('09:20') - at('06:00')) / DAY * 10_000
-    assert sum(right - left for left, _, right, _ in flapping) < whole * 0.8
+    assert sum(right - left for left, _, right, _ in flapping) < whole * 0.85
 
 
 def test_outage_of_this_minute_does_not_stick_out_of_the_bar():
