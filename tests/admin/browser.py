@@ -13,6 +13,20 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.remote.webelement import WebElement
 
+# axe-core 4.14.1 as npm has it (MPL-2.0): the tests need no network, and no package on PyPI for our
+# Python has one that knows WCAG 2.2 without a browser of its own. What it looks for:
+AXE = Path(__file__).with_name('axe.min.js').read_text()
+AXE_TAGS = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22a', 'wcag22aa', 'best-practice']
+AXE_RUN = """
+const [tags, done] = arguments;
+axe.run(document, {runOnly: tags, resultTypes: ['violations'], iframes: false}).then(
+  found => done(found.violations.flatMap(({id, nodes}) => nodes.map(
+    ({html, failureSummary}) => `${id}: ${html.slice(0, 160)} ${failureSummary}`))),
+  error => done([String(error)]));"""
+# What sticks out to the right of the screen; the lines of a picture are cut at its edge.
+WIDE = """return [...document.querySelectorAll('body :not(svg *)')].filter(each =>
+  each.getBoundingClientRect().right > innerWidth + .5 && each.checkVisibility())
+  .map(each => `wide: ${each.outerHTML.slice(0, 80)}`)"""
 FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync'
 FLAGS += ' --disable-background-networking --disable-component-update --disable-dev-shm-usage'
 
@@ -107,11 +121,21 @@ class Browser:
         until(lambda: text in self.text, f'the page says {text!r}', seconds)
 
     def look(self, width: int, height: int, scheme: str = 'light') -> None:
-        """The page is so wide and high, and of that colour scheme."""
+        """The page is so wide and high, and in that scheme: light, dark or forced colours."""
         size = {'width': width, 'height': height, 'deviceScaleFactor': 1}
         self.cdp('Emulation.setDeviceMetricsOverride', mobile=width < 600, **size)
-        media = [{'name': 'prefers-color-scheme', 'value': scheme}]
+        features = {
+            'prefers-color-scheme': 'dark' if scheme == 'dark' else 'light',
+            'forced-colors': 'active' if scheme == 'forced' else 'none',
+        }
+        media = [{'name': name, 'value': value} for name, value in features.items()]
         self.cdp('Emulation.setEmulatedMedia', features=media)
+
+    def barriers(self) -> list[str]:
+        """What axe-core has against the page at WCAG 2.2, A and AA, and what sticks out of it."""
+        if not self.run('return Boolean(window.axe)'):
+            self.run(AXE)
+        return self.driver.execute_async_script(AXE_RUN, AXE_TAGS) + self.run(WIDE)
 
     def complaints(self) -> list[str]:
         """What the browser's console says since the last time."""

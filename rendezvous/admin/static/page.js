@@ -29,7 +29,8 @@ function tellZone(path) {
 function isSame(old, fresh) {
   if (old.nodeName !== fresh.nodeName) return false;
   if (old.nodeType !== Node.ELEMENT_NODE) return true;
-  if (old.id !== fresh.id || old.getAttribute('action') !== fresh.getAttribute('action')) return false;
+  if (old.id || fresh.id) return old.id === fresh.id;
+  if (old.getAttribute('action') !== fresh.getAttribute('action')) return false;
   if (old.matches('button, summary')) return old.textContent === fresh.textContent;
   const [title, other] = [old, fresh].map(each => each.querySelector(':scope > summary'));
   return title?.textContent === other?.textContent;
