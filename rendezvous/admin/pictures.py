@@ -7,7 +7,7 @@ a label, one sentence that says what it shows.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from rendezvous.admin import words
 from rendezvous.admin.words import Clock, size
-from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Change, Hour
+from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Change, Hour, Known
 
 UNKNOWN = 'unknown'  # no server ran, or it is yet to come
 WIDTH, HEIGHT = 10_000, 16  # of a bar
@@ -79,6 +79,16 @@ def spans(
             at = moment
         state, without_server = new or state, without_server + step
     return found
+
+
+def with_present(changes: Sequence[Change], known: Known) -> list[Change]:
+    """The changes, and what is known now: of a worker that was killed, nobody wrote that those who
+    were registered there are offline.
+    """
+    last = changes[-1] if changes else Change(-math.inf, NEVER)
+    if known.state in (last.state, NEVER) or known.since is None:
+        return list(changes)
+    return [*changes, Change(max(known.since, last.at), known.state)]
 
 
 def _append(found: list[Span], span: Span) -> None:

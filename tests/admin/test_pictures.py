@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from rendezvous.admin import pictures
 from rendezvous.admin.pictures import UNKNOWN, Share, Span, bar, spans
 from rendezvous.admin.words import Clock
-from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, STATES, Change, Hour
+from rendezvous.store.state import (
+    DISABLED,
+    NEVER,
+    OFFLINE,
+    ONLINE,
+    REFUSED,
+    STATES,
+    Change,
+    Hour,
+    Known,
+)
 
 NOON = 1_795_521_600  # 26 Nov 2026, 12:00 UTC
 HOUR, DAY = 3600, 86_400
@@ -85,6 +95,17 @@ def test_nothing_is_known_while_no_server_ran_and_of_what_is_to_come():
         Span(at('05:00'), at('11:00'), ONLINE),
         Span(at('11:00'), NOON, UNKNOWN),
     ]
+
+
+def test_one_whose_worker_was_killed_is_offline_since_then():
+    changes = [Change(at('06:00'), ONLINE)]
+    offline = Known(OFFLINE, at('11:00'))
+    assert pictures.with_present(changes, offline) == [*changes, Change(at('11:00'), OFFLINE)]
+    for same in Known(ONLINE, at('06:00')), Known(), Known(DISABLED):
+        assert pictures.with_present(changes, same) == changes
+    assert pictures.with_present([], offline) == [Change(at('11:00'), OFFLINE)]
+    early = Known(OFFLINE, at('05:00'))
+    assert pictures.with_present(changes, early)[-1] == Change(at('06:00'), OFFLINE)
 
 
 @given(changes, outages, moments, st.floats(1, 8 * DAY), st.none() | moments)
