@@ -457,5 +457,4 @@ def test_without_scripts_the_page_tries_again_too(sites, browser):
     assert browser.driver.title == 'Nobody answers here at the moment'
     assert not browser.driver.find_element('id', 'stop').is_displayed()
     site.start()
-    browser.cdp('Emulation.setVirtualTimePolicy', policy='advance', budget=11_000)  # ms
     until(lambda: browser.driver.title == 'kitchen', 'it has tried again')
