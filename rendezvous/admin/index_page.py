@@ -13,19 +13,35 @@ from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
-from rendezvous.admin import pictures, reader, summary, why, words
+from rendezvous.admin import pictures, reader, summary, why
 from rendezvous.admin.book import Row, in_order
 from rendezvous.admin.look import Look, Looks
-from rendezvous.admin.summary import Summary
 from rendezvous.admin.words import DAY, HOUR, MINUTE, Clock
 from rendezvous.store.entries import Entries, slices
 from rendezvous.store.options import Options
-from rendezvous.store.state import ALL, DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, STATES, Hour
+from rendezvous.store.state import (
+    ALL,
+    DISABLED,
+    NEVER,
+    OFFLINE,
+    ONLINE,
+    REFUSED,
+    STATES,
+    Hour,
+    Server,
+)
 
 ROWS = 50  # of a page
 WORDS = 200  # characters that can be searched for
 WORST_FIRST = REFUSED, OFFLINE, NEVER, ONLINE, DISABLED
-SORTS = {'name': 'name', 'state': 'state', 'open': '-open', 'waiting': '-waiting', 'today': '-today'}
+# How a column is sorted at first: by number, the most come first.
+SORTS = {
+    'name': 'name',
+    'state': 'state',
+    'open': '-open',
+    'waiting': '-waiting',
+    'today': '-today',
+}
 
 
 class Wanted(NamedTuple):
@@ -50,7 +66,7 @@ class Wanted(NamedTuple):
     def url(self, **changed: Any) -> str:
         """That of the page with something else; the first page, unless another one is named."""
         new = self._replace(**{'page': 1} | changed)
-        query = {
+        query: dict[str, Any] = {
             'state': new.state.replace(' ', '-') or None,
             'q': new.words or None,
             'sort': new.sort if new.sort != 'name' else None,
@@ -95,7 +111,7 @@ class Index:
         last = max(1, -(-len(rows) // ROWS))
         wanted = wanted._replace(page=min(wanted.page, last))
         start = (wanted.page - 1) * ROWS
-        lines, hours = self._lines(rows[start : start + ROWS], look, clock)
+        lines, hours = self._lines(rows[start : start + ROWS], look.server, clock)
         page = render_template(
             'index.html',
             wanted=wanted,
@@ -136,7 +152,9 @@ class Index:
             'waiting': lambda row: row.known.waiting,
         }[column]
 
-    def _lines(self, rows: list[Row], look: Look, clock: Clock) -> tuple[list[Line], list[Hour]]:
+    def _lines(
+        self, rows: list[Row], server: Server, clock: Clock
+    ) -> tuple[list[Line], list[Hour]]:
         """Those rows with their pictures, and the last 24 hours of all together."""
         # To the minute: a page in which nothing has happened is the same one until the next.
         end = (clock.present() // MINUTE + 1) * MINUTE
@@ -146,13 +164,12 @@ class Index:
         lines = []
         for row in rows:
             changes, hours = past[row.uuid]
-            spans = pictures.spans(
-                changes, end - DAY, end, look.server.down_since, look.server.outages
-            )
+            changes = pictures.with_present(changes, row.known)
+            spans = pictures.spans(changes, end - DAY, end, server.down_since, server.outages)
             bar = pictures.bar(spans, pictures.day_words(spans, clock))
             known, today = row.known, _total(hours[int(midnight // HOUR - first // HOUR) :])
             reason = why.brief(known.why) if known.state == REFUSED and known.why else ''
-            was_lost = known.state == OFFLINE and known.since == look.server.down_since
+            was_lost = known.state == OFFLINE and known.since == server.down_since
             lines.append(Line(row, reason, was_lost, bar, today))
         return lines, past[ALL][1][int((end - DAY) // HOUR - first // HOUR) :]
 

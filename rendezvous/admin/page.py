@@ -26,6 +26,7 @@ from rendezvous.admin import (
     page_server,
     pictures,
     reader,
+    why,
     words,
 )
 from rendezvous.admin.actions import LABEL_CHARACTERS, Unable
@@ -94,11 +95,18 @@ def _add_pages(app: Flask, entries: Entries, options: Options, looks: Looks) -> 
 
 def _add_words(app: Flask, options: Options) -> None:
     """What every template may use."""
-    app.jinja_env.filters |= {'utc': words.utc, 'size': words.size, 'lasting': words.lasting}
+    app.jinja_env.filters |= {
+        'brief': why.brief,
+        'lasting': words.lasting,
+        'plural': words.plural,
+        'size': words.size,
+        'utc': words.utc,
+    }
     app.jinja_env.globals |= {
         'authority': entry_files.authority(options),
         'digits': DIGITS,
         'label_characters': LABEL_CHARACTERS,
+        'length': words.length,
         'names_domain': options.names_domain,
         'made_up': lambda: str(uuids.uuid4()),
         'pictures': pictures,
@@ -159,9 +167,7 @@ def serve(options: Options, host: str, port: int, login: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop)
     server.application = app = create_app(entries, options, announce if login else None)
-    links = login_link.listen(
-        server.server_port, lambda: f'{url}/login?code={app.extensions["login"].new_code()}'
-    )
+    links = login_link.listen(lambda: f'{url}/login?code={app.extensions["login"].new_code()}')
     gc.freeze()  # a search for garbage in all loaded modules would delay a request
     if not login:
         click.echo(f'The page is at {url}')

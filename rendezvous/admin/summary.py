@@ -45,7 +45,7 @@ class Summary(NamedTuple):
 def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Summary:
     """`hours`: the last 24 of all hidden servers together."""
     workers, heard, now = server.workers, server.heard, clock.present()
-    since = status.since(server) if workers else heard and heard.since
+    since = status.up_since(server) if workers else heard and heard.since
     end = now if workers or not heard else heard.at
     of_node = {worker.node: worker.workers for worker in workers}
     connections, most = sum(each.connections for each in workers), status.most(workers)

@@ -8,7 +8,7 @@ import requests
 from conftest import DEADLINE_SECONDS
 from programs import Folder, Program
 
-ROW = re.compile('href="/entries/(.*)">(?:<bdi>(.*)</bdi>|<i>without a label</i>)</a>')
+ROW = re.compile('href="/entries/(.*?)">(?:<bdi>(.*)</bdi>|<i>without a label</i>)</a>')
 ALERT = re.compile('<p class="error" role="alert">(.*)</p>')
 TOKEN = re.compile('name="token" value="(.*?)"')
 LINK = re.compile(r'(http://\S+)/login\?code=(\S+)\n')
