@@ -16,6 +16,7 @@ import click
 import gevent
 from flask import Flask, Response, render_template, request
 from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
 
 from rendezvous.admin import (
     answers,
@@ -88,7 +89,10 @@ def _add_pages(app: Flask, entries: Entries, options: Options, looks: Looks) -> 
     def unable(error: Unable) -> ResponseReturnValue:
         """The page with the form that cannot be done, and why."""
         uuid = (request.view_args or {}).get('uuid')
-        return entry.view(uuid, 400, error.message) if uuid else index.view(400, error.message)
+        try:
+            return entry.view(uuid, 400, error.message) if uuid else index.view(400, error.message)
+        except (HTTPException, Mistake) as worse:  # there is no such entry, or Redis is down
+            return app.handle_user_exception(worse)
 
     app.register_error_handler(Unable, unable)
 

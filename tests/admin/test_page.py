@@ -32,6 +32,9 @@ from rendezvous.store import options as local
 from rendezvous.wire import codes
 
 
+EMPTY = 'Add your first hidden server'
+
+
 @pytest.fixture
 def uuid():
     return str(uuids.uuid4())
@@ -191,6 +194,7 @@ def test_keys_that_are_no_entries_are_left_alone_and_not_listed(page, uuid):
     page.folder.redis('HSET', uuid, 'field', 'mine')
     upper = 'ABCDEF01' + uuid[8:].upper()
     page.folder.redis('SET', upper, 'mine')
+    page.read_again()
     shown = page.listed()
     assert not {*map(str, keys), uuid, upper} & set(shown)
     assert not [each for each in shown if '\N{REPLACEMENT CHARACTER}' in each]
@@ -217,6 +221,7 @@ def test_entry_of_the_first_implementation_is_listed_and_survives(page, uuid):
     }
     value = json.dumps(entry)
     page.folder.redis('SET', uuid, value)
+    page.read_again()
     assert page.listed()[uuid] == 'attic, old'
     page.refusal(page.create(uuid))
     assert page.folder.redis('GET', uuid) == value
@@ -239,6 +244,7 @@ def test_entry_of_the_first_implementation_is_listed_and_survives(page, uuid):
 )
 def test_entry_that_makes_no_sense_is_listed_and_can_be_deleted(page, uuid, value, shown):
     page.folder.redis('SET', uuid, value)
+    page.read_again()
     assert page.listed()[uuid] == shown
     assert page.change(uuid, 'delete').ok
     assert uuid not in page.listed()
@@ -320,14 +326,14 @@ def test_port_in_use_is_one_sentence(folder):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_from_none_to_one_and_back_until_a_signal_ends_it_with_status_0(folder, number):
     page = Visitor(folder)
-    assert 'There are no entries yet' in page.ask('GET').text
+    assert EMPTY in page.ask('GET').text
     with socket.create_connection(('127.0.0.1', urlsplit(page.url).port)):  # a browser keeps one
         made = page.made(label='kitchen')
-        assert 'There are no entries yet' not in page.ask('GET').text
+        assert EMPTY not in page.ask('GET').text
         assert page.listed() == {made: 'kitchen'}
         response = page.change(made, 'delete')
         assert [each.status_code for each in response.history] == [303]
-        assert 'There are no entries yet' in response.text
+        assert EMPTY in response.text
         assert len(folder.stores()) == 1
         assert page.program.end(number) == 0
     assert len(page.program.said().splitlines()) == 2  # the links
@@ -348,7 +354,7 @@ def test_page_says_that_redis_is_down_and_works_when_it_is_back(folder, tmp_path
         ):
             sentence = page.refusal(response, 503)
             assert re.match(r'Redis does not answer \(.*\): start it, or set redis_host', sentence)
-            assert 'There are no entries yet' not in response.text
+            assert EMPTY not in response.text
         assert files(folder, uuid).keys() == {f'{uuid}.js', f'{uuid}.json'}
         assert len(list((folder.path / 'entries').iterdir())) == 2
         redis.start()
@@ -641,6 +647,7 @@ def test_entry_without_a_sound_secret_gets_a_new_one(page, uuid, value):
 def test_label_that_somebody_else_wrote_breaks_nothing(page, uuid, label):
     entry = json.loads(page.folder.redis('GET', page.made()))
     page.folder.redis('SET', uuid, json.dumps(entry | {'uuid': uuid, 'labels': [label]}))
+    page.read_again()
     shown = label.replace('\0', '\ufffd').replace('\u202e', '\ufffd').replace('\u200f', '\ufffd')
     assert page.listed()[uuid] == shown
     for response in (page.ask('GET', url(uuid)), page.change(uuid, 'secret')):

@@ -9,8 +9,9 @@ from conftest import DEADLINE_SECONDS
 from programs import Folder, Program
 
 ROW = re.compile('href="/entries/(.*?)">(?:<bdi>(.*)</bdi>|<i>without a label</i>)</a>')
-ALERT = re.compile('<p class="error" role="alert">(.*)</p>')
+ALERT = re.compile('<p class="[^"]*error"[^>]* role="alert">(.*?)</p>')
 TOKEN = re.compile('name="token" value="(.*?)"')
+NOBODY = '00000000-0000-0000-0000-000000000000'
 LINK = re.compile(r'(http://\S+)/login\?code=(\S+)\n')
 
 
@@ -35,6 +36,7 @@ def page(running):
     """The page, without entries at the start of each test."""
     yield running
     running.folder.redis('FLUSHALL')
+    running.read_again()
 
 
 @pytest.fixture
@@ -95,6 +97,11 @@ class Visitor:
         response = self.ask('GET')
         assert response.status_code == 200
         return {uuid: unescape(label) for uuid, label in ROW.findall(response.text)}
+
+    def read_again(self) -> None:
+        """The next page shows what was written into Redis by the test itself."""
+        self.folder.redis('PUBLISH', 'entries', '')  # some changes may have been missed
+        self.change(NOBODY, 'enable')  # after a form the page looks anew, even after a vain one
 
     def refusal(self, response: requests.Response, status: int = 400) -> str:
         """The sentence with which it refused."""
