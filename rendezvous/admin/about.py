@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rendezvous.admin import entry_files as files
-from rendezvous.admin import listing, pack, week, why, words
+from rendezvous.admin import listing, pack, pictures, why, words
+from rendezvous.admin.pictures import Span
 from rendezvous.admin.words import Clock
 from rendezvous.store import entry_json, questions, state
 from rendezvous.store.entries import Entries
@@ -15,7 +16,6 @@ from rendezvous.store.entry_json import Json, printable
 from rendezvous.store.options import Options
 from rendezvous.store.questions import OpenPipe
 from rendezvous.store.state import (
-    DAY_SECONDS,
     Change,
     Hour,
     Known,
@@ -25,7 +25,7 @@ from rendezvous.store.state import (
 )
 
 COLUMNS = 80  # of a text
-WEEK_SECONDS = 7 * DAY_SECONDS
+WEEK_DAYS = 7
 _BEFORE = ' ' * len('first seen: ')  # before each fact
 _NO_FILES = 'not here: download them from the page; rekey makes new ones with a new secret'
 _REFUSED_HEADER = 'WHY', 'TIMES', 'LAST', 'ADDRESS'
@@ -44,20 +44,30 @@ class About(NamedTuple):
     pipes: list[OpenPipe]
     changes: list[Change]  # within a week and the last one before it, the oldest first
     hours: list[Hour]  # those of the week
+    week: list[Span]
     history: list[Rendezvous]  # the newest first
 
 
-def find(entries: Entries, options: Options, server: Server, entry: Json, now: float) -> About:
-    """Asks the store and the workers. Raises StoreDown."""
-    uuid = entry['uuid']
-    past = state.past(entries, [uuid], now - WEEK_SECONDS, now)
+def find(entries: Entries, options: Options, server: Server, entry: Json, clock: Clock) -> About:
+    """Asks the store and the workers. A week is six days and today, as on the page.
+
+    Raises StoreDown.
+    """
+    uuid, now = entry['uuid'], clock.present()
+    shown, known = listing.one(entries, options, server, entry)
+    start = clock.midnight(now, 1 - WEEK_DAYS)
+    changes, hours = state.past(entries, [uuid], start, now)[uuid]
+    changes = pictures.with_present(changes, known)
     return About(
         entry,
-        *listing.one(entries, options, server, entry),
+        shown,
+        known,
         state.refusals(entries, uuid),
         entries.used_up(uuid),
         questions.open_pipes(entries, server, uuid),
-        *past[uuid],
+        changes,
+        hours,
+        pictures.spans(changes, start, now, server.down_since, server.outages),
         state.history(entries, uuid),
     )
 
@@ -87,7 +97,7 @@ def lines(about: About, options: Options, secret: bool, clock: Clock) -> Iterato
         _why(about, clock),
         _refusals(about.refusals, clock),
         _open(about.pipes, clock),
-        _week(about, clock),
+        _week(about),
         _commands(about, options),
         _past(about.history, clock),
     ]
@@ -169,18 +179,16 @@ def _past(rows: list[Rendezvous], clock: Clock) -> list[str]:
     return _titled('the last connections:', _PAST_HEADER, cells)
 
 
-def _week(about: About, clock: Clock) -> list[str]:
-    """How long of the last seven days it was online, and what went through."""
-    now = clock.present()
-    spans = week.spans(about.changes, about.known, now - WEEK_SECONDS, now)
-    total = Hour(*map(sum, zip(*about.hours, strict=True))) if about.hours else Hour()
-    said = [week.share(spans)] if spans else []
+def _week(about: About) -> list[str]:
+    """How long of it the hidden server was online, and what went through."""
+    total = Hour(*map(sum, zip(*about.hours, strict=True)))
+    said = [pictures.week_words(about.week)]
     if total.visits:
         traffic = f'{words.size(total.down)} down, {words.size(total.up)} up'
         said.append(f'{words.plural(total.visits, "rendezvous", "rendezvous")}: {traffic}')
     if total.failures:
         said.append(f'{words.plural(total.failures, "mobile client")} found it not online')
-    return ['the last 7 days:', *_indented(said)] if said else []
+    return ['the last 7 days:', *_indented(filter(None, said))] if any(said) else []
 
 
 def _commands(about: About, options: Options) -> list[str]:

@@ -76,7 +76,7 @@ def show(entries: Entries, options: Options, entry: str, secret: bool, as_json: 
     """Shows all about an entry: why it is not online, its week, how to connect."""
     clock = Clock(now=time.time())
     found = actions.find_by(entries, entry)
-    known = about.find(entries, options, state.server(entries), found, clock.now)
+    known = about.find(entries, options, state.server(entries), found, clock)
     if as_json:
         say_json(about.for_programs(known, secret))
     else:
