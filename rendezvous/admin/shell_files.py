@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rendezvous.admin import actions, atomic, entry_files, export, login_link, nedis
+from rendezvous.admin import actions, atomic, entry_files, export, login_link, nedis, words
 from rendezvous.admin import pack as packing
 from rendezvous.admin.actions import Unable
 from rendezvous.admin.command import (
@@ -63,7 +63,7 @@ def export_entries(
     file = file or Path(time.strftime('rendezvous-%Y-%m-%d-%H%M%S.jsonl'))
     found = find_all(entries, chosen) if chosen else entries.all()
     count = export.write(file, (store.whole(entries, each['uuid']) for each in found))
-    click.echo(f'made {file} with {count} entries; import takes it')
+    click.echo(f'made {file} with {words.plural(count, "entry", "entries")}; import takes it')
     click.echo('It holds their secrets: keep it private.')
 
 
