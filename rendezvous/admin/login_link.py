@@ -1,7 +1,7 @@
 """`users_app.py link`: a fresh login link of the page that runs, in a terminal or as a service.
 
-The page listens on a Unix socket in data/, which is closed to other users, and answers each
-connection with a link. So a code goes from the memory of one process to that of another, which is
+The page listens on a Unix socket in data/, which is closed to other users, and answers a line
+with a link. So a code goes from the memory of one process to that of another, which is
 of the same user or of root: it is never in a file or in the journal. In Redis it would be safe no
 more than Redis is, which may be another machine's; and whoever may write there could log in.
 
@@ -23,7 +23,7 @@ from rendezvous.wire.programs import Mistake
 
 BEGINS, ENDS = 'page-', '.sock'
 ANSWER_SECONDS = 5  # a page that makes a large table answers a little later
-LINK_OCTETS = 4096
+ASK = b'link\n'
 
 
 class Links(StreamServer):
@@ -33,8 +33,8 @@ class Links(StreamServer):
         """`make` gives a link that works once. Raises Mistake."""
         self._make = make
         self._path = os.path.join(_folder(), f'{BEGINS}{secrets.token_hex(8)}{ENDS}')
-        for path in _sockets():
-            _connected(path)  # which removes those of pages that were killed
+        for living in filter(None, map(_connected, _sockets())):  # the others are removed
+            living.close()
         sock = socket.socket(socket.AF_UNIX)
         new = f'{self._path}.new'
         try:
@@ -53,8 +53,10 @@ class Links(StreamServer):
             os.unlink(self._path)
 
     def _answer(self, sock: socket.socket, _: object) -> None:
+        sock.settimeout(ANSWER_SECONDS)
         with closing(sock), suppress(OSError):
-            sock.sendall(self._make().encode())
+            if sock.recv(len(ASK)) == ASK:
+                sock.sendall(self._make().encode())
 
 
 def listen(make: Callable[[], str]) -> Links:
@@ -106,7 +108,8 @@ def _received(sock: socket.socket) -> str:
     """All that comes; '' where nothing does."""
     octets = b''
     with closing(sock), suppress(OSError):
-        while more := sock.recv(LINK_OCTETS):
+        sock.sendall(ASK)
+        while more := sock.recv(4096):
             octets += more
     return octets.decode()
 
