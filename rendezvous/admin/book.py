@@ -86,6 +86,11 @@ class Book:
             self._scan.join(None if self._missed else PATIENCE_SECONDS)
         return self._take_scan() | self._read_changed()
 
+    def close(self) -> None:
+        """Does not follow the changes any more."""
+        if self._follower is not None:
+            self._follower.kill()
+
     def ordered(self) -> list[Row]:
         """The rows by label."""
         if self._sorted is None:

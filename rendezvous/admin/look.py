@@ -94,6 +94,10 @@ class Looks:
             self._book.note(uuid)
         self._look.expire()
 
+    def close(self) -> None:
+        """Ends what goes on behind: a question starts it again."""
+        self._book.close()
+
     def past(self, uuids: list[str], start: float, end: float) -> Past:
         """What state.past gives of some entries, of the window that ends with the present look.
 

@@ -51,6 +51,7 @@ def create_app(
 ) -> Flask:
     """The WSGI application. `announce` is given the login codes. None: no login is needed."""
     app, looks = Flask(__name__), Looks(entries, options)
+    app.extensions['looks'] = looks
     app.after_request(answers.finish)  # the first one is called last
     Login(app, options, announce, entries)
     _add_pages(app, entries, options, looks)

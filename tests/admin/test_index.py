@@ -1,0 +1,247 @@
+"""The first page: the server, and the table of all hidden servers, in every state."""
+
+import json
+import re
+import time
+import uuid as uuids_
+
+import pytest
+from conftest import connect_request, until
+from pages import Page, served, text
+
+from rendezvous.store import options as local
+from rendezvous.store import presence
+
+UUID = '10000000-0000-4000-8000-00000000000{}'
+
+
+@pytest.fixture
+def page(redis_options, start):  # its connections end before those of servers are counted
+    with served(local.DEFAULTS | redis_options | {'key_file': None}) as page:
+        yield page
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """A worker writes at once what has changed."""
+    monkeypatch.setattr(presence, 'WRITE_SECONDS', 0.02)
+    monkeypatch.setattr(presence, 'PATIENCE_SECONDS', 0.05)
+
+
+def add(page: Page, *labels: str) -> list[str]:
+    """Makes entries. Returns their UUIDs."""
+    uuids = [UUID.format(f'{number:x}') for number in range(len(labels))]
+    for uuid, name in zip(uuids, labels, strict=True):
+        page.entries.add(uuid, [name] if name else [])
+    return uuids
+
+
+def until_row(page: Page, label: str, pattern: str) -> str:
+    """The row of that label, when it says so."""
+
+    def found() -> str | None:
+        row = page.rows().get(label, '')
+        return row if re.search(pattern, row) else None
+
+    return until(found, f'{label}: {pattern}')
+
+
+def test_each_row_says_its_state_and_since_when(page, soon, start, register, connect):
+    kitchen, camera, attic, pihole, printer = add(
+        page, 'kitchen', 'camera', 'attic', 'Pi-hole', '3D printer'
+    )
+    server = start()
+    hidden, leaves = register(server, kitchen), register(server, attic)
+    until_row(page, 'attic', 'Online')
+    leaves.close()
+    connect(server).send(connect_request(camera, '00000000'))
+    page.entries.disable(pihole)
+    clock = r'[012]\d:[0-5]\d'
+    row = until_row(page, 'kitchen', 'Online')
+    assert re.fullmatch(f'kitchen {kitchen} Online since {clock} from 127.0.0.1 - 1 - none', row)
+    row = until_row(page, 'camera', 'Refused')
+    assert re.fullmatch(rf'camera {camera} Refused \d s ago Wrong code - - - none', row)
+    row = until_row(page, 'attic', 'Offline')
+    assert re.fullmatch(f'attic {attic} Offline since {clock} was at 127.0.0.1 - - - none', row)
+    row = until_row(page, 'Pi-hole', 'Disabled')
+    assert re.fullmatch(f'Pi-hole {pihole} Disabled since {clock} - - - none', row)
+    row = until_row(page, '3D printer', 'Never seen')
+    assert re.fullmatch(rf'3D printer {printer} Never seen created \d+ s ago - - - none', row)
+    shown = page.ask()
+    assert '<title>(2 offline) 1 of 5 online · rendezvous</title>' in shown
+    assert 'All 5 Online 1 Refused 1 Offline 1 Disabled 1 Never seen 1' in text(shown)
+    hidden.close()
+    until_row(page, 'kitchen', 'Offline')
+
+
+def test_hidden_server_that_was_deleted_or_renamed_is_so_at_the_next_look(page):
+    kitchen, attic = add(page, 'kitchen', 'attic')
+    assert [*page.rows()] == ['attic', 'kitchen']
+    page.entries.rename(kitchen, ['Küche'])
+    page.entries.delete(attic)
+    until(lambda: [*page.rows()] == ['Küche'], 'the page shows both changes', 5)
+
+
+def test_names_are_sorted_as_people_do_and_headings_sort(page, monkeypatch):
+    add(page, 'Till 10', 'till 9', '', 'Äpfel', 'zebra')
+    by_name = ['Äpfel', 'Till 9', 'Till 10', 'zebra', '']
+
+    def names(path: str) -> list[str]:
+        return [each.replace('till', 'Till') for each in page.rows(path)]
+
+    assert names('/') == by_name
+    shown = page.ask()
+    assert 'aria-sort="ascending"><a href="/?sort=-name">Hidden server' in shown
+    assert 'aria-sort="none"><a href="/?sort=-open">Open' in shown
+    assert names('/?sort=-name') == by_name[::-1]
+    shown = page.ask('/?sort=-name')
+    assert 'aria-sort="descending"><a href="/">Hidden server' in shown
+    for column in ('state', 'open', 'waiting', 'today'):
+        for order in ('', '-'):
+            assert names(f'/?sort={order}{column}') == by_name  # they are equal in all of these
+
+
+def test_what_is_most_or_worst_comes_first(page, soon, start, register, connect):
+    idle, busy, wrong, _ = add(page, 'a idle', 'b busy', 'c wrong', 'd printer')
+    server = start()
+    for uuid in (idle, busy, busy):
+        register(server, uuid)
+    connect(server).send(connect_request(wrong, '00000000'))
+    until_row(page, 'b busy', '- 2 -')
+    until_row(page, 'a idle', '- 1 -')
+    until_row(page, 'c wrong', 'Refused')
+    hours = {uuid: f'hours:{uuid}' for uuid in (idle, busy)}
+    day, hour = divmod(int(time.time() // 3600), 24)
+    page.entries.ask(lambda redis: redis.hset(hours[idle], day, f'{hour} 1000 2000000 3 0'))
+    for sort, names in {
+        'state': 'cdab',
+        '-state': 'abdc',
+        '-waiting': 'bacd',
+        'waiting': 'cdab',
+        '-today': 'abcd',
+        'today': 'bcda',
+    }.items():
+        assert ''.join(name[0] for name in page.rows(f'/?sort={sort}')) == names, sort
+    assert 'a idle' in page.rows()
+    until_row(page, 'a idle', '↓ down 2 MB ↑ up 1 kB')
+
+
+def test_chips_filter_with_one_click(page):
+    uuids = add(page, 'a', 'b', 'c')
+    page.entries.disable(uuids[1])
+    until(lambda: 'Disabled' in page.rows()['b'], 'b is disabled')
+    shown = page.ask()
+    assert '<a href="/" aria-current="true">All <b>3</b>' in shown
+    assert re.search('<a href="/[?]state=never-seen">.*Never seen <b>2</b>', shown)
+    assert [*page.rows('/?state=never-seen')] == ['a', 'c']
+    assert [*page.rows('/?state=disabled')] == ['b']
+    shown = page.ask('/?state=disabled&sort=-name&q=b')
+    assert re.search(
+        '<a href="/[?]state=disabled&amp;q=b&amp;sort=-name" aria-current="true">', shown
+    )
+    assert '<input type="hidden" name="state" value="disabled">' in shown
+    assert 'No hidden server is online. Show all 3' in text(page.ask('/?state=online'))
+
+
+def test_search_finds_labels_first(page):
+    first, second, third, fourth = add(page, 'printer', 'camera 3', 'attic', 'barn')
+    page.entries.note(third, 'beside the Printer')
+    record = {'state': 'offline', 'since': 1, 'first': 1, 'address': '2001:db8::7'}
+    page.entries.ask(lambda redis: redis.hset('states', fourth, json.dumps(record)))
+    until(lambda: len(page.rows('/?q=printer')) == 2, 'the note is there')
+    assert [*page.rows('/?q=printer')] == ['printer', 'attic']
+    assert [*page.rows('/?q=10000000')] == ['attic', 'barn', 'camera 3', 'printer']
+    assert [*page.rows('/?q=3')] == ['camera 3', 'barn']  # a label, and then the UUID of the fourth
+    assert [*page.rows(f'/?q={second.upper()}')] == ['camera 3']
+    assert [*page.rows('/?q=2001:DB8')] == ['barn']
+    nothing = text(page.ask('/?q=<b>&state=never-seen'))
+    said = 'Nothing is found: no label, UUID, address or note of what is never seen contains'
+    assert said in nothing
+    assert '<b>&' not in page.ask('/?q=<b>&state=never-seen')
+    assert 'All 2 ' in text(page.ask('/?q=printer'))
+    assert page.get('/?q=').text.count('<tr id="e-') == 4
+    assert first in page.rows('/?q=printer')['printer']
+
+
+@pytest.mark.parametrize(
+    'query',
+    [
+        'page=0',
+        'page=-1',
+        'page=x',
+        'page=99999999999999999999',
+        'page=1&page=2',
+        'state=',
+        'state=down',
+        'state=%00',
+        'sort=',
+        'sort=-',
+        'sort=--name',
+        'sort=uuid',
+        'sort=-name%27',
+        'q=%20%20',
+        'done=nothing',
+        'q=&state=&sort=&page=&x=y',
+        '%ff=%fe&&&=',
+    ],
+)
+def test_nonsense_in_the_url_means_nothing(page, query):
+    add(page, 'a', 'b', 'c')
+    until(lambda: len(page.rows(f'/?{query}')) == 3, 'all are shown')
+
+
+def test_search_takes_no_more_than_a_line(page):
+    add(page, 'a')
+    until(lambda: page.rows(), 'it is shown')
+    assert 'x' * 201 not in page.ask(f'/?q={"x" * 5000}')
+
+
+def test_fifty_are_on_a_page_and_all_that_is_wanted_stays(page):
+    uuids = [str(uuids_.uuid4()) for _ in range(120)]
+    values = {uuid: json.dumps({'labels': [f'Machine {n}']}) for n, uuid in enumerate(uuids)}
+    page.entries.ask(lambda redis: redis.mset(values))
+    until(lambda: len(page.rows()) == 50, 'the scan finds them')
+    assert [*page.rows('/?page=3')] == [f'Machine {number}' for number in range(100, 120)]
+    assert [*page.rows('/?page=4')] == [*page.rows('/?page=3')]
+    shown = page.ask('/?q=machine&state=never-seen&sort=-name&page=2')
+    assert '51 to 100 of 120 First Previous 2 of 3 Next Last' in text(shown)
+    wanted = '/?state=never-seen&amp;q=machine&amp;sort=-name'
+    for number, rel in ((1, 'first'), (1, 'prev'), (3, 'next'), (3, 'last')):
+        where = f'{wanted}&amp;page={number}' if number > 1 else wanted
+        assert f'<a href="{where}" rel="{rel}">' in shown
+    assert f'data-refresh="{wanted}&amp;page=2"' in shown
+    assert f'aria-sort="descending"><a href="{wanted.removesuffix("&amp;sort=-name")}">' in shown
+
+
+def test_hostile_labels_and_notes_are_inert(page):
+    (uuid,) = add(page, '"><script>alert(1)</script>{{ 7 * 7 }}')
+    page.entries.note(uuid, '</p><img src=x>')
+    until(lambda: page.rows(), 'it is shown')
+    for shown in (page.ask(), page.ask('/?q=%22%3E%3Cscript')):
+        assert '<script>alert' not in shown
+        assert '<img' not in shown
+        assert '{{ 7 * 7 }}' in shown
+        assert 'aria-label="Choose &#34;&gt;&lt;script&gt;' in shown
+
+
+def test_times_and_the_day_are_those_of_the_reader(page):
+    add(page, 'kitchen')
+    noon = time.time() // 86400 * 86400 - 12 * 3600  # of yesterday, in UTC
+    record = {'state': 'offline', 'since': noon, 'first': noon, 'address': '192.0.2.1'}
+    page.entries.ask(lambda redis: redis.hset('states', UUID.format(0), json.dumps(record)))
+    until(lambda: 'Offline' in page.rows().get('kitchen', ''), 'it is offline')
+    assert 'times are in UTC' in text(page.ask())
+    assert ' 12:00 ' in page.rows()['kitchen']
+    shown = page.get('/', Cookie='zone=Asia/Kathmandu').text
+    assert 'times are in UTC' not in shown
+    assert '17:45</time>' in shown
+    for nonsense in ('Nowhere/Land', '../../etc/passwd', 'Europe', '', 'x' * 5000):
+        assert 'times are in UTC' in text(page.get('/', Cookie=f'zone={nonsense}').text)
+
+
+def test_never_started_server_says_what_to_run(page):
+    shown = text(page.ask())
+    assert 'The rendezvous server has not run yet' in shown
+    assert 'bin/run.sh Copy' in shown
+    assert 'Server Not started yet Workers 0' in shown
+    assert 'Add your first hidden server' in shown
