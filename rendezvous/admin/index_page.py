@@ -169,7 +169,8 @@ class Index:
             bar = pictures.bar(spans, pictures.day_words(spans, clock))
             known, today = row.known, _total(hours[int(midnight // HOUR - first // HOUR) :])
             reason = why.brief(known.why) if known.state == REFUSED and known.why else ''
-            was_lost = known.state == OFFLINE and known.since == server.down_since
+            down = server.down_since
+            was_lost = known.state == OFFLINE and bool(down and (known.since or 0) >= down)
             lines.append(Line(row, reason, was_lost, bar, today))
         return lines, past[ALL][1][int((end - DAY) // HOUR - first // HOUR) :]
 
