@@ -17,7 +17,7 @@ from test_limits import is_served
 from test_proxy_line import BAD, IPV4, IPV6, LINE4, LINE6, TLVS, binary, block
 
 from rendezvous.server import listening
-from rendezvous.store import presence, rations
+from rendezvous.store import presence, rations, state
 from rendezvous.wire import proxy_line
 from rendezvous.wire.addresses import Peer as Address
 
@@ -98,9 +98,9 @@ def test_log_and_page_have_the_address_that_the_proxy_says(
     ends[0].close()
     assert mobile.rest() == b''
     mobile.close()
-    (kept,) = until(lambda: presence.history(entries, uuid), 'it is on the page')
-    assert kept['address'] == peer.host
-    assert presence.now(entries)[uuid].address == peer.host
+    (kept,) = until(lambda: state.history(entries, uuid), 'it is on the page')
+    assert kept.address == peer.host
+    assert state.known_of(entries, state.server(entries), uuid).address == peer.host
     until(lambda: 'closed after' in caplog.text, 'it is in the log')
     assert {line.split()[0] for line in caplog.messages if uuid in line} == {str(peer)}
 

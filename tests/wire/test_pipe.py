@@ -234,6 +234,21 @@ def test_visit_ends_soon_behind_its_answer_and_its_time_is_that_of_its_octets(
     assert float(re.search(r'closed after ([0-9.]+) s: mobile client closed', caplog.text)[1]) < 3
 
 
+def test_visit_takes_up_to_the_last_octet_that_its_mobile_client_gets(joined, caplog):
+    """One that reads slowly has it later; what is idle behind that is a connection, no visit."""
+    caplog.set_level('INFO')
+    hidden, mobile = joined
+    sending = gevent.spawn(hidden.send, MEGABYTE * 16)
+    gevent.sleep(1)
+    assert mobile.receive(len(MEGABYTE) * 16) == MEGABYTE * 16
+    sending.get()
+    gevent.sleep(1.5)
+    hidden.close()
+    assert mobile.rest() == b''
+    until(lambda: 'closed after' in caplog.text, 'it is logged')
+    assert 1 <= float(re.search(r'closed after ([0-9.]+) s: ', caplog.text)[1]) < 2.4
+
+
 def test_slow_reader_behind_a_shut_sending_side_is_not_taken_for_silence(joined):
     hidden, mobile = joined
     mobile.shut_sending()
