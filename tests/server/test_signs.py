@@ -71,6 +71,10 @@ def until_workers_sign(entries: Entries, but: tuple = ()) -> list[state.Worker]:
     return until(signed, 'two workers have signed')
 
 
+def known(entries: Entries, uuid: str) -> state.Known:
+    return state.known_of(entries, state.server(entries), uuid)
+
+
 def test_version_is_said(folder):
     for program in ('server.py', 'hidden.py'):
         assert folder.run(program, '--version') == (0, f'{VERSION}\n', '')
@@ -111,14 +115,11 @@ def test_killed_server_is_known_to_be_down_within_seconds(folder, entries, regis
     program, port = folder.serve()
     uuid, _ = register(port)
     until_workers_sign(entries)
-
-    def known() -> state.Known:
-        return state.known_of(entries, state.server(entries), uuid)
-
-    until(lambda: known().waiting == 1, 'it is online')
+    until(lambda: known(entries, uuid).waiting == 1, 'it is online')
     os.kill(program.pid, signal.SIGKILL)
     until(lambda: not state.server(entries).workers, 'no worker lives', seconds=5)
-    until(lambda: (known().waiting, known().state) == (0, state.OFFLINE), 'it is off', seconds=5)
+    until(lambda: known(entries, uuid).state == state.OFFLINE, 'it is offline', seconds=5)
+    assert known(entries, uuid).waiting == 0
     down = state.server(entries)
     assert down.heard
     assert not down.heard.stopped
@@ -130,9 +131,10 @@ def test_server_that_an_administrator_stops_says_so(folder, entries, register):
     program, port = folder.serve()
     uuid, _ = register(port)
     until_workers_sign(entries)
+    until(lambda: known(entries, uuid).waiting == 1, 'it is online')
     program.end(signal.SIGTERM)
     stopped = state.server(entries)
     assert stopped.workers == []
     assert stopped.heard
     assert stopped.heard.stopped
-    assert state.known_of(entries, stopped, uuid).state == state.OFFLINE
+    assert known(entries, uuid).state == state.OFFLINE
