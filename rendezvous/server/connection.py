@@ -23,6 +23,7 @@ from rendezvous.server.meeting import HeldElsewhere, Meeting, Visitor
 from rendezvous.server.names import Names
 from rendezvous.server.registry import Held, Registration, Registry
 from rendezvous.server.shares import Shares
+from rendezvous.server.visits import Visit, Visits
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import Options
 from rendezvous.store.presence import Presence
@@ -76,8 +77,9 @@ class Rendezvous:
             shares,
         )
         self.names = Names(entries, options.names_domain)
+        self.visits = Visits()
         self.following = Following(
-            entries, self.registry, self.admission, self.presence, self.names
+            entries, self.presence, self.registry, self.admission, self.names, self.visits
         )
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
@@ -194,7 +196,7 @@ class Rendezvous:
         """Who is here; now and then it also notes the octets of pipes that are open."""
         if time.monotonic() - self._noted_at > OCTETS_SECONDS:
             self._noted_at = time.monotonic()
-            for moved in self.counters.moved():
+            for moved in self.visits.moved():
                 self.presence.note_octets(*moved)
         return self.registry.counts()
 
@@ -211,7 +213,7 @@ class Rendezvous:
             'connections': self.limits.taken,
             'most': self.limits.places,
             'memory': _memory(),
-            'counters': self.counters.now(self.entries.errors),
+            'counters': self.counters.now(self.visits, self.entries.errors),
         }
 
     def _announced(self, connection: Connection) -> Peer:
@@ -352,7 +354,7 @@ class Rendezvous:
 
     def _join(self, connection: Connection, peer: Peer, uuid: str, octets: bytes) -> Close:
         """Pipes to one registration after the other, until one has got something."""
-        mobile, began, left = End(connection.sock), time.monotonic(), octets
+        mobile, at, began, left = End(connection.sock), time.time(), time.monotonic(), octets
         leaving = partial(self.limits.mark_leaving, connection)
         while True:
             held = self._claim(connection, uuid)
@@ -361,13 +363,13 @@ class Rendezvous:
             connection.may_finish = True
             mobile.octets = held.octets = 0
             pipe, octets, left = Pipe(mobile, held, self.options.drain, leaving), left, b''
-            self.counters.pipe_began(pipe, uuid)
+            visit = self.visits.begin(uuid, peer.host, at, pipe)
             try:
                 how, left = self._pipe(pipe, peer, octets)
             finally:
-                noted = self.counters.pipe_ended(pipe)
+                self.visits.end(visit)
                 if not left:
-                    self._record(peer, uuid, pipe, began, noted)
+                    self._record(peer, visit, pipe.passed_at - began)
             if not left:
                 return partial(close_gracefully, is_whole=how.is_whole)
             _check_retry(began)
@@ -400,7 +402,7 @@ class Rendezvous:
                 held.preface = proxy_line.line(peer, peer.reached)
             held.connection.may_finish = True
             self.limits.mark_visited(held.connection)
-            self.registry.pipe_began(held, peer.host)
+            self.registry.pipe_began(held)
         else:
             held.greenlet = gevent.spawn(_answer_from_elsewhere, pipe)
             gevent.sleep(0)  # it runs: one that is ended before that never closes its socket
@@ -416,27 +418,25 @@ class Rendezvous:
                 self.registry.pipe_ended(held)
         return pipe.how or How.ENDED, left
 
-    def _record(
-        self, peer: Peer, uuid: str, pipe: Pipe, began: float, noted: tuple[int, int]
-    ) -> None:
-        """The log, and the page, of a rendezvous that is over. `noted`: octets of it that the page
-        knows already.
+    def _record(self, peer: Peer, visit: Visit, seconds: float) -> None:
+        """The log, and the page, of a rendezvous that is over. `seconds`: to its last octet; the
+        connection may have been kept for long after that.
         """
-        seconds = pipe.passed_at - began  # an idle connection may be kept for long after that
+        pipe = visit.pipe
         how, sent, received = (pipe.how or How.ENDED).value, pipe.mobile.octets, pipe.hidden.octets
         log.info(
             f'{peer} closed after {seconds:.1f} s: {how}; '
-            f'{sent} octets from the mobile client, {received} from {uuid}'
+            f'{sent} octets from the mobile client, {received} from {visit.uuid}'
         )
         self.presence.note_rendezvous(
-            uuid,
-            at=time.time() - (time.monotonic() - began),
-            address=peer.host,
+            visit.uuid,
+            at=visit.at,
+            address=visit.address,
             seconds=round(seconds, 1),
             sent=sent,
             received=received,
             how=how,
-            counted=noted,
+            counted=(visit.up, visit.down),
         )
 
 

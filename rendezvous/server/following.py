@@ -6,7 +6,7 @@ worker lives.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import gevent
 
@@ -14,6 +14,7 @@ from rendezvous.server.admission import Admission
 from rendezvous.server.admitted import stamp_of
 from rendezvous.server.names import Names
 from rendezvous.server.registry import Registry
+from rendezvous.server.visits import Visits
 from rendezvous.store import questions
 from rendezvous.store.entries import CHANGES, Entries, StoreDown
 from rendezvous.store.presence import Presence
@@ -32,13 +33,14 @@ class Following:
     def __init__(
         self,
         entries: Entries,
+        presence: Presence,
         registry: Registry,
         admission: Admission,
-        presence: Presence,
         names: Names,
+        visits: Visits,
     ):
-        self._entries, self._registry, self._admission = entries, registry, admission
-        self._presence, self._names = presence, names
+        self._entries, self._presence, self._registry = entries, presence, registry
+        self._admission, self._names, self._visits = admission, names, visits
 
     def run(self) -> None:
         """Until Redis does not answer, and a moment longer."""
@@ -88,19 +90,16 @@ class Following:
         except StoreDown as error:
             log.debug('a question of the page has no answer: %s', error)
 
-    def _open_pipes(self, uuid: str) -> Iterable[OpenPipe]:
-        for registration in self._registry.pipes(uuid):
-            pipe, visit = registration.pipe, registration.visit
-            if pipe and visit:
-                octets = pipe.mobile.octets, pipe.hidden.octets
-                yield OpenPipe(
-                    self._presence.name, str(visit.number), visit.address, visit.at, *octets
-                )
+    def _open_pipes(self, uuid: str) -> Iterator[OpenPipe]:
+        for visit in self._visits.of(uuid):
+            octets = visit.pipe.mobile.octets, visit.pipe.hidden.octets
+            number, name = str(visit.number), self._presence.name
+            yield OpenPipe(name, number, visit.address, visit.at, *octets)
 
     def _end_pipe(self, number: str) -> bool:
-        registration = self._registry.in_pipe(number)
-        if not (registration and registration.pipe and not registration.pipe.over):
+        visit = self._visits.find(number)
+        if not visit or visit.pipe.over:
             return False
-        log.info('a pipe of %s is ended on the page', registration.uuid)
-        registration.pipe.cut(How.ON_PAGE)
+        log.info('%s: its pipe with %s is ended on the page', visit.uuid, visit.address)
+        visit.pipe.cut(How.ON_PAGE)
         return True

@@ -6,11 +6,10 @@ more and is in no pipe yet. No method but `claim` yields, and that one only whil
 two yields nothing here is half done.
 """
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from itertools import islice
 
 import gevent
 from gevent.event import AsyncResult
@@ -51,7 +50,6 @@ class Registration(Held):
         self.over = False
         self.instance = ''  # the name of the process that registered, where it told
         self.wants_line = False  # of the PROXY protocol, before the octets of its visitor
-        self.visit: Visit | None = None  # of its pipe
 
     @property
     def is_new(self) -> bool:  # type: ignore[override]
@@ -65,14 +63,6 @@ class Registration(Held):
 
     def interrupt(self) -> None:
         self.connection.interrupt()
-
-
-class Visit(NamedTuple):
-    """The mobile client of a pipe."""
-
-    number: int  # of the pipe, among those of this worker
-    address: str
-    at: float  # when the pipe began, in seconds since 1970
 
 
 class Others:
@@ -105,30 +95,16 @@ class Registry:
         self._registrations: dict[str, dict[Registration, None]] = {}
         self._mobile_clients: dict[str, deque[AsyncResult]] = {}  # first come first
         self._handed: dict[str, set[Registration]] = {}
-        self._pipes: dict[str, dict[Registration, None]] = {}  # the oldest first
-        self._numbers = itertools.count(1)
+        self._pipes: dict[str, set[Registration]] = {}
         self._last_here: dict[str, float] = {}  # time.monotonic() of the last sign, oldest first
 
     def count(self, uuid: str) -> int:
         return len(self._registrations.get(uuid, ()))
 
-    def pipes(self, uuid: str) -> list[Registration]:
-        """Those in a pipe, the oldest pipe first."""
-        return list(self._pipes.get(uuid, ()))
-
-    def in_pipe(self, number: str) -> Registration | None:
-        """The one in the pipe with this number."""
-        inside = (each for some in self._pipes.values() for each in some)
-        return next(
-            (each for each in inside if each.visit and str(each.visit.number) == number), None
-        )
-
     def other(self, registration: Registration) -> str:
         """Where another process of the same UUID waits; '' where none does that told its name."""
         mine = registration.instance
-        newest = itertools.islice(
-            reversed(self._registrations.get(registration.uuid, {})), LOOKED_AT
-        )
+        newest = islice(reversed(self._registrations.get(registration.uuid, {})), LOOKED_AT)
         others = (each.connection.peer.host for each in newest if each.instance not in ('', mine))
         return next(others, '') if mine else ''
 
@@ -213,15 +189,13 @@ class Registry:
             self.unclaim(held)
             first = True  # it hung up before we woke: it is still our turn
 
-    def pipe_began(self, registration: Registration, address: str) -> None:
-        """`address`: of the mobile client."""
-        registration.visit = Visit(next(self._numbers), address, time.time())
-        self._pipes.setdefault(registration.uuid, {})[registration] = None
+    def pipe_began(self, registration: Registration) -> None:
+        self._pipes.setdefault(registration.uuid, set()).add(registration)
         self._take_from_handed(registration)
 
     def pipe_ended(self, registration: Registration) -> None:
         self._note_here(registration.uuid)
-        del self._pipes[registration.uuid][registration]
+        self._pipes[registration.uuid].remove(registration)
         self._drop_empty(registration.uuid)
 
     def expects(self, uuid: str) -> bool:

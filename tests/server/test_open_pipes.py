@@ -2,7 +2,6 @@
 
 import json
 import logging
-import socket
 import time
 
 import gevent
@@ -10,7 +9,6 @@ import pytest
 from asking import follows, open_pipes, server_of
 from conftest import cut_off, get, until
 
-from rendezvous.server import meeting
 from rendezvous.store import questions
 from rendezvous.store.entries import CHANGES
 
@@ -50,7 +48,7 @@ def test_pipe_that_is_ended_on_the_page_is_cut_off(server, join, entries, uuid, 
         mobile.rest()
     until(lambda: 'closed after' in caplog.text, 'it is in the log')
     assert ' s: ended on the page; ' in caplog.text
-    assert f'a pipe of {uuid} is ended on the page' in caplog.text
+    assert f'{uuid}: its pipe with 127.0.0.1 is ended on the page' in caplog.text
     assert open_pipes(entries, uuid, server) == []
     assert not questions.end_pipe(entries, pipe.worker, pipe.id)
 
@@ -78,37 +76,26 @@ def workers(start, place):
     return [start(meeting_place=place / str(number), which=f'{number}/2') for number in (1, 2)]
 
 
-def test_pipe_of_a_mobile_client_of_another_worker_is_seen_and_ended(
-    workers, register, connect, entries, uuid
+def test_pipe_with_the_hidden_server_of_another_worker_is_seen_once_and_ended(
+    workers, register, connect, entries, uuid, caplog
 ):
-    """The worker that holds the registration has it, and only that one."""
+    """The worker of the mobile client tells it: it also writes down how it ended."""
+    caplog.set_level(logging.INFO)
     hidden, mobile = register(workers[0], uuid), connect(workers[1])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
     hidden.send(HEAD + b'half')
     mobile.until(b'half')
     (pipe,) = open_pipes(entries, uuid, *workers)
-    assert pipe.worker == workers[0].rendezvous.presence.name
-    assert pipe.received == len(HEAD + b'half')
+    assert pipe.worker == workers[1].rendezvous.presence.name
+    assert (pipe.address, pipe.received) == ('127.0.0.1', len(HEAD + b'half'))
     assert questions.end_pipe(entries, pipe.worker, pipe.id)
     mobile.sock.suppress_ragged_eofs = False
     with cut_off():
         mobile.rest()
     assert hidden.rest() == b''
-
-
-def test_address_is_that_of_the_mobile_client_and_not_of_its_worker(
-    workers, place, register, entries, uuid
-):
-    hidden = register(workers[0], uuid)
-    with socket.socket(socket.AF_UNIX) as colleague:
-        colleague.connect(str(place / '1'))
-        colleague.sendall(f'{uuid} 0 192.0.2.7 5000\n'.encode())
-        assert colleague.recv(1) == meeting.YES
-        colleague.sendall(b'GET / HTTP/1.1\r\n\r\n')
-        hidden.until(b'\r\n\r\n')
-        (pipe,) = open_pipes(entries, uuid, *workers)
-        assert pipe.address == '192.0.2.7'
+    until(lambda: 'closed after' in caplog.text, 'it is in the log')
+    assert ' s: ended on the page; ' in caplog.text
 
 
 @pytest.mark.parametrize(
