@@ -12,7 +12,7 @@ from flask import Response, abort, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
-from rendezvous.admin import certificate, entry_view, pack, reader, visits
+from rendezvous.admin import actions, certificate, entry_view, login, pack, reader, visits
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.login import NO_REFERRER
 from rendezvous.admin.words import DAY
@@ -91,7 +91,8 @@ class EntryPage:
         totp = codes.totp(parameters)
         totp.issuer = self._options.rendezvous_host
         totp.name = ', '.join(entry['labels'])[:QR_CHARACTERS] or entry['uuid']
-        code = _qr_code(totp.provisioning_uri())
+        code, label = _qr_code(totp.provisioning_uri()), ', '.join(entry['labels'])
+        actions.noted(self._entries, 'secret shown', entry['uuid'], label, login.who())
         page = render_template('secret.html', entry=entry, parameters=parameters, code=code)
         return page, NO_REFERRER
 
