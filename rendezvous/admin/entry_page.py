@@ -45,7 +45,7 @@ class EntryPage:
         """Everything about one entry, except its secret."""
         entry, server, clock = self._shown(uuid), self._looks.server(), reader.clock()
         key, known = entry['uuid'], self._known(entry, server)
-        past = entry_view.past(self._entries, key, clock)
+        past = entry_view.past(self._entries, key, known, clock)
         week = entry_view.week(past, server, clock)
         visited = visits.grouped(state.history(self._entries, key))
         page = render_template(
@@ -65,14 +65,14 @@ class EntryPage:
 
     def history(self, uuid: UUID) -> ResponseReturnValue:
         """All rendezvous that are kept, all refusals of a day, and each hour of the week."""
-        entry, clock = self._shown(uuid), reader.clock()
-        past = entry_view.past(self._entries, entry['uuid'], clock)
+        entry, server, clock = self._shown(uuid), self._looks.server(), reader.clock()
+        past = entry_view.past(self._entries, entry['uuid'], self._known(entry, server), clock)
         return render_template(
             'history.html',
             entry=entry,
             visits=state.history(self._entries, entry['uuid']),
             refusals=state.refusals(self._entries, entry['uuid']),
-            week=entry_view.week(past, self._looks.server(), clock),
+            week=entry_view.week(past, server, clock),
         )
 
     def hours(self, uuid: UUID) -> Response:

@@ -101,12 +101,12 @@ class Past(NamedTuple):
         return ends[-1] if ends else None
 
 
-def past(entries: Entries, uuid: str, clock: Clock) -> Past:
+def past(entries: Entries, uuid: str, known: Known, clock: Clock) -> Past:
     """Raises StoreDown."""
     present = clock.present()
     start = min(clock.month(present), clock.midnight(present, 1 - WEEK_DAYS))
     changes, hours = state.past(entries, [uuid], start, present)[uuid]
-    return Past(start, changes, hours)
+    return Past(start, pictures.with_present(changes, known), hours)
 
 
 def now(entries: Entries, server: Server, uuid: str, known: Known, clock: Clock) -> Now:

@@ -20,6 +20,9 @@ from rendezvous.store.state import (
 
 SET_CLOCK = 'sudo timedatectl set-ntp true'
 CLEAR, REKEY = 'clear', 'rekey'  # what a button does
+# A second machine with the same file tries again each minute where it is refused, and registers
+# anew each quarter of an hour where it is not. What is older is over while one is online.
+LATELY_SECONDS = 20 * 60
 SLACK_SECONDS = 2  # a change of state and the refusal that it goes with are noted one by one
 
 
@@ -91,7 +94,8 @@ def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
         return False
     if known.state == DISABLED:  # the page says that already, and nothing else helps
         return False
-    if known.state == ONLINE and row.why.kind == 'wrong':  # somebody guesses: limits keep him out
+    is_late = clock.present() - row.last > LATELY_SECONDS
+    if known.state == ONLINE and (is_late or row.why.kind == 'wrong'):  # limits keep guessers out
         return False
     if known.state in (REFUSED, NEVER) or known.since is None:
         return True

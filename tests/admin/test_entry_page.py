@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import requests
+from browser import Browser
 from conftest import (
     DEADLINE_SECONDS,
     Peer,
@@ -28,7 +29,7 @@ from conftest import (
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from programs import Folder, Program
-from visitor import Visitor
+from visitor import Visitor, link
 
 from rendezvous.admin import certificate, entry_view, page, page_server, visits
 from rendezvous.admin.words import DAY, HOUR, Clock
@@ -158,6 +159,32 @@ def test_what_was_waited_for_has_one_place_so_that_a_shown_page_can_learn_of_it(
         hidden = site.hide(uuid, near)
         site.until_it_says(uuid, 'Online ✓')
     hidden.end()
+
+
+def test_a_shown_page_learns_what_has_happened_without_being_loaded_again(
+    site, uuid, near, tmp_path
+):
+    browser = Browser(tmp_path)
+    try:
+        url, code = link(site.page.program)
+        browser.visit(f'{url}/login?code={code}')
+        browser.click('Log in')
+        browser.until_it_says('New')
+        browser.visit(f'{url}/entries/{uuid}')
+        browser.until_it_says('Waiting for it…')
+        browser.run('window.isTheSame = true')
+        hidden = site.hide(uuid, near)
+        browser.until_it_says('Online ✓')
+        browser.until_it_says('This week')
+        assert browser.run('return document.title').startswith('kitchen: online')
+        hidden.end()
+        browser.until_it_says('Offline since')
+        site.knock(uuid, '00000000')
+        browser.until_it_says('Why it is not online, and what to do')
+        assert browser.run('return window.isTheSame')
+        assert browser.complaints() == []
+    finally:
+        browser.close()
 
 
 @needs_faketime

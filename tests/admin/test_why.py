@@ -93,6 +93,12 @@ def test_what_was_before_it_came_online_is_over():
     assert kinds(advised(*rows, of=known(NEVER))) == ['former', 'clock']
 
 
+def test_a_second_machine_that_has_stopped_is_over():
+    row = refused(KINDS['twins'], 21 * 60)
+    assert advised(row, of=known(ONLINE)) == []
+    assert kinds(advised(refused(KINDS['twins'], 19 * 60), of=known(ONLINE))) == ['twins']
+
+
 def test_that_it_is_disabled_is_said_elsewhere():
     assert advised(refused(Why('disabled')), refused(AHEAD, 60), of=known(DISABLED)) == []
     assert advised(refused(Why('disabled')), of=known(OFFLINE)) == []
