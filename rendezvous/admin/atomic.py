@@ -1,5 +1,6 @@
 """Writes a file as a whole or not at all: nobody ever reads half of one."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ def writing(path: Path, mode: int) -> Iterator[BinaryIO]:
     """The same, part by part; where an error leaves the `with`, the file stays as it was."""
     # A name of our own: another process may be writing the same file.
     new = path.with_name(f'{path.name}.{os.getpid()}.new')
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, 'it is no regular file')  # root would replace /dev/null
     new.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), 'wb') as file:

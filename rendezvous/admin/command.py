@@ -97,10 +97,11 @@ def each_of(found: Sequence[Json], do: Callable[[Json], None]) -> None:
         raise Unable(f'{len(found) - undone} of {len(found)} done')
 
 
-def ask(entries: Entries, texts: Iterable[str], question: str, yes: bool) -> list[Json]:
+def ask(entries: Entries, texts: Iterable[str], question: tuple[str, str], yes: bool) -> list[Json]:
     """The entries that are meant. Shows what will end, and asks on a terminal.
 
-    `{it}` in the question is the one, or how many they are. Raises Unable, UsageError or Abort.
+    `question` is for one, and for several as a format of how many. Raises Unable, UsageError or
+    Abort.
     """
     if not yes and not is_terminal(sys.stdin):
         raise click.UsageError('there is no terminal to ask on: confirm with --yes')
@@ -109,8 +110,9 @@ def ask(entries: Entries, texts: Iterable[str], question: str, yes: bool) -> lis
         known = state.known_of(entries, server, entry['uuid'])
         click.echo(listing.ending(entry, known), err=True)
     if not yes:
-        it = 'it' if len(found) == 1 else f'these {len(found)}'
-        click.confirm(question.format(it=it), abort=True, err=True)
+        one, several = question
+        text = one if len(found) == 1 else several.format(len(found))
+        click.confirm(text, abort=True, err=True)
     return found
 
 

@@ -19,6 +19,11 @@ from rendezvous.store.entries import DIGITS, Entries
 from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
 
+# Questions before something ends, of one entry and of several
+_DISABLE = 'Disable it?', 'Disable these {}?'
+_REKEY = 'Give it a new secret?', 'Give these {} new secrets?'
+_DELETE = 'Delete it and its secret?', 'Delete these {} and their secrets?'
+
 
 @command
 @click.option('--uuid', default='', help='The UUID of the entry, instead of a random one.')
@@ -92,7 +97,7 @@ def disable(entries: Entries, options: Options, chosen: tuple[str, ...], yes: bo
         actions.disable(entries, entry['uuid'], who())
         click.echo(f'disabled {entry["uuid"]}')
 
-    each_of(ask(entries, chosen, 'Disable {it}?', yes), off)
+    each_of(ask(entries, chosen, _DISABLE, yes), off)
 
 
 @command
@@ -121,7 +126,7 @@ def rekey(
         click.echo(f'the old secret of {files.name} does not work any more')
         show_files(files)
 
-    each_of(ask(entries, chosen, 'Give {it} a new secret?', yes), replace)
+    each_of(ask(entries, chosen, _REKEY, yes), replace)
 
 
 @command
@@ -134,4 +139,4 @@ def delete(entries: Entries, options: Options, chosen: tuple[str, ...], yes: boo
         actions.remove(entries, entry['uuid'], who())
         click.echo(f'deleted {entry["uuid"]}')
 
-    each_of(ask(entries, chosen, 'Delete {it} and its secret?', yes), remove)
+    each_of(ask(entries, chosen, _DELETE, yes), remove)

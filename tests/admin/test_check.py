@@ -1,13 +1,19 @@
 """`users_app.py check`, `status` and `log`, with each state brought about by the real programs."""
 
+import json
 import re
 import signal
 import socket
+import time
 
 import pytest
-from conftest import until
+import requests
+from conftest import DEADLINE_SECONDS, until
 from programs import Folder, Ran
 from shells import on_terminal, worker
+from visitor import link
+
+from rendezvous.wire.programs import VERSION
 
 
 def check(folder: Folder, *arguments: str) -> Ran:
@@ -87,3 +93,91 @@ def test_check_of_what_is_no_entry_and_of_a_store_that_is_down(folder):
         assert sentence.startswith('Redis does not answer (')
     (folder.path / 'local.py').unlink()
     assert folder.run('users_app.py', 'check').sentence().startswith('there is no local.py')
+
+
+def test_status_tells_how_the_server_is(folder):
+    said = facts(folder)
+    assert said['server'] == 'it never ran: bin/run.sh starts it'
+    assert said['entries'] == 'none yet'
+    assert 'workers' not in said
+    assert said['certificate'].endswith('by an authority of its own')
+    before = time.time()
+    server, port = folder.serve()
+    folder.set(rendezvous_port=port)
+    uuid = folder.add('kitchen')['uuid'][0]
+    folder.add('garage')
+    folder.start('hidden.py', f'entries/{uuid}.json', '127.0.0.1:9').until_it_says('registered')
+    until(lambda: facts(folder)['entries'] == '2: 1 online, 1 never seen', 'it is online')
+    said = facts(folder)
+    assert said['address'] == f'127.0.0.1:{port}'
+    assert re.fullmatch(rf'up since \d\d:\d\d \(\d+ s\), version {VERSION}', said['server'])
+    assert re.fullmatch(r'\d+ on 1 machine, \d+ MB of memory', said['workers'])
+    assert re.fullmatch(r'\d+ of 4,000', said['connections'])
+    assert said['store'] == f'the entries are in {folder.path}/data'
+    assert said['last 24 h'] == '0 down, 0 up, 0 rendezvous, 0 failed'
+    known = json.loads(folder.run('users_app.py', 'status', '--json').stdout)
+    assert before - 5 < known['since'] < time.time()
+    assert known['up'] is True
+    assert known['entries']['online'] == 1
+    assert {worker['node'] for worker in known['workers']} == {socket.gethostname()}
+    assert known['certificate']['end'] > time.time()
+    server.end(signal.SIGKILL)
+    until(lambda: facts(folder)['server'].startswith('down since '), 'it is down')
+    known = json.loads(folder.run('users_app.py', 'status', '--json').stdout)
+    assert (known['up'], known['workers'], known['since']) == (False, [], None)
+
+
+def facts(folder: Folder) -> dict[str, str]:
+    """What `status` says, by what it is about."""
+    ran = folder.run('users_app.py', 'status')
+    assert (ran.status, ran.stderr) == (0, '')
+    assert max(map(len, ran.stdout.splitlines())) <= 80 + len(str(folder.path))
+    pairs = (line.partition(':') for line in ran.stdout.splitlines())
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def test_log_tells_what_was_done_by_whom_and_when(shell, monkeypatch):
+    monkeypatch.setenv('SUDO_USER', 'alice')
+    ran = shell.run('log')
+    assert ran == (0, '', 'nothing was done yet\n')
+    shell.says('add', 'kitchen')
+    shell.says('add', 'garage')
+    kitchen = shell.listed()[1]['uuid']
+    shell.says('rename', 'kitchen', 'Küche')
+    shell.says('rekey', '--yes', kitchen)
+    shell.says('delete', '--yes', kitchen)
+    head, *lines = shell.says('log').splitlines()
+    assert head.split() == ['WHEN', 'WHO', 'WHAT', 'UUID', 'LABEL']
+    assert [re.split('  +', line)[1:] for line in lines[:3]] == [
+        ['shell, alice', 'deleted', kitchen[:8], 'Küche'],
+        ['shell, alice', 'new secret', kitchen[:8], 'Küche'],
+        ['shell, alice', 'renamed', kitchen[:8], 'Küche; from kitchen'],
+    ]
+    assert [line.split()[3] for line in lines] == ['deleted', 'new', 'renamed', 'made', 'made']
+    assert len(shell.says('log', '-n', '2').splitlines()) == 3
+    assert 'garage' not in shell.says('log', kitchen)  # it is deleted, and its UUID is whole
+    (made,) = json.loads(shell.says('log', '--json', 'garage'))
+    assert (made['what'], made['who'], made['label']) == ('made', 'shell, alice', 'garage')
+    assert shell.run('log', '-n', '0').status == 2
+    assert shell.refuses('log', 'nobody').startswith('no entry has the label')
+
+
+def test_log_fits_the_terminal(shell):
+    shell.says('add', 'x' * 100)
+    lines = on_terminal(shell.folder, 'log').stdout.splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+
+
+def test_link_is_of_the_page_that_runs(folder):
+    sentence = 'no page runs in this folder: start users_app.py, or its service'
+    assert folder.run('users_app.py', 'link') == (1, '', f'Error: {sentence}\n')
+    page = folder.start('users_app.py', '--port', '0')
+    url, first = link(page)
+    ran = folder.run('users_app.py', 'link')
+    assert (ran.status, ran.stderr) == (0, '')
+    code = re.fullmatch(rf'{url}/login\?code=(\S+)\n', ran.stdout)[1]
+    assert code != first
+    with requests.Session() as browser:
+        token = browser.post(f'{url}/login', {'code': code}, timeout=DEADLINE_SECONDS)
+        assert token.status_code == 200

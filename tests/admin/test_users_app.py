@@ -29,7 +29,7 @@ from rendezvous.admin import shell as users_app
 from rendezvous.admin import words
 from rendezvous.store import rations
 from rendezvous.store.options import DEFAULTS
-from rendezvous.wire.programs import Mistake
+from rendezvous.wire.programs import VERSION, Mistake
 
 
 @pytest.fixture
@@ -201,6 +201,67 @@ def test_refusal_is_one_sentence(folder, shell, uuid):
         assert (ran.status, ran.stdout) == (1, '')
         assert re.fullmatch(f'Error: {sentence}\n', ran.stderr)
     assert (folder.redis('GET', uuid), files(folder, uuid)) == before
+
+
+def test_entry_is_found_by_its_uuid_the_beginning_of_it_or_its_label(shell, uuid):
+    shell.says('add', '--uuid', uuid, 'the Küche')
+    shell.says('add', 'the garage')
+    for text in (uuid, uuid.upper(), uuid[:8], uuid[:4].upper(), 'the Küche', ' THE KÜCHE '):
+        assert json.loads(shell.says('show', '--json', text))['uuid'] == uuid
+    for command in (['note', 'x'], ['rename', 'the Küche'], ['enable'], ['disable', '--yes']):
+        name, *more = command
+        assert uuid in shell.says(name, 'the küche', *more)
+    assert [each['state'] for each in shell.listed()] == ['never seen', 'disabled']
+
+
+def test_label_of_two_entries_is_refused_with_the_candidates(shell):
+    two = sorted(str(uuids.uuid4()) for _ in range(2))
+    for each in two:
+        shell.says('add', '--uuid', each, 'kitchen')
+    for arguments in (['show', 'Kitchen'], ['delete', '--yes', 'kitchen'], ['check', 'kitchen']):
+        sentence = shell.refuses(*arguments)
+        assert all(f'{each} (kitchen)' in sentence for each in two)
+    assert len(shell.listed()) == 2
+
+
+def test_several_entries_are_changed_by_one_command(folder, shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    three = [str(uuids.uuid4()) for _ in range(3)]
+    for each, label in zip(three, ('kitchen', 'kitchen', 'garage'), strict=True):
+        shell.says('add', '--uuid', each, label)
+    secrets = {each: shell.file(each)['authParams']['base32'] for each in three}
+    assert shell.refuses('disable', '--yes', *three, 'nobody').startswith('no entry has the label')
+    assert {entry['state'] for entry in shell.listed()} == {'never seen'}
+    said = shell.says('disable', '--yes', *three, three[0].upper())
+    assert said.splitlines() == [f'disabled {each}' for each in three]
+    assert {entry['state'] for entry in shell.listed()} == {'disabled'}
+    assert shell.says('enable', *three).count('enabled') == 3
+    shell.says('rekey', '--yes', *three)
+    assert all(shell.file(each)['authParams']['base32'] != secrets[each] for each in three)
+    shell.says('pack', *three)
+    packed = {'kitchen.pyz', f'kitchen-{three[1][:8]}.pyz', 'garage.pyz'}
+    assert {file.name for file in tmp_path.glob('*')} == packed
+    assert shell.run('pack', '-o', 'x', *three).status == 2
+    with names(folder):
+        ran = shell.run('name', *three)
+        assert ran.status == 1
+        assert ran.stdout.count('its address is now') == 2
+        taken = f'kitchen is the host name of the entry {three[0]}: choose another label'
+        assert ran.stderr == f'Error: {taken}\nError: 2 of 3 done\n'
+    ran = on_terminal(folder, 'delete', *three, typed='y\n')
+    assert 'Delete these 3 and their secrets? [y/N]: ' in ran.stdout
+    assert shell.listed() == []
+
+
+def test_note_of_a_line_or_two(shell, uuid):
+    shell.says('add', '--uuid', uuid, 'kitchen')
+    assert shell.says('note', 'kitchen', ' behind the boiler\nask Alice ') == f'noted {uuid}\n'
+    assert shell.stored(uuid)['note'] == 'behind the boiler\nask Alice'
+    for wrong, why in (('x' * 401, 'notes have at most 400'), ('\x1b', 'notes must not contain')):
+        assert shell.refuses('note', uuid, wrong).startswith(why)
+    assert shell.listed()[0]['note'] == 'behind the boiler\nask Alice'
+    assert shell.says('note', uuid, '') == f'the note of {uuid} is gone\n'
+    assert 'note:' not in shell.says('show', uuid)
 
 
 def test_wrong_usage_is_status_2_and_needs_neither_store_nor_local_py(tmp_path):
@@ -690,6 +751,31 @@ def test_ctrl_c_is_no_traceback_however_early(tmp_path, module):
         program.until_it_says('now\n')
         assert program.end(signal.SIGINT) == -signal.SIGINT
         assert program.said() == 'now\n'
+
+
+def test_closed_pipe_is_no_traceback(folder, shell):
+    shell.says('add')
+    for number in range(300):
+        folder.redis('SET', str(uuids.UUID(int=number)), json.dumps({'labels': ['x' * 100]}))
+    for command in ('list', 'list --json', '--help', 'log', 'status'):
+        text = f'.venv/bin/python users_app.py {command} | true'
+        ran = folder.run('-c', IN_SHELL, text)
+        assert (ran.status, ran.stdout, ran.stderr) == (0, '', '')
+
+
+IN_SHELL = 'import subprocess, sys; sys.exit(subprocess.run(sys.argv[1], shell=True).returncode)'
+
+
+def test_device_is_not_replaced_by_a_file(shell):
+    shell.says('add', 'kitchen')
+    for command in (['pack', 'kitchen', '-o'], ['export', '--out']):
+        sentence = shell.refuses(*command, '/dev/null')
+        assert sentence == 'cannot write /dev/null: it is no regular file'
+    assert Path('/dev/null').is_char_device()
+
+
+def test_version_is_told(folder):
+    assert folder.run('users_app.py', '--version') == (0, f'users_app.py {VERSION}\n', '')
 
 
 @pytest.mark.parametrize('command', [['list'], ['--help'], ['show', '{uuid}']])
