@@ -93,11 +93,7 @@ class Past(NamedTuple):
     @property
     def left(self) -> float | None:
         """When it was last online, where that is over."""
-        ends = [
-            after.at
-            for before, after in pairwise(self.changes)
-            if before.state == ONLINE
-        ]
+        ends = [after.at for before, after in pairwise(self.changes) if before.state == ONLINE]
         return ends[-1] if ends else None
 
 

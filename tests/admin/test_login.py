@@ -1,21 +1,28 @@
 """Who may use the page: what logs in, and what other pages and other users are refused."""
 
+import json
 import re
 import signal
 import socket
+from html import unescape
 from urllib.parse import urlsplit
 
 import gevent
 import pytest
 import requests
-from conftest import until
-from programs import listens
+from conftest import free_port, until
+from programs import Folder, listens
 from visitor import LINK, Visitor, link
 
 FORMS = (
-    *('/entries', '/entries/{}/rename', '/entries/{}/name', '/entries/{}/delete'),
-    *('/entries/{}/secret', '/logout'),
+    *('/entries', '/entries/{}/save', '/entries/{}/delete', '/entries/{}/end'),
+    *('/entries/{}/secret', '/several', '/logout'),
 )
+
+
+def entries(page) -> list[str]:
+    """The UUIDs of those in Redis."""
+    return page.folder.redis('KEYS', '-'.join('?' * count for count in (8, 4, 4, 4, 12)))
 
 
 def test_link_works_once_and_a_new_one_is_shown(page, anonymous):
@@ -59,7 +66,8 @@ def test_without_a_session_nothing_is_shown_or_done(page, anonymous, cookie):
         response = anonymous('GET', path, headers=headers)
         assert response.status_code == 403
         assert 'Log in' in response.text
-        assert not {uuid, 'kitchen', 'BEGIN'} & set(re.findall(r'[\w-]+', response.text))
+        shown = response.text.replace(f'name="next" value="{path}"', '')  # as they know already
+        assert not {uuid, 'kitchen', 'BEGIN'} & set(re.findall(r'[\w-]+', shown))
     for path in FORMS:
         data = {'token': page.token, 'label': 'x'}
         response = anonymous('POST', path.format(uuid), data=data, headers=headers)
@@ -69,6 +77,7 @@ def test_without_a_session_nothing_is_shown_or_done(page, anonymous, cookie):
 
 def test_wrong_codes_are_limited(folder):
     page = Visitor(folder)
+    mine, page.cookies = page.cookies, requests.cookies.RequestsCookieJar()
     _, code = link(page.program)
     for wrong in ['', 'wrong', code[:-1], code + 'x', code.swapcase(), '\xe9', '\0', 'x' * 1000]:
         assert page.refusal(page.log_in(wrong), 403).startswith('This code is wrong or was used')
@@ -76,7 +85,7 @@ def test_wrong_codes_are_limited(folder):
     response = page.log_in('wrong')
     assert 0 < int(response.headers['Retry-After']) <= 60
     assert page.refusal(response, 429).startswith('Too many wrong codes: try again in ')
-    assert page.ask('GET').ok  # who is in stays in
+    assert page.ask('GET', cookies=dict(mine)).ok  # who is in stays in
     page.cookies.clear()
     page.log_in(code)  # nobody can lock out who has the right one
     assert page.ask('GET').ok
@@ -144,7 +153,7 @@ def test_what_another_page_sends_is_refused_even_with_cookie_and_token(page, hea
             continue  # who knows the code may come
         response = page.send(path.format(uuid), headers=headers)
         assert page.refusal(response, 403).startswith('This came from another web page')
-    assert page.folder.redis('KEYS', '*') == [uuid]
+    assert entries(page) == [uuid]
     assert page.ask('GET').ok
 
 
@@ -176,7 +185,7 @@ def test_foreign_host_is_refused(page, host):
     for path in FORMS:
         headers = {'Host': host, 'Origin': f'http://{host}'}
         assert page.send(path.format(uuid), headers=headers).status_code == 403
-    assert page.folder.redis('KEYS', '*') == [uuid]
+    assert entries(page) == [uuid]
 
 
 def test_host_that_makes_no_sense_is_refused_where_no_page_host_is_set(folder):
@@ -307,3 +316,293 @@ def test_unusable_host_is_one_sentence(folder):
         status, said, complaint = ran.get()
         assert (status, said) == (1, '')
         assert complaint.startswith(f'Error: cannot listen on port 0 of {host}: ')
+
+
+NEXT = re.compile('name="next" value="(.*?)"')
+INPUT = re.compile('<input type="hidden" name="(.*?)" value="(.*?)">', re.S)
+
+
+def hidden(text: str, action: str) -> list[tuple[str, str]]:
+    """Names and values of the hidden inputs of a form."""
+    (form,) = re.findall(f'<form[^>]* action="{re.escape(action)}".*?</form>', text, re.S)
+    return [(name, unescape(value)) for name, value in INPUT.findall(form)]
+
+
+@pytest.fixture
+def fresh(page):
+    """The page, with a session that has just begun; in the next test, too."""
+    page.cookies.clear()
+    page.log_in(link(page.program)[1])
+    yield page
+    page.cookies.clear()
+    page.log_in(link(page.program)[1])
+
+
+def end_session(page) -> None:
+    """The cookie is that of another start of the page."""
+    name = f'rendezvous-{urlsplit(page.url).port}'
+    page.cookies.set(name, 'eyJpZCI6Ing.aaaa.bbbb', domain='127.0.0.1', path='/')
+
+
+def log_in_with(page, answer, code: str = '') -> requests.Response:
+    """Sends the login form that an answer holds, with the code that is right now."""
+    fields = hidden(answer.text, '/login')
+    return page.ask('POST', '/login', data=[*fields, ('code', code or link(page.program)[1])])
+
+
+def test_link_that_is_opened_again_goes_to_the_page(fresh):
+    _, code = link(fresh.program)
+    for again in (code, 'used'):
+        response = fresh.ask('GET', f'/login?code={again}')
+        assert (response.url, response.status_code) == (f'{fresh.url}/', 200)
+    assert link(fresh.program)[1] == code  # and is not used up
+    response = fresh.log_in('used')  # as a browser that sent no cookie with the link's GET
+    assert (response.url, response.status_code) == (f'{fresh.url}/', 200)
+    assert fresh.log_in(code).ok
+
+
+def test_who_had_to_log_in_comes_to_where_they_wanted_to_go(fresh):
+    uuid = fresh.made(label='kitchen')
+    for path in (f'/entries/{uuid}', '/?q=kit%20chen&page=2', '/log?uuid=' + uuid, '/'):
+        fresh.cookies.clear()
+        answer = fresh.ask('GET', path)
+        assert answer.status_code == 403
+        assert 'Your session has ended' not in answer.text  # there was none
+        response = log_in_with(fresh, answer)
+        assert response.url == fresh.url + path
+        assert [each.status_code for each in response.history] == [303]
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        *('https://evil.example/', '//evil.example/', '/\\evil.example/', '\\\\evil.example'),
+        *(
+            '/\t/evil.example',
+            '/%0d%0aLocation:x',
+            '/../../x',
+            '/static/../../x',
+            '/static/page.js',
+        ),
+        *('/logout', '/login', '/nothing', '/metrics', 'entries', '', ' /', '/é', '/log\r\nX: y'),
+        *('javascript:alert(1)', '/entries/x', '///', '/.//evil.example', '/log/../evil'),
+    ],
+)
+@pytest.mark.parametrize('posts', [{}, {'posts': '1', 'held-label': 'x'}])
+def test_next_is_only_ever_a_page_of_ours(fresh, path, posts):
+    fresh.cookies.clear()
+    data = {'code': link(fresh.program)[1], 'next': path, **posts}
+    response = fresh.ask('POST', '/login', data=data, allow_redirects=False)
+    assert (response.status_code, response.headers['Location']) == (303, '/')
+    assert fresh.ask('GET').ok
+
+
+def test_what_was_typed_when_a_session_ended_is_shown_again_and_done_when_they_say_so(fresh):
+    uuid = fresh.made(label='kitchen')
+    note = 'beside the "oven" &amp;\r\n<b>second</b> line'
+    end_session(fresh)
+    answer = fresh.change(uuid, 'save', label='attic', note=note)
+    assert (answer.status_code, answer.url) == (403, f'{fresh.url}/entries/{uuid}/save')
+    assert 'Your session has ended, and <strong>nothing was changed</strong>' in answer.text
+    again = log_in_with(fresh, log_in_with(fresh, answer, 'wrong'))
+    assert (again.status_code, again.url) == (200, f'{fresh.url}/login')
+    assert 'Not done yet' in again.text
+    assert '<b>second' not in again.text
+    assert fresh.listed() == {uuid: 'kitchen'}
+    (*fields,) = hidden(again.text, f'/entries/{uuid}/save')
+    assert dict(fields) == {'token': dict(fields)['token'], 'label': 'attic', 'note': note}
+    assert fresh.token not in dict(fields).values()  # that of the session that is over
+    response = fresh.ask('POST', f'/entries/{uuid}/save', data=fields)
+    assert response.ok
+    assert fresh.listed() == {uuid: 'attic'}
+    assert fresh.folder.redis('GET', uuid).count('second') == 1
+
+
+def test_all_fields_of_a_name_are_kept_but_not_that_they_were_sure(fresh):
+    uuids = [fresh.made(label=label) for label in ('kitchen', 'attic')]
+    fields = [('token', fresh.token), ('what', 'delete'), ('sure', '1')]
+    end_session(fresh)
+    answer = fresh.ask('POST', '/several', data=[*fields, *(('uuid', uuid) for uuid in uuids)])
+    again = hidden(log_in_with(fresh, answer).text, '/several')
+    assert again[1:] == [('what', 'delete'), *(('uuid', uuid) for uuid in uuids)]
+    confirmation = fresh.ask('POST', '/several', data=again)
+    assert 'Delete: 2 hidden servers?' in confirmation.text
+    assert set(fresh.listed()) == set(uuids)
+
+
+def test_again_is_shown_again_where_it_is_reloaded(fresh):
+    end_session(fresh)
+    answer = fresh.create(label='kitchen')
+    data = [*hidden(answer.text, '/login'), ('code', link(fresh.program)[1])]
+    first, second = (fresh.ask('POST', '/login', data=data) for _ in range(2))
+    assert 'Not done yet' in first.text
+    assert 'Not done yet' in second.text
+    assert fresh.listed() == {}
+    assert fresh.ask('POST', '/entries', data=hidden(second.text, '/entries')).ok
+    assert list(fresh.listed().values()) == ['kitchen']
+
+
+def test_form_of_a_session_that_ended_in_another_tab_is_shown_again(fresh):
+    uuid, other = fresh.made(label='kitchen'), fresh.token
+    fresh.log_in(link(fresh.program)[1])
+    response = fresh.change(uuid, 'save', token=other, label='attic')
+    assert fresh.refusal(response, 403) == 'This form is out of date: nothing was done.'
+    assert fresh.listed() == {uuid: 'kitchen'}
+    fields = hidden(response.text, f'/entries/{uuid}/save')
+    assert fresh.ask('POST', f'/entries/{uuid}/save', data=fields).ok
+    assert fresh.listed() == {uuid: 'attic'}
+
+
+@pytest.mark.parametrize(
+    'headers', [{'Origin': 'http://evil.example'}, {'Sec-Fetch-Site': 'cross-site'}]
+)
+def test_another_page_cannot_put_fields_into_the_login_form(fresh, headers):
+    fresh.cookies.clear()
+    for path, data in {
+        '/entries': {'label': 'evil'},
+        '/login': {'next': '/entries', 'posts': '1', 'held-label': 'evil'},
+    }.items():
+        response = fresh.ask('POST', path, data=data, headers=headers)
+        assert fresh.refusal(response, 403).startswith('This came from another web page')
+        assert 'evil' not in response.text
+
+
+def test_session_of_an_earlier_start_of_the_page_is_said_to_have_ended(folder):
+    page = Visitor(folder)
+    cookies = dict(page.cookies)
+    port = str(urlsplit(page.url).port)
+    assert page.program.end() == 0
+    again = folder.start('users_app.py', '--port', port)
+    link(again)
+    answer = requests.get(page.url, cookies=cookies, timeout=30)
+    assert answer.status_code == 403
+    assert 'Your session has ended.' in answer.text
+
+
+def test_token_is_another_one_in_each_answer_and_all_of_a_session_work(fresh):
+    tokens = [re.search('name="token" value="(.*?)"', fresh.ask('GET').text)[1] for _ in range(3)]
+    assert len(set(tokens)) == 3
+    for number, token in enumerate(tokens):
+        assert fresh.create(label=str(number), token=token).ok
+    assert sorted(fresh.listed().values()) == ['0', '1', '2']
+    mixed = tokens[0][:16] + tokens[1][16:]
+    assert fresh.create(token=mixed).status_code == 403
+
+
+def test_log_of_changes_has_logins_with_the_short_name_of_the_session(fresh):
+    fresh.log_in(link(fresh.program)[1])
+    fresh.made(label='kitchen')
+    fresh.send('/logout')
+    rows = [json.loads(row) for row in fresh.folder.redis('LRANGE', 'log', 0, 2)]
+    assert [row['what'] for row in rows] == ['logged out', 'made', 'logged in']
+    (who,) = {row['who'] for row in rows}
+    assert re.fullmatch('page, session [0-9a-f]{4}', who)
+    assert rows[2]['detail'] == 'from 127.0.0.1'
+
+
+def test_shell_prints_a_fresh_link_of_the_page_that_runs(fresh, anonymous):
+    _, announced = link(fresh.program)
+    links = [fresh.folder.run('users_app.py', 'link') for _ in range(2)]
+    assert [(each.status, each.stderr) for each in links] == [(0, '')] * 2
+    found = [LINK.search(each.stdout) for each in links]
+    assert {each[1] for each in found} == {fresh.url}
+    codes = [each[2] for each in found]
+    assert len({announced, *codes}) == 3
+    for code in reversed(codes):
+        assert anonymous('POST', '/login', data={'code': code}, allow_redirects=False).ok
+        assert anonymous('POST', '/login', data={'code': code}).status_code in (403, 429)
+    assert link(fresh.program)[1] == announced  # which still works
+    assert anonymous('POST', '/login', data={'code': announced}, allow_redirects=False).ok
+    files = [path for path in fresh.folder.path.rglob('*') if path.is_file()]
+    assert not [path for path in files if codes[0].encode() in path.read_bytes()]
+    assert codes[0] not in fresh.program.said()
+
+
+def test_link_of_the_shell_ends_after_ten_minutes(folder):
+    login = folder.path / 'rendezvous/admin/login.py'
+    login.write_text(re.sub('(?m)^LINK_SECONDS = .*', 'LINK_SECONDS = 0', login.read_text()))
+    page = Visitor(folder)
+    code = LINK.search(folder.run('users_app.py', 'link').stdout)[2]
+    page.cookies.clear()
+    assert page.log_in(code).status_code == 403
+
+
+def test_where_no_page_runs_the_shell_says_so(folder):
+    ran = folder.run('users_app.py', 'link')
+    assert (ran.status, ran.stdout) == (1, '')
+    assert ran.stderr.startswith('Error: no page runs in this folder: start users_app.py')
+    assert len(ran.stderr.splitlines()) == 1
+
+
+BEHIND = 'https://admin.example/rendezvous/'
+
+
+@pytest.fixture(scope='module')
+def behind(tmp_path_factory):
+    """A page behind a TLS proxy, under a path, with what it says and the code."""
+    with Folder(tmp_path_factory.mktemp('behind'), page_url=BEHIND) as folder:
+        folder.pair()
+        program = folder.start('users_app.py', '--port', str(free_port()))
+        said = program.until_it_says(r'open this link, which works once: (\S+)\n')
+        port = re.search('--port (\\d+)', ' '.join(program.process.args))[1]
+        yield folder, program, f'http://127.0.0.1:{port}', said[1]
+
+
+def test_page_behind_a_proxy_has_its_own_link_host_and_cookie(behind):
+    folder, _, url, said = behind
+    shell = folder.run('users_app.py', 'link').stdout
+    code = re.search(r'(\S+)\?code=(\S+)', shell)
+    assert said.startswith(f'{BEHIND}login?code=')
+    assert code[1] == f'{BEHIND}login'
+    headers = {'Host': 'admin.example', 'Origin': 'https://admin.example'}
+
+    def ask(method: str, path: str, headers: dict = headers, **more) -> requests.Response:
+        more |= {'timeout': 30, 'allow_redirects': False}
+        return requests.request(method, url + path, headers=headers, **more)
+
+    answer = ask('POST', '/rendezvous/login', data={'code': code[2]})
+    assert (answer.status_code, answer.headers['Location']) == (303, '/rendezvous/')
+    name, *flags = answer.headers['Set-Cookie'].split('; ')
+    assert name.startswith('rendezvous-443=')
+    assert set(flags) == {'HttpOnly', 'Path=/rendezvous/', 'SameSite=Strict', 'Secure'}
+    mine = headers | {'Cookie': name}
+    text = ask('GET', '/rendezvous/', mine).text
+    token = re.search('name="token" value="(.*?)"', text)[1]
+    data = {'token': token, 'label': 'kitchen'}
+    for origin in ('https://evil.example', 'https://admin.example:444', 'null'):
+        refused = ask('POST', '/rendezvous/entries', mine | {'Origin': origin}, data=data)
+        assert refused.status_code == 403
+    made = ask('POST', '/rendezvous/entries', mine, data=data)
+    assert made.headers['Location'].startswith('/rendezvous/entries/')
+    # A proxy that hands on its own name for us: the browser's Origin is still ours.
+    there = mine | {'Host': urlsplit(url).netloc}
+    assert ask('POST', '/rendezvous/entries', there, data=data).status_code == 303
+    for host in ('evil.example', 'rendezvous.example', 'admin.example.evil.example'):
+        assert ask('GET', '/rendezvous/', mine | {'Host': host}).status_code == 403
+
+
+@pytest.mark.parametrize('path', ['/', '/other/', '//evil.example', '/rendezvous', '/rendezvousx/'])
+def test_next_of_a_page_under_a_path_stays_under_it(behind, path):
+    folder, _, url, _ = behind
+    code = re.search(r'code=(\S+)', folder.run('users_app.py', 'link').stdout)[1]
+    answer = requests.post(
+        f'{url}/rendezvous/login',
+        data={'code': code, 'next': path},
+        headers={'Host': 'admin.example'},
+        timeout=30,
+        allow_redirects=False,
+    )
+    assert (answer.status_code, answer.headers['Location']) == (303, '/rendezvous/')
+
+
+def test_wish_of_a_page_under_a_path_leads_there(behind):
+    folder, _, url, _ = behind
+    headers = {'Host': 'admin.example', 'Origin': 'https://admin.example'}
+    more = {'headers': headers, 'timeout': 30, 'allow_redirects': False}
+    text = requests.get(f'{url}/rendezvous/log?page=2', **more).text
+    assert NEXT.search(text)[1] == '/rendezvous/log?page=2'
+    text = requests.post(f'{url}/rendezvous/entries', data={'label': 'attic'}, **more).text
+    fields = hidden(text, '/rendezvous/login')
+    code = re.search(r'code=(\S+)', folder.run('users_app.py', 'link').stdout)[1]
+    answer = requests.post(f'{url}/rendezvous/login', data=[*fields, ('code', code)], **more)
+    assert ('label', 'attic') in hidden(answer.text, '/rendezvous/entries')

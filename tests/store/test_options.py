@@ -289,7 +289,7 @@ def test_local_py_that_can_not_be_read_is_told_why(tmp_path, text, why):
 
 
 TEXTS = 'rendezvous_host', 'listen_host', 'key_file', 'crt_file', 'redis_host', 'redis_auth'
-TEXTS += 'page_host', 'names_domain'
+TEXTS += 'page_host', 'names_domain', 'page_url', 'metrics_token'
 WHOLE = {
     'rendezvous_port': (0, 65535),
     'redis_port': (1, 65535),
@@ -398,6 +398,94 @@ def test_domain_for_which_no_client_takes_a_wildcard_is_refused(tmp_path, domain
 def test_text_that_was_read_with_its_line_break_is_refused(tmp_path, name, text):
     sentence = mistake(tmp_path, f'options = {{{name!r}: {text!r}}}')
     assert sentence == f'local.py: {name} must be without line breaks and control characters'
+
+
+@pytest.mark.parametrize(
+    ('url', 'origin', 'prefix'),
+    [
+        ('https://admin.example.com', 'https://admin.example.com', ''),
+        ('https://admin.example.com/', 'https://admin.example.com', ''),
+        ('https://Admin.Example.com:443/a', 'https://admin.example.com', '/a'),
+        (
+            'https://admin.example.com:8443/a/b-c_d.e/',
+            'https://admin.example.com:8443',
+            '/a/b-c_d.e',
+        ),
+        ('https://192.0.2.1/rendezvous/', 'https://192.0.2.1', '/rendezvous'),
+        ('https://[2001:db8::1]:8443/', 'https://[2001:db8::1]:8443', ''),
+    ],
+)
+def test_page_url_is_an_origin_and_perhaps_a_path(tmp_path, url, origin, prefix):
+    (tmp_path / 'local.py').write_text(f'options = {{"page_url": {url!r}}}')
+    options = local.load(tmp_path / 'local.py')
+    assert (options.page_origin, options.page_prefix) == (origin, prefix)
+
+
+def test_without_page_url_there_is_no_origin_and_no_path():
+    assert (DEFAULTS.page_origin, DEFAULTS.page_prefix) == ('', '')
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        *('', 'admin.example.com', 'http://admin.example.com/', 'https:///', 'https://', '//a.b/'),
+        *(
+            'https://user@a.b/',
+            'https://a.b/?q',
+            'https://a.b/#f',
+            'https://a.b/c d',
+            ' https://a.b',
+        ),
+        *(
+            'https://a.b:x/',
+            'https://a.b:0/',
+            'https://a.b:99999/',
+            'https://a.b:/',
+            'https://a..b/',
+        ),
+        *(
+            'https://a.b//c',
+            'https://a.b/../c',
+            'https://a.b/.',
+            'https://a.b/%2e',
+            'https://a.b/é',
+        ),
+        *('https://::1/', 'https://a.b/\n', 'https://a.b\\c', 'https://*.b/', 'https://a.b/c;d'),
+    ],
+)
+def test_page_url_that_is_none_is_refused_with_an_example(tmp_path, url):
+    sentence = mistake(tmp_path, f'options = {{"page_url": {url!r}}}')
+    what = 'must be https://, a host and perhaps a port and a path'
+    assert sentence == f"local.py: page_url {what}, for example 'https://admin.example.com/'"
+
+
+@pytest.mark.parametrize('token', ['', 'x' * 20, 'aZ09-._~+/' * 2, 'x' * 19 + '=', 'x' * 500])
+def test_metrics_token_is_long_or_none(tmp_path, token):
+    file = tmp_path / 'local.py'
+    file.write_text(f'options = {{"metrics_token": {token!r}}}')
+    file.chmod(0o640)
+    assert local.load(file).metrics_token == token
+
+
+@pytest.mark.parametrize(
+    'token', ['x', 'x' * 19, 'x' * 20 + ' ', 'x' * 20 + '\n', 'é' * 20, '=' * 20, 'x' * 20 + '"']
+)
+def test_metrics_token_that_is_short_or_no_token_is_refused_and_not_told(tmp_path, token):
+    sentence = mistake(tmp_path, f'options = {{"metrics_token": {token!r}}}')
+    assert sentence.startswith('local.py: metrics_token must be at least 20 letters, digits and ')
+    assert sentence.endswith(f' prints: {local.MAKE_TOKEN}')
+    assert token * 5 not in sentence
+
+
+@pytest.mark.parametrize('name', ['metrics_token', 'redis_auth'])
+def test_secret_that_everybody_may_read_is_refused(tmp_path, name):
+    file = tmp_path / 'local.py'
+    file.write_text(f'options = {{{name!r}: "{"x" * 20}"}}')
+    file.chmod(0o644)
+    with pytest.raises(Mistake) as raised:
+        local.load(file)
+    sentence = f'every user of this machine may read {name}: chmod 600 local.py'
+    assert str(raised.value) == sentence
 
 
 @pytest.mark.parametrize('name', ['key_file', 'crt_file'])
