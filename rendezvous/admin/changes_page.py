@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from flask import Response, redirect, render_template, request, url_for
+from flask import Response, abort, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from gevent.event import AsyncResult
 
@@ -150,6 +150,7 @@ class Changes:
 
     def change(self, uuid: UUID, what: str) -> ResponseReturnValue:
         """POST /entries/UUID/WHAT: does what one of the forms of an entry says."""
+        self._entries.shown(str(uuid)) or abort(404, f'There is no entry {uuid}.')
         done = what
         if what == 'save':
             done = self._save(str(uuid))
