@@ -69,7 +69,8 @@ class Watched:
     def __init__(self, path: Path):
         (path / 'redis').mkdir()
         self.redis = Outside(path / 'redis', free_port())
-        self.folder = Folder(path / 'all', workers=2, metrics_token=TOKEN, **self.redis.options)
+        options = {'workers': 2, 'rendezvous_wait': 0.2, 'metrics_token': TOKEN}
+        self.folder = Folder(path / 'all', **options, **self.redis.options)
         self.folder.pair()
         self.entries = Entries(local.DEFAULTS | self.redis.options)
         self.server, self.port = self.folder.serve()
@@ -167,7 +168,7 @@ def busy(watched):
         watched.guess(never)
     watched.miss()
     with socket.create_connection(('127.0.0.1', watched.port)) as sock:
-        sock.sendall(b'no TLS at all\r\n\r\n')
+        sock.sendall(b'\x16\x03\x01\x00\x05hello')  # no handshake
     return watched
 
 
@@ -389,16 +390,10 @@ class Prometheus:
         assert done.returncode == 0, done
         where = f'127.0.0.1:{port}'
         self._url = f'http://{where}/api/v1'
-        self._process = subprocess.Popen(
-            [
-                program('prometheus'),
-                f'--config.file={config}',
-                f'--storage.tsdb.path={folder / "data"}',
-                f'--web.listen-address={where}',
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / 'log').open('wb'),
-        )
+        command = [program('prometheus'), f'--config.file={config}']
+        command += [f'--storage.tsdb.path={folder / "data"}', f'--web.listen-address={where}']
+        with (folder / 'said').open('wb') as said:
+            self._process = subprocess.Popen(command, stdout=said, stderr=said)
 
     def close(self) -> None:
         self._process.terminate()
@@ -409,6 +404,8 @@ class Prometheus:
         try:
             answer = requests.get(f'{self._url}/{what}', parameters, timeout=DEADLINE_SECONDS)
         except requests.ConnectionError:
+            return None
+        if answer.status_code == 503:
             return None
         assert answer.json()['status'] == 'success', (parameters, answer.text)
         return answer.json()['data']
@@ -447,10 +444,19 @@ def test_every_query_of_the_dashboard_finds_data_in_a_real_prometheus(prometheus
     assert series['instance'] == instance  # a variable of the dashboard takes it from there
 
 
+def test_alerts_are_silent_while_all_is_well(prometheus):
+    alerts = re.findall(r'(?m)^#     (\S.*)', (ROOT / 'deploy/prometheus.yml').read_text())
+    assert len(alerts) == 6
+    until(lambda: prometheus.found('rendezvous_server_up == 1'), 'it has scraped the page')
+    for alert in alerts:
+        assert prometheus.found(alert) == []
+        value = re.split(' [<>=]', alert)[0]
+        assert prometheus.found(value), f'{value} finds nothing'
+
+
 def test_visits_are_seen_in_the_rate(prometheus, busy):
-    before = float(
-        until(lambda: prometheus.found('sum(rendezvous_made_total)'), 'it scrapes')[0]['value'][1]
-    )
+    (made,) = until(lambda: prometheus.found('sum(rendezvous_made_total)'), 'it has scraped')
+    before = float(made['value'][1])
     uuid = busy.made()
     busy.visit(uuid)
     busy.visit(uuid)
