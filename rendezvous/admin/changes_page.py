@@ -3,7 +3,7 @@
 import io
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -285,11 +285,6 @@ class Changes:
         """What may be shown of each, in that order; only its UUID where there is no entry."""
         there = {each['uuid']: each for each in self._entries.some(uuids)}
         return [there.get(uuid, {'uuid': uuid}) for uuid in uuids]
-
-
-def done(arguments: Mapping[str, str]) -> str:
-    """What the page says of what was just done, by the query of its address."""
-    return DONE.get(arguments.get('done', ''), '')
 
 
 def _uuids(texts: list[str]) -> list[str]:
