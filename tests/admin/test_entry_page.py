@@ -210,7 +210,7 @@ def test_the_secret_from_before_a_new_one_is_named(site, uuid, near):
     hidden = site.hide(uuid, near)
     text = site.until_it_says(uuid, 'It uses the secret from before the new one.')
     assert 'Bring the new file' in text
-    assert 'Refused: old secret: it needs the new file' in text
+    assert 'Refused: old secret, it needs the new file' in text
     hidden.end()
     (site.folder.path / f'entries/{uuid}.json').write_text(new)
     hidden = site.hide(uuid, near)
