@@ -18,6 +18,7 @@ from rendezvous.admin.command import (
     who,
 )
 from rendezvous.store import export as store
+from rendezvous.store import names
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
@@ -83,14 +84,13 @@ def import_entries(entries: Entries, options: Options, file: Path) -> None:
 def _put_back(entries: Entries, file: Path) -> None:
     for whole in export.read(file):
         uuid, name = whole['uuid'], whole.get('name')
-        holder = store.put_back(entries, whole)
-        if holder is None:
+        if not store.put_back(entries, whole):
             click.echo(f'skipped {uuid}: there is already an entry of that UUID', err=True)
             continue
         _imported(entries, uuid)
-        if holder:
-            why = f'without its host name {name}: that is now of the entry {holder}'
-            click.echo(f'{uuid} is {why}', err=True)
+        if name and names.of(entries, uuid) != name:
+            why = f'is without its host name {name}: another entry has it by now'
+            click.echo(f'{uuid} {why}', err=True)
 
 
 def _import_nedis(entries: Entries, file: Path) -> None:
@@ -121,9 +121,10 @@ def backup(entries: Entries, options: Options, file: Path) -> None:
     """Copies all that is in the embedded store into a file, while the store runs."""
     store.backup(entries, file)
     click.echo(f'made {file}, with all entries and their history. To restore it, end all programs')
-    click.echo('of this folder, and make a new folder for the data:')
-    click.echo('    mv data data.old && mkdir -m 700 data')
-    click.echo(f'    cp {shlex.quote(str(file))} data/dump.rdb')
+    click.echo('of this folder, and give it as the only file to a new folder for the data:')
+    click.echo('    mv data data.old')
+    click.echo('    mkdir -m 700 data')
+    click.echo(f'    cp {shlex.quote(str(file))} data/appendonly.aof')
     click.echo('It holds the secrets: keep it private.')
 
 

@@ -1,5 +1,6 @@
 """The rendezvous server as a whole, as the top of the page says it, and whether all is well."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from rendezvous.store.entry_json import Json, printable
 from rendezvous.store.options import Options
 from rendezvous.store.state import DAY_SECONDS, NEVER, OFFLINE, REFUSED, STATES, Hour, Server
 from rendezvous.wire.programs import Mistake
+
+COLUMNS = 80  # of a text
 
 
 class Status(NamedTuple):
@@ -67,24 +70,33 @@ def for_programs(status: Status) -> Json:
 
 def lines(status: Status, options: Options, clock: Clock) -> list[str]:
     """What `users_app.py status` prints."""
-    server, day, workers = status.server, status.day, status.server.workers
-    nodes = words.plural(len({each.node for each in workers}), 'machine')
+    day = status.day
     facts = {
         'address': entry_files.authority(options),
-        'server': server_said(server, clock),
-        'workers': f'{len(workers)} on {nodes}, {words.size(sum(w.memory for w in workers))}'
-        ' of memory',
-        'connections': f'{sum(w.connections for w in workers):,} of {most(workers):,}',
+        'server': server_said(status.server, clock),
+        **_workers(status.server.workers),
         'certificate': _certificate(status, options, clock),
         'store': status.store,
         'last 24 h': f'{words.size(day.down)} down, {words.size(day.up)} up, '
         f'{words.plural(day.visits, "rendezvous", "rendezvous")}, {day.failures:,} failed',
         'entries': _counted(status.counts),
     }
-    if not workers:
-        del facts['workers'], facts['connections']
     said = [f'{name + ":":13} {fact}' for name, fact in facts.items()]
-    return [*said, status.notice] if status.notice else said
+    return said + textwrap.wrap(status.notice, COLUMNS, break_long_words=False)
+
+
+def _workers(workers: Sequence[state.Worker]) -> dict[str, str]:
+    if not workers:
+        return {}
+    of_node = {each.node: each.workers for each in workers}
+    missing = sum(of_node.values()) - len(workers)
+    count = f'{len(workers)} of {len(workers) + missing}' if missing > 0 else f'{len(workers)}'
+    memory = words.size(sum(each.memory for each in workers))
+    connections = sum(each.connections for each in workers)
+    return {
+        'workers': f'{count} on {words.plural(len(of_node), "machine")}, {memory} of memory',
+        'connections': f'{connections:,} of {most(workers):,}',
+    }
 
 
 def server_said(server: Server, clock: Clock) -> str:

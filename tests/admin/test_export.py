@@ -120,8 +120,8 @@ def test_host_name_that_another_entry_has_by_now_is_not_taken_from_it(shell, nam
     shell.says('name', other)
     ran = shell.run('import', str(file))
     assert (ran.status, ran.stdout) == (0, f'imported {kitchen}\n')
-    why = f'without its host name kitchen: that is now of the entry {other}'
-    assert ran.stderr == f'{kitchen} is {why}\n'
+    why = 'is without its host name kitchen: another entry has it by now'
+    assert ran.stderr == f'{kitchen} {why}\n'
     assert {each['uuid']: each['name'] for each in shell.listed()} == {
         kitchen: '',
         other: 'kitchen',
@@ -212,8 +212,8 @@ def test_everything_is_in_a_backup_that_is_made_while_others_write(folder, shell
     assert backup.stat().st_mode & 0o777 == 0o600
     with Folder(tmp_path / 'fresh') as fresh:
         shutil.copy(folder.path / 'registrar.crt', fresh.path)
-        (fresh.path / 'data').mkdir(mode=0o700)
-        for command in re.findall('^    ((?:mv|cp) .*)', said, re.M):
+        (fresh.path / 'data').mkdir()
+        for command in re.findall('^    (.*)', said, re.M):
             assert fresh.run('-c', SHELL, command).status == 0
         listed = json.loads(fresh.run('users_app.py', 'list', '--json').stdout)
         found = {each['uuid'] for each in listed}
