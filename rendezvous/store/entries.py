@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import redis
@@ -37,7 +37,7 @@ CHANGES = 'entries'  # the channel on which changed UUIDs are published
 NAMES = 'names'  # the hash that names.py describes
 KEPT = 'changes', 'hours', 'rendezvous', 'refusals', 'seen', 'refused'  # NAME:UUID; see state.py
 SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
-SCANNED = 5000  # keys that Redis looks at without a pause, under a millisecond
+SCANNED = 1000  # keys that Redis looks at for an answer, which takes 2 ms to read
 SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
 EVICTS = 'Redis may delete entries when its memory is full: set maxmemory-policy %s to noeviction'
@@ -78,6 +78,14 @@ class WrongPassword(StoreDown):
     """Redis refuses our password."""
 
 
+class Shown(NamedTuple):
+    """What may be shown of an entry, as it was read the last time."""
+
+    text: int  # its hash
+    summary: Json
+    sort_key: tuple
+
+
 class Entries:
     """The entries, by UUID in lower case; other keys belong to others and stay as they are."""
 
@@ -93,6 +101,7 @@ class Entries:
         self.errors = 0  # questions that ended with StoreDown
         self._pool = _pool(options)
         self._redis = redis.Redis(connection_pool=self._pool)
+        self._shown: dict[str, Shown] = {}
         self._scripts: dict[str, Any] = {}  # by their text
 
     def open(self) -> None:
@@ -156,37 +165,49 @@ class Entries:
     def all(self) -> list[Json]:
         """What may be shown of each entry, sorted as people do; raises StoreDown."""
         parts = [
-            sorted(((entry_json.sort_key(each), each['uuid']), each) for each in some)
-            for some in slices(self.some(self.uuids()))
+            sorted((shown.sort_key, shown.summary) for shown in some)
+            for some in self._read(self.uuids())
         ]
         # To sort 10,000 at once would keep others waiting.
-        return [each for some in slices(heapq.merge(*parts)) for _, each in some]
+        return [dict(summary) for some in slices(heapq.merge(*parts)) for _, summary in some]
 
     def uuids(self) -> list[str]:
         """Those of all entries. Redis looks at all its keys for it. Raises StoreDown."""
         keys = self._ask(scan, self._redis, ANY_UUID, SCANNED)
-        return [
+        uuids = [
             key
             for some in slices(keys)
             for key in some
             if UUID.fullmatch(key) and key == key.lower()
         ]
+        for gone in self._shown.keys() - keys:
+            del self._shown[gone]
+        return uuids
 
     def some(self, uuids: Iterable[str]) -> list[Json]:
         """What may be shown of some entries: `uuid` and what entry_json.summary gives. Those that
-        do not exist are left out. Raises StoreDown.
+        do not exist are left out. Only what has changed since the last time is parsed, which is
+        most of the work. Raises StoreDown.
         """
-        found = []
-        for some in slices(uuids):
-            values = self._ask(self._redis.mget, some)
-            pairs = zip(some, values, strict=True)  # None: it was deleted just now
-            found += [_shown(uuid, value) for uuid, value in pairs if value is not None]
-        return found
+        return [dict(shown.summary) for some in self._read(uuids) for shown in some]
 
     def shown(self, uuid: str) -> Json | None:
         """What `all` gives of one entry, or None: there is none. Raises StoreDown."""
         (value,) = self._ask(self._redis.mget, uuid)
-        return None if value is None else _shown(uuid, value)
+        return None if value is None else dict(self._show(uuid, value).summary)
+
+    def _read(self, uuids: Iterable[str]) -> Iterator[list[Shown]]:
+        for some in slices(uuids):
+            values = self._ask(self._redis.mget, some)
+            pairs = zip(some, values, strict=True)  # None: it was deleted just now
+            yield [self._show(uuid, value) for uuid, value in pairs if value is not None]
+
+    def _show(self, uuid: str, value: str) -> Shown:
+        text, shown = hash(value), self._shown.get(uuid)  # the text holds a secret: it is not kept
+        if shown is None or shown.text != text:
+            summary = {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
+            shown = self._shown[uuid] = Shown(text, summary, (entry_json.sort_key(summary), uuid))
+        return shown
 
     def add(self, uuid: str, labels: list[str], digits: int = DIGITS) -> Json | None:
         """Makes and keeps a new entry; None: that UUID has one already. Raises StoreDown."""
@@ -448,10 +469,6 @@ def _place(address: str) -> str:
         return network(address)
     except ValueError:
         return ''
-
-
-def _shown(uuid: str, value: str) -> Json:
-    return {'uuid': uuid, **entry_json.summary(entry_json.read(value) or {})}
 
 
 def _error_text(error: Exception | str) -> str:

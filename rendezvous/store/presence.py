@@ -35,7 +35,7 @@ BACKLOG = 10_000  # rendezvous that wait in memory while Redis is down, some 3 M
 REFUSED = 1000  # UUIDs whose refusals wait in memory until they are written, some 6 MB
 FAILED = 1000  # UUIDs whose failures do: anybody may ask for any UUID
 HOURS = 100_000  # hours of all hidden servers that do, some 20 MB
-BATCH = 500  # of each kind in a batch: neither the server nor Redis is blocked for long
+BATCH = 200  # of each kind in a batch: it blocks Redis for 10 ms at most
 DAY_SECONDS = 86_400
 
 
@@ -207,7 +207,7 @@ class Presence:
         }
         changed |= dict.fromkeys(self._written.keys() - counts.keys())
         now = time.monotonic()
-        is_due = now - self._heartbeat_at > HEARTBEAT_SECONDS
+        is_due = with_news and now - self._heartbeat_at > HEARTBEAT_SECONDS
         # Each time costs an entry's whole day: so it is not done each second.
         hours = bool(self._hours or self._failed) and now - self._hours_at > HEARTBEAT_SECONDS
         news = with_news and (self._seen or self._rendezvous or self._refused or hours)

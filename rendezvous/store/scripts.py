@@ -51,7 +51,7 @@ end
 local CHANGES, KEPT_SECONDS = 5000, 400 * 24 * 60 * 60
 
 local function change(uuid, record, at, state)
-  at = math.max(at, record.since or 0)
+  at = math.max(math.floor(at * 1000) / 1000, record.since or 0)
   record.state, record.since = state, at
   local key = 'changes:' .. uuid
   if not is(key, 'list') then
@@ -248,21 +248,14 @@ local function refuse(uuid, given, address)
   end
 end
 
+local merged = {}
+
 local function merge(key, field, given)
   local found = read(redis.call('HGET', key, field))
   given.first = math.min(number(found.first) or given.first, given.first)
   given.count = (number(found.count) or 0) + given.count
   redis.call('HSET', key, field, cjson.encode(given))
-  if redis.call('HLEN', key) > batch.kinds then
-    local rows, oldest, time = redis.call('HGETALL', key), nil, math.huge
-    for i = 1, #rows, 2 do
-      local last = number(read(rows[i + 1]).last) or 0
-      if last < time then
-        oldest, time = rows[i], last
-      end
-    end
-    redis.call('HDEL', key, oldest)
-  end
+  merged[key] = true
   redis.call('EXPIRE', key, 24 * 60 * 60)
 end
 
@@ -275,6 +268,18 @@ for _, row in ipairs(batch.refusals) do
     end
     if is(key, 'hash') then
       merge(key, kind .. ' ' .. address, given)
+    end
+  end
+end
+for key in pairs(merged) do
+  if redis.call('HLEN', key) > batch.kinds then
+    local rows, found = redis.call('HGETALL', key), {}
+    for i = 1, #rows, 2 do
+      table.insert(found, {number(read(rows[i + 1]).last) or 0, rows[i]})
+    end
+    table.sort(found, function(a, b) return a[1] < b[1] end)
+    for i = 1, #found - batch.kinds do
+      redis.call('HDEL', key, found[i][2])
     end
   end
 end

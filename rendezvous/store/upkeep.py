@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from redis import Redis
 
 from rendezvous.store import entry_json, scripts
-from rendezvous.store.entries import ANY_UUID, Entries, fields_of, scan, slices
+from rendezvous.store.entries import ANY_UUID, SCANNED, Entries, fields_of, scan, slices
 from rendezvous.store.entry_json import Json, number
 from rendezvous.store.state import (
     ABOUT,
@@ -25,7 +25,6 @@ from rendezvous.store.state import (
 )
 from rendezvous.wire.codes import UUID
 
-SCANNED = 5000  # keys that Redis looks at without a pause
 OLD_KEYS = '[sr]e[ef]*:' + ANY_UUID  # seen:UUID and refused:UUID, as Redis matches keys
 OLD = 'seen:', 'refused:'
 MIGRATED = 500  # entries in a question

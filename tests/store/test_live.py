@@ -13,10 +13,11 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from rendezvous.store import entries as entries_module
-from rendezvous.store import presence
+from rendezvous.store import presence, state
 from rendezvous.store.entries import CHANGES, StoreDown, slices
 from rendezvous.store.options import DEFAULTS
-from rendezvous.store.presence import Now, Presence
+from rendezvous.store.presence import Presence
+from rendezvous.store.state import Hour, Known, Rendezvous, Why
 from rendezvous.wire import codes
 
 
@@ -28,6 +29,15 @@ def change(entries, uuid: str, **values) -> None:
         redis.publish(CHANGES, uuid)
 
     entries.ask(write)
+
+
+def now(entries) -> dict[str, Known]:
+    """What is known of all hidden servers."""
+    return state.known(entries, state.server(entries))
+
+
+def now_of(entries, uuid: str) -> Known:
+    return state.known_of(entries, state.server(entries), uuid)
 
 
 ROW = {'address': '', 'seconds': 1, 'sent': 0, 'received': 0, 'how': ''}
@@ -231,21 +241,23 @@ def quick(monkeypatch):
 
 
 def test_page_sees_who_waits_and_pipes_on_all_servers(
-    quick, start, connect, register, entries, uuid
+    quick, following, connect, register, entries, uuid
 ):
-    servers = start(), start()
-    assert uuid not in presence.now(entries)
+    servers = following(), following()
+    assert uuid not in now(entries)
     before = time.time()
     peers = [register(server, uuid) for server in servers]
     peers += piped(connect, register, servers[0], uuid)
-    until(lambda: presence.now(entries).get(uuid, Now())[:2] == (2, 1), 'both are counted')
-    now = presence.now(entries)[uuid]
-    assert now.address == '127.0.0.1'
-    assert before - 1 <= now.seen <= time.time()
+    until(lambda: now(entries).get(uuid, Known())[2:4] == (2, 1), 'both are counted')
+    known = now(entries)[uuid]
+    assert (known.state, known.address) == (state.ONLINE, '127.0.0.1')
+    assert before - 1 <= known.since <= known.first <= time.time() + 0.001
     for peer in peers:
         peer.close()
-    until(lambda: presence.now(entries)[uuid][:2] == (0, 0), 'none is counted')
-    assert presence.now(entries)[uuid].seen >= now.seen
+    until(lambda: now(entries)[uuid][2:4] == (0, 0), 'none is counted')
+    left = now(entries)[uuid]
+    assert (left.state, left.first) == (state.OFFLINE, known.first)
+    assert left.since >= known.since
 
 
 def test_rendezvous_is_kept_as_it_was(quick, server, connect, register, entries, uuid):
@@ -254,16 +266,12 @@ def test_rendezvous_is_kept_as_it_was(quick, server, connect, register, entries,
     mobile.receive(1000)
     hidden.close()
     assert mobile.rest() == b''
-    (kept,) = until(lambda: presence.history(entries, uuid), 'it is written')
-    assert abs(kept.pop('at') - time.time()) < DEADLINE_SECONDS
-    assert 0 <= kept.pop('seconds') < DEADLINE_SECONDS
+    (kept,) = until(lambda: state.history(entries, uuid), 'it is written')
+    assert abs(kept.at - time.time()) < DEADLINE_SECONDS
+    assert 0 <= kept.seconds < DEADLINE_SECONDS
     sent = len(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
-    assert kept == {
-        'address': '127.0.0.1',
-        'sent': sent,
-        'received': 1000,
-        'how': 'hidden server closed',
-    }
+    how = 'hidden server closed'
+    assert kept[1:2] + kept[3:] == ('127.0.0.1', sent, 1000, how)
 
 
 def test_last_hundred_rendezvous_are_kept_the_newest_first(server, entries, uuid):
@@ -271,7 +279,7 @@ def test_last_hundred_rendezvous_are_kept_the_newest_first(server, entries, uuid
     for number in range(1, 151):
         told.note_rendezvous(uuid, at=number, **ROW)
     told.write({})
-    assert [kept['at'] for kept in presence.history(entries, uuid)] == list(range(150, 50, -1))
+    assert [kept.at for kept in state.history(entries, uuid)] == list(range(150, 50, -1))
 
 
 def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
@@ -280,56 +288,42 @@ def test_nothing_is_kept_of_an_entry_that_was_deleted(server, entries, uuid):
     told.note_online(uuid, '127.0.0.1')
     told.note_rendezvous(uuid, at=1, **ROW)
     told.write({})
-    assert uuid not in presence.now(entries)
-    assert presence.history(entries, uuid) == []
+    assert uuid not in now(entries)
+    assert state.history(entries, uuid) == []
 
 
 def test_one_is_told_as_all_are(server, connect, register, entries, uuid):
     told, other = server.rendezvous.presence, str(uuids.uuid4())
+    until(lambda: follows(server), 'it has subscribed')
     assert entries.shown(other) is None
-    assert presence.now_of(entries, other) == Now()
+    assert now_of(entries, other) == Known()
     entries.ask(lambda redis: redis.set('live:0123456789abcdef', 'no hash', ex=60))
+    entries.ask(lambda redis: redis.zadd('servers', {'0123456789abcdef': time.time()}))
     peers = [register(server, uuid), *piped(connect, register, server, uuid)]
     told.write(server.rendezvous.registry.counts())
     assert [entries.shown(uuid)] == [each for each in entries.all() if each['uuid'] == uuid]
-    one, of_all = presence.now_of(entries, uuid), presence.now(entries)[uuid]
-    assert one[:2] == (1, 1) == of_all[:2]
-    assert (one.address, one.seen > 0) == ('127.0.0.1', True)
+    one, of_all = now_of(entries, uuid), now(entries)[uuid]
+    assert one[2:4] == (1, 1) == of_all[2:4]
+    assert one == of_all
+    assert (one.address, one.first > 0) == ('127.0.0.1', True)
     entries.ask(lambda redis: redis.delete('live:0123456789abcdef'))
     for peer in peers:
         peer.close()
 
 
-def test_last_twenty_refusals_are_kept_the_newest_first_until_the_entry_is_deleted(
-    server, entries, uuid
-):
-    told, other = server.rendezvous.presence, str(uuids.uuid4())
-    for number in range(50):
-        told.note_refusal(uuid, '192.0.2.1', f'wrong code {number}')
-        told.note_refusal(other, '192.0.2.1', 'unknown')
-    told.write({})
-    told.note_refusal(uuid, '192.0.2.2', 'old secret')
-    told.write({})
-    kept = presence.refusals(entries, uuid)
-    whys = ['old secret', *(f'wrong code {number}' for number in range(49, 30, -1))]
-    assert [each['why'] for each in kept] == whys
-    assert kept[0]['address'] == '192.0.2.2'
-    assert abs(kept[0]['at'] - time.time()) < DEADLINE_SECONDS
-    assert presence.refusals(entries, other) == []
-    entries.delete(uuid)
-    assert presence.refusals(entries, uuid) == []
-
-
 def test_refusals_of_made_up_uuids_are_bounded_while_redis_is_away(server, entries, uuid):
     told = Presence(entries)
-    for _ in range(presence.REFUSED + 100):
+    for number in range(presence.REFUSED + 100):
         made_up = str(uuids.uuid4())
-        for _ in range(presence.REFUSALS + 1):
-            told.note_refusal(made_up, '192.0.2.1', 'unknown')
-    assert sum(map(len, told._refused.values())) == presence.REFUSED * presence.REFUSALS
-    told.note_refusal(uuid, '192.0.2.1', 'wrong code')
+        for host in range(state.KINDS + 1) if number < 30 else [0]:
+            told.note_refusal(made_up, f'192.0.2.{host}', Why('wrong'))
+            told.note_failure(made_up)
+    assert len(told._refused) == presence.REFUSED
+    assert max(map(len, told._refused.values())) <= state.KINDS
+    assert len(told._failed) == presence.FAILED
+    told.note_refusal(uuid, '192.0.2.1', Why('wrong'))
     told.write({})
-    assert len(presence.refusals(entries, uuid)) == 1
+    assert len(state.refusals(entries, uuid)) == 1
 
 
 ODD = ['x', '[]', '{"at": "x", "address": 1}', '{}', '1', '{"at": 1e999, "address": ""}']
@@ -337,20 +331,21 @@ ODD = ['x', '[]', '{"at": "x", "address": 1}', '{}', '1', '{"at": 1e999, "addres
 
 @pytest.mark.parametrize('value', ODD)
 def test_what_somebody_else_wrote_is_nothing(entries, uuid, value):
-    entries.ask(lambda redis: redis.set(f'seen:{uuid}', value))
-    assert presence.now(entries)[uuid] == Now()
+    entries.ask(lambda redis: redis.hset('states', uuid, value))
+    assert now(entries)[uuid] == Known()
     entries.ask(lambda redis: redis.lpush(f'rendezvous:{uuid}', value))
-    assert presence.history(entries, uuid) == []
+    assert state.history(entries, uuid) == []
 
 
 def test_keys_of_other_programs_are_left_alone(entries, uuid):
     def set_both(redis) -> None:
         redis.set('live:config', 'x')
-        redis.hset('live:users', uuid, 'x y')
+        redis.hset('live:users', uuid, '1 1')
 
     entries.ask(set_both)
-    assert uuid not in presence.now(entries)
-    entries.ask(lambda redis: redis.delete('live:config', 'live:users'))
+    Presence(entries).write({})
+    assert uuid not in now(entries)
+    assert entries.ask(lambda redis: redis.delete('live:config', 'live:users')) == 2
 
 
 def test_key_of_another_kind_costs_nobody_else_anything(server, entries, uuid):
@@ -358,56 +353,75 @@ def test_key_of_another_kind_costs_nobody_else_anything(server, entries, uuid):
     entries.add(other, [])
     entries.ask(lambda redis: redis.set(f'rendezvous:{uuid}', 'x'))
     told = Presence(entries)
-    ended = {'at': 1.0, 'address': '', 'seconds': 1.0, 'sent': 0, 'received': 0, 'how': ''}
+    ended = Rendezvous(at=1.0, address='', seconds=1.0, sent=0, received=0, how='')
     for each in (other, uuid, other):
-        told.note_rendezvous(each, **ended)
+        told.note_rendezvous(each, **ended._asdict())
     told.write({})
-    assert presence.history(entries, other) == [ended, ended]
+    assert state.history(entries, other) == [ended, ended]
     entries.delete(other)
 
 
-def test_server_that_was_killed_ages_out(quick, start, register, entries, uuid, monkeypatch):
-    monkeypatch.setattr(presence, 'AGE_SECONDS', 1)
-    monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 0.1)
-    server = start()
+def test_server_that_was_killed_is_gone_at_once(quick, following, register, entries, uuid):
+    server = following()
     peer = register(server, uuid)
-    until(lambda: presence.now(entries).get(uuid, Now()).waiting, 'it is online')
+    until(lambda: now(entries).get(uuid, Known()).waiting, 'it is online')
     server._greenlets.kill()
-    until(lambda: not presence.now(entries)[uuid].waiting, 'it is offline')
+    until(lambda: not now(entries)[uuid].waiting, 'it is offline', seconds=5)
+    assert state.server(entries).workers == []
+    peer.close()
+
+
+def test_server_that_hangs_ages_out(quick, following, register, entries, uuid, monkeypatch):
+    """It is still subscribed."""
+    monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 0.1)
+    monkeypatch.setattr(state, 'AGE_SECONDS', 1)
+    server = following()
+    peer = register(server, uuid)
+    until(lambda: now(entries).get(uuid, Known()).waiting, 'it is online')
+    monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 1000)
+    until(lambda: not now(entries)[uuid].waiting, 'it is offline')
+    assert state.server(entries).workers == []
     peer.close()
 
 
 def test_server_that_was_held_up_for_long_is_seen_again(
-    quick, start, register, entries, uuid, monkeypatch
+    quick, following, register, entries, uuid, monkeypatch
 ):
     monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 0.1)
-    server = start()
+    server = following()
     peer = register(server, uuid)
-    until(lambda: presence.now(entries).get(uuid, Now()).waiting, 'it is online')
+    until(lambda: now(entries).get(uuid, Known()).waiting, 'it is online')
     entries.ask(lambda redis: redis.delete(server.rendezvous.presence.key))
-    until(lambda: presence.now(entries)[uuid].waiting, 'it is online again')
+    until(lambda: now(entries)[uuid].waiting, 'it is online again')
     peer.close()
 
 
 @pytest.mark.parametrize('how', ['flushed', 'aged out'])
 def test_what_waits_unchanged_is_written_anew_where_redis_has_lost_it(
-    quick, start, connect, register, entries, uuid, how
+    quick, following, connect, register, entries, uuid, how
 ):
-    server, other = start(), str(uuids.uuid4())
+    server, other = following(), str(uuids.uuid4())
     entries.add(other, [])
     waits, changes = register(server, uuid), register(server, other)
-    until(lambda: presence.now(entries).get(other, Now()).waiting, 'it is written')
+    until(lambda: now(entries).get(other, Known()).waiting, 'it is written')
     key = server.rendezvous.presence.key
     entries.ask(lambda redis: redis.delete(key) if how == 'flushed' else redis.pexpire(key, 1))
     changes.close()  # what changes is in the next batch
-    until(lambda: presence.now(entries)[uuid].waiting, 'what has not changed is there again')
-    assert not presence.now(entries)[other].waiting
+    until(lambda: now(entries)[uuid].waiting, 'what has not changed is there again')
+    assert not now(entries)[other].waiting
     waits.close()
     entries.delete(other)
 
 
-def test_batch_whose_answer_gets_lost_is_written_once(redis_options, server, entries, uuid):
+def sum_of(hours: list[Hour]) -> Hour:
+    return Hour(*map(sum, zip(*hours, strict=True)))
+
+
+def test_batch_whose_answer_gets_lost_is_written_once(
+    redis_options, server, entries, uuid, monkeypatch
+):
     """Again and again, also where the server's hash has aged out meanwhile."""
+    monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 0)
     lose = []
 
     def handle(sock, _) -> None:
@@ -415,7 +429,7 @@ def test_batch_whose_answer_gets_lost_is_written_once(redis_options, server, ent
             while question := sock.recv(65536):
                 redis.sendall(question)
                 answer = redis.recv(65536)
-                if b'\r\nEVAL\r\n' in question and lose:
+                if b'batch:' in question and lose:
                     lose.pop()
                     return
                 sock.sendall(answer)
@@ -427,7 +441,8 @@ def test_batch_whose_answer_gets_lost_is_written_once(redis_options, server, ent
     for number, losses in enumerate([0, 1, 2, 4]):
         lose += [True] * losses
         told.note_rendezvous(uuid, at=2 * number + 1, **ROW)
-        told.note_refusal(uuid, '192.0.2.1', str(number))
+        told.note_refusal(uuid, '192.0.2.1', Why('wrong', number))
+        told.note_octets(uuid, 10**number, 0)
         with suppress(StoreDown):
             told.write({uuid: (number, 0)})
         told.note_rendezvous(uuid, at=2 * number + 2, **ROW)  # in no batch yet
@@ -436,9 +451,11 @@ def test_batch_whose_answer_gets_lost_is_written_once(redis_options, server, ent
             with suppress(StoreDown):
                 told.write({uuid: (number, 0)})
     told.write({uuid: (3, 0)})
-    assert [each['at'] for each in presence.history(entries, uuid)] == list(range(8, 0, -1))
-    assert [each['why'] for each in presence.refusals(entries, uuid)] == ['3', '2', '1', '0']
-    assert presence.now_of(entries, uuid).waiting == 3
+    assert [each.at for each in state.history(entries, uuid)] == list(range(8, 0, -1))
+    (refused,) = state.refusals(entries, uuid)
+    assert (refused.count, refused.why.seconds) == (4, 3)
+    hour = sum_of(state.past(entries, [uuid], time.time() - 3600, time.time())[uuid][1])
+    assert hour == Hour(1111, 0, 8, 0)
     told.write({})
     between.close()
     proxy.stop()
@@ -450,21 +467,22 @@ def test_rendezvous_that_end_while_a_batch_is_written_are_not_dropped(
     """So many that the oldest fall out."""
     monkeypatch.setattr(presence, 'BACKLOG', 10)
     told = Presence(entries)
-    ask = entries.ask
+    told.write({})
+    run = entries.run
 
-    def end_some_meanwhile(question):
+    def end_some_meanwhile(*script):
         monkeypatch.undo()
         for number in range(11, 26):
             told.note_rendezvous(uuid, at=number, **ROW)
-        return ask(question)
+        return run(*script)
 
     for number in range(1, 11):
         told.note_rendezvous(uuid, at=number, **ROW)
-    monkeypatch.setattr(entries, 'ask', end_some_meanwhile)
+    monkeypatch.setattr(entries, 'run', end_some_meanwhile)
     told.write({})
     told.write({})  # what ended meanwhile
     kept = [*range(25, 15, -1), *range(10, 0, -1)]
-    assert [each['at'] for each in presence.history(entries, uuid)] == kept
+    assert [each.at for each in state.history(entries, uuid)] == kept
 
 
 def test_what_happens_while_a_batch_is_written_is_for_the_next_time(entries, uuid, monkeypatch):
@@ -502,9 +520,9 @@ def test_redis_that_goes_down_is_told_each_time_once(quick, cable, start, entrie
             gevent.sleep(0.02)
         until(lambda c=count: errors() == c, 'it is told')
         cable.open(cable.port)
-        until(lambda c=count: len(presence.history(entries, uuid)) == 6 * c - 1, 'it is written')
+        until(lambda c=count: len(state.history(entries, uuid)) == 6 * c - 1, 'it is written')
         told.note_rendezvous(uuid, at=9.0, **ROW)  # in a batch after that one has been answered
-        until(lambda c=count: len(presence.history(entries, uuid)) == 6 * c, 'it goes on')
+        until(lambda c=count: len(state.history(entries, uuid)) == 6 * c, 'it goes on')
         assert errors() == count
 
 
@@ -554,7 +572,7 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     for name, do in {
         'writes': lambda: told.write(dict.fromkeys(made, (1, 1))),
         'entries': entries.all,
-        'now': lambda: presence.now(entries),
+        'now': lambda: now(entries),
         'changes': lambda: told.write(dict.fromkeys(made, (2, 1))),
     }.items():
         gc.collect()
@@ -562,9 +580,12 @@ def test_many_entries_keep_nobody_waiting(server, entries):
         with turns() as longest:
             do()
         took[name] = longest[0]
-    known = presence.now(entries)
-    assert {known[uuid][:2] for uuid in made} == {(2, 1)}
-    assert len(presence.history(entries, made[-1])) == 1
+    with entries.ask(lambda redis: redis.pubsub()) as subscription:
+        subscription.subscribe(told.channel)  # as long as it lives
+        subscription.get_message(timeout=5)
+        known = now(entries)
+    assert {known[uuid][2:4] for uuid in made} == {(2, 1)}
+    assert len(state.history(entries, made[-1])) == 1
     told.write({})
     entries.ask(lambda redis: redis.flushall())
     gc.unfreeze()
@@ -583,15 +604,15 @@ def test_what_happens_while_redis_is_away_is_written_later(
     assert mobile.rest() == b''
     gevent.sleep(0.05)
     cable.open(cable.port)
-    assert len(until(lambda: presence.history(entries, uuid), 'it is written')) == 1
+    assert len(until(lambda: state.history(entries, uuid), 'it is written')) == 1
 
 
-def test_stop_says_that_nobody_is_here(quick, start, connect, register, entries, uuid):
-    server = start()
+def test_stop_says_that_nobody_is_here(quick, following, connect, register, entries, uuid):
+    server = following()
     peer = register(server, uuid)
-    until(lambda: presence.now(entries).get(uuid, Now()).waiting, 'it is online')
+    until(lambda: now(entries).get(uuid, Known()).waiting, 'it is online')
     stopping = gevent.spawn(server.stop)
     peer_ends(peer)
     peer.close()
     stopping.join()
-    assert not presence.now(entries)[uuid].waiting
+    assert not now(entries)[uuid].waiting

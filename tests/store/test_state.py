@@ -1,0 +1,769 @@
+"""What workers write of hidden servers and of themselves, as the page reads it."""
+
+import json
+import math
+import time
+import uuid as uuids
+from contextlib import contextmanager
+
+import pytest
+from conftest import until
+
+from rendezvous.store import presence, state, upkeep
+from rendezvous.store.entries import StoreDown
+from rendezvous.store.presence import Presence
+from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Hour, Why
+
+ADDRESS = '192.0.2.1'
+WRONG = Why('wrong')
+ABOUT = {
+    'node': 'attic',
+    'number': 1,
+    'workers': 2,
+    'pid': 77,
+    'version': '1.0',
+    'since': 1000.0,
+    'connections': 5,
+    'most': 1000,
+    'memory': 2**24,
+    'counters': {'handshakes': 3, 'refused 401 no such UUID': 1},
+}
+OURS = 'servers', 'heard', 'outages', 'states', 'hours:all'
+
+
+@pytest.fixture(autouse=True)
+def alone(entries):
+    """No worker of another test is heard of."""
+    entries.ask(lambda redis: redis.delete(*OURS))
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Each batch is as after a long time."""
+    monkeypatch.setattr(presence, 'PATIENCE_SECONDS', 0)
+    monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 0)
+    monkeypatch.setattr(presence, 'OUTAGE_SECONDS', 0)
+
+
+class Told:
+    """A worker as it is seen over Redis: what it writes, and whether it listens to its channel."""
+
+    def __init__(self, entries, **about):
+        self.entries = entries
+        self.presence = Presence(entries, lambda: ABOUT | about)
+        self.name = self.presence.name
+        self.subscription = entries.ask(lambda redis: redis.pubsub())
+        self.subscription.subscribe(self.presence.channel)
+        self.subscription.get_message(timeout=5)
+
+    def online(self, *uuids: str) -> None:
+        for uuid in uuids:
+            self.presence.note_online(uuid, ADDRESS)
+        self.write(*uuids)
+
+    def write(self, *uuids: str) -> None:
+        self.presence.write(dict.fromkeys(uuids, (1, 0)))
+
+    def refuse(self, uuid: str, why: Why, until: float = 0) -> None:
+        self.presence.note_refusal(uuid, ADDRESS, why, until)
+        self.write()
+
+    def kill(self) -> None:
+        self.subscription.close()
+
+        def listeners() -> int:
+            channel = self.presence.channel
+            ((_, count),) = self.entries.ask(lambda redis: redis.pubsub_numsub(channel))
+            return count
+
+        until(lambda: not listeners(), 'Redis has noticed')
+
+
+@pytest.fixture
+def work(entries):
+    """Starts workers; at the end they are killed."""
+    workers = []
+
+    def work(**about) -> Told:
+        workers.append(Told(entries, **about))
+        return workers[-1]
+
+    yield work
+    for worker in workers:
+        worker.kill()
+
+
+def known(entries, uuid: str) -> state.Known:
+    found = state.known_of(entries, state.server(entries), uuid)
+    of_all = state.known(entries, state.server(entries)).get(uuid, state.Known())
+    assert of_all == found
+    return found
+
+
+def states(entries, uuid: str) -> list[str]:
+    """All its changes of state, the oldest first; the times never go back."""
+    (changes, _) = state.past(entries, [uuid], 0, 0)[uuid]
+    assert sorted(changes, key=lambda change: change.at) == changes
+    return [change.state for change in changes]
+
+
+def forge(entries, uuid: str, **record) -> None:
+    """Changes its record, as if time had passed."""
+
+    def write(redis) -> None:
+        before = json.loads(redis.hget('states', uuid) or '{}')
+        redis.hset('states', uuid, json.dumps(before | record))
+
+    entries.ask(write)
+
+
+def test_hidden_server_is_never_seen_then_online_then_offline(entries, uuid, work, at_once):
+    worker, began = work(), time.time()
+    worker.write()
+    assert known(entries, uuid) == state.Known(NEVER)
+    worker.online(uuid)
+    found = known(entries, uuid)
+    assert (found.state, found.waiting, found.address) == (ONLINE, 1, ADDRESS)
+    assert began - 0.001 <= found.since <= found.first <= time.time() + 0.001
+    worker.write()
+    gone = known(entries, uuid)
+    assert (gone.state, gone.first) == (OFFLINE, found.first)
+    assert found.since <= gone.since <= time.time()
+    assert states(entries, uuid) == [ONLINE, OFFLINE]
+    worker.online(uuid)
+    assert known(entries, uuid).since >= gone.since
+    assert known(entries, uuid).first == found.first
+    assert states(entries, uuid) == [ONLINE, OFFLINE, ONLINE]
+
+
+def test_hidden_server_that_comes_back_at_once_was_never_offline(entries, uuid, work):
+    """As it does after each rendezvous."""
+    worker = work()
+    worker.online(uuid)
+    since = known(entries, uuid).since
+    for _ in range(3):
+        worker.write()
+        worker.online(uuid)
+    assert states(entries, uuid) == [ONLINE]
+    assert known(entries, uuid).since == since
+
+
+def test_it_is_offline_since_it_left_and_not_since_that_is_told(entries, uuid, work, monkeypatch):
+    worker = work()
+    worker.online(uuid)
+    worker.write()
+    left = time.time()
+    assert states(entries, uuid) == [ONLINE]
+    later = time.monotonic() + presence.PATIENCE_SECONDS + 1
+    monkeypatch.setattr(time, 'monotonic', lambda: later)
+    worker.write()
+    assert states(entries, uuid) == [ONLINE, OFFLINE]
+    assert abs(known(entries, uuid).since - left) < 0.5
+
+
+def test_hidden_server_that_another_worker_has_is_online(entries, uuid, work, at_once):
+    here, there = work(number=1), work(number=2)
+    here.online(uuid)
+    there.online(uuid)
+    assert known(entries, uuid).waiting == 2
+    here.write()
+    assert known(entries, uuid).state == ONLINE
+    assert states(entries, uuid) == [ONLINE]
+    there.write()
+    assert states(entries, uuid) == [ONLINE, OFFLINE]
+
+
+def test_refused_then_online_then_refused_again(entries, uuid, work, at_once):
+    worker = work()
+    worker.refuse(uuid, WRONG)
+    found = known(entries, uuid)
+    assert (found.state, found.why, found.address) == (REFUSED, WRONG, ADDRESS)
+    assert found.first is None
+    since = found.since
+    worker.refuse(uuid, Why('clock', -3660.0))
+    found = known(entries, uuid)
+    assert (found.why, found.since) == (Why('clock', -3660.0), since)
+    assert found.refused > since
+    worker.online(uuid)
+    assert known(entries, uuid).state == ONLINE
+    worker.write()
+    worker.refuse(uuid, Why('former'))
+    assert states(entries, uuid) == [REFUSED, ONLINE, OFFLINE, REFUSED]
+
+
+def test_refusal_of_another_machine_makes_nobody_refused_who_is_online(
+    entries, uuid, work, at_once
+):
+    here, there = work(), work()
+    here.online(uuid)
+    there.refuse(uuid, WRONG)
+    found = known(entries, uuid)
+    assert (found.state, found.refused, found.why) == (ONLINE, None, None)
+    (refused,) = state.refusals(entries, uuid)
+    assert (refused.why, refused.address, refused.count) == (WRONG, ADDRESS, 1)
+
+
+def test_two_machines_with_one_file_are_told_and_refuse_nobody(entries, uuid, work, at_once):
+    worker = work()
+    worker.refuse(uuid, Why('twins', other='192.0.2.9'))
+    assert known(entries, uuid).state == NEVER
+    (twins,) = state.refusals(entries, uuid)
+    assert (twins.why.other, twins.address) == ('192.0.2.9', ADDRESS)
+
+
+def test_refusal_says_nothing_after_a_while(entries, uuid, work, at_once):
+    """It is the end of the bar, too, and of what is told."""
+    worker = work()
+    worker.refuse(uuid, WRONG)
+    long_ago = time.time() - state.REFUSED_SECONDS - 10
+    forge(entries, uuid, refused=long_ago, since=long_ago - 60)
+    entries.ask(lambda redis: redis.lset(f'changes:{uuid}', 0, f'{long_ago - 60} {REFUSED}'))
+    assert known(entries, uuid)[:2] == (NEVER, None)
+    assert states(entries, uuid) == [REFUSED, NEVER]
+    forge(entries, uuid, first=1.0)
+    assert states(entries, uuid) == [REFUSED, OFFLINE]
+    assert known(entries, uuid)[:2] == (OFFLINE, long_ago)
+    worker.refuse(uuid, WRONG)
+    (changes, _) = state.past(entries, [uuid], 0, 0)[uuid]
+    assert [each.state for each in changes] == [REFUSED, OFFLINE, REFUSED]
+    assert abs(changes[1].at - long_ago) < 0.01
+
+
+def test_rationed_is_refused_until_it_may_try_again(entries, uuid, work, at_once):
+    worker = work()
+    worker.refuse(uuid, Why('address'), until=time.time() + 900)
+    forge(entries, uuid, refused=time.time() - 600)
+    assert known(entries, uuid).state == REFUSED
+
+
+def test_disabled_stays_disabled_whatever_workers_say(entries, uuid, work, at_once):
+    worker = work()
+    worker.online(uuid)
+    entries.disable(uuid)
+    since = entries.shown(uuid)['disabled']
+    assert known(entries, uuid).disabled(since)[:2] == (DISABLED, since)
+    entries.disable(uuid)
+    worker.write()
+    worker.refuse(uuid, Why('disabled'))
+    worker.refuse(uuid, WRONG)
+    assert states(entries, uuid) == [ONLINE, DISABLED]
+    entries.enable(uuid)
+    entries.enable(uuid)
+    assert known(entries, uuid).state == OFFLINE
+    assert states(entries, uuid) == [ONLINE, DISABLED, OFFLINE]
+    worker.online(uuid)
+    assert states(entries, uuid) == [ONLINE, DISABLED, OFFLINE, ONLINE]
+
+
+def test_entry_that_another_program_enabled_goes_online(entries, uuid, work, at_once):
+    entries.disable(uuid)
+    entry = entries.get(uuid)
+    del entry['disabled']
+    entries.ask(lambda redis: redis.set(uuid, json.dumps(entry)))
+    work().online(uuid)
+    assert states(entries, uuid) == [DISABLED, ONLINE]
+
+
+def test_disabled_before_it_was_ever_seen_is_never_seen_when_enabled(entries, uuid):
+    entries.disable(uuid)
+    entries.enable(uuid)
+    assert known(entries, uuid).state == NEVER
+    assert states(entries, uuid) == [DISABLED, NEVER]
+
+
+def test_worker_says_who_it_is(entries, work):
+    before = time.time()
+    first, second = work(number=2), work(number=1, node='attic')
+    for worker in (first, second):
+        worker.write()
+    server = state.server(entries)
+    assert [each.name for each in server.workers] == [second.name, first.name]
+    told = server.workers[1]
+    assert before <= told.at <= time.time()
+    assert told[2:] == ('attic', 2, *list(ABOUT.values())[2:])
+    assert (server.heard.node, server.heard.pid, server.heard.stopped) == ('attic', 77, False)
+    assert (server.down_since, server.outages) == (None, [])
+
+
+def test_worker_signs_when_nobody_is_registered(entries, work, monkeypatch):
+    worker = work()
+    worker.write()
+    (before,) = state.server(entries).workers
+    worker.write()
+    assert state.server(entries).workers == [before]
+    later = time.monotonic() + presence.HEARTBEAT_SECONDS + 1
+    monkeypatch.setattr(time, 'monotonic', lambda: later)
+    worker.write()
+    assert state.server(entries).workers[0].at > before.at
+
+
+def test_killed_worker_is_gone_at_once(entries, uuid, work):
+    here, there = work(), work()
+    here.online(uuid)
+    there.write()
+    here.kill()
+    assert [each.name for each in state.server(entries).workers] == [there.name]
+    found = known(entries, uuid)
+    assert (found.state, found.waiting) == (OFFLINE, 0)
+    assert found.since <= time.time()
+    there.kill()
+    server = state.server(entries)
+    assert (server.workers, server.down_since) == ([], server.heard.at)
+
+
+def test_worker_that_hangs_is_gone_after_a_while(entries, uuid, work, monkeypatch):
+    worker = work()
+    worker.online(uuid)
+    monkeypatch.setattr(state, 'AGE_SECONDS', 0.2)
+    until(lambda: not state.server(entries).workers, 'it has given no sign for so long')
+    assert known(entries, uuid).state == OFFLINE
+
+
+def test_other_workers_tell_what_a_killed_one_had(entries, uuid, work, at_once, monkeypatch):
+    other = str(uuids.uuid4())
+    entries.add(other, [])
+    here, there = work(), work()
+    here.online(uuid, other)
+    there.online(other)
+    here.kill()
+    monkeypatch.setattr(presence, 'MISSED_SECONDS', 0)
+    there.presence._look_around()
+    assert entries.ask(lambda redis: redis.exists(here.presence.key)) == 0
+    there.write(other)
+    assert states(entries, uuid) == [ONLINE, OFFLINE]
+    assert states(entries, other) == [ONLINE]
+    entries.delete(other)
+
+
+def test_worker_that_lost_redis_for_a_moment_is_not_buried(entries, uuid, work):
+    """It is not subscribed then, but it has given a sign within the last seconds."""
+    here, there = work(), work()
+    here.online(uuid)
+    here.kill()
+    there.write()
+    there.presence._look_around()
+    assert entries.ask(lambda redis: redis.exists(here.presence.key)) == 1
+
+
+def test_time_without_any_worker_is_an_outage(entries, uuid, work, at_once):
+    """What was online before, and comes back after it, was offline meanwhile."""
+    first = work()
+    first.online(uuid)
+    first.kill()
+    heard = time.time() - 300
+    entries.ask(lambda redis: redis.set('heard', json.dumps({'at': heard})))
+    forge(entries, uuid, seen=heard - 1, since=heard - 1)
+    entries.ask(lambda redis: redis.lset(f'changes:{uuid}', 0, f'{heard - 1} {ONLINE}'))
+    assert state.server(entries).outages == []
+    second = work()
+    second.write()
+    ((began, ended),) = state.server(entries).outages
+    assert abs(began - heard) < 0.001
+    assert 299 < ended - began < 310
+    assert known(entries, uuid)[:2] == (OFFLINE, began)
+    second.online(uuid)
+    assert known(entries, uuid).state == ONLINE
+    (changes, _) = state.past(entries, [uuid], 0, 0)[uuid]
+    assert [each.state for each in changes] == [ONLINE, OFFLINE, ONLINE]
+    assert changes[1].at == began
+
+
+def test_what_does_not_come_back_after_an_outage_is_told(entries, uuid, work, at_once):
+    first = work()
+    first.online(uuid)
+    first.kill()
+    second = work()
+    second.write()
+    second.presence._look_around()
+    second.presence._look_around()
+    second.write()
+    assert states(entries, uuid) == [ONLINE, OFFLINE]
+    assert known(entries, uuid).since == state.server(entries).outages[0][0]
+
+
+def test_worker_that_starts_while_another_lives_makes_no_outage(entries, work, at_once):
+    """As with an upgrade."""
+    old = work()
+    old.write()
+    new = work()
+    new.write()
+    old.presence.stop()
+    server = state.server(entries)
+    assert (server.outages, [each.name for each in server.workers]) == ([], [new.name])
+    assert not server.heard.stopped
+    new.presence.stop()
+    server = state.server(entries)
+    assert (server.workers, server.heard.stopped) == ([], True)
+    assert server.down_since == server.heard.at
+    assert entries.ask(lambda redis: redis.exists(new.presence.key)) == 0
+    third = work()
+    third.write()
+    assert len(state.server(entries).outages) == 1
+    assert not state.server(entries).heard.stopped
+
+
+def test_outages_are_bounded(entries, work, at_once):
+    now = time.time()
+    texts = [f'{now - number:.0f} {now - number:.0f}' for number in range(1, 2000)]
+    entries.ask(lambda redis: redis.rpush('outages', *texts))
+    entries.ask(lambda redis: redis.rpush('outages', '5 6', '3 4'))
+    entries.ask(lambda redis: redis.set('heard', json.dumps({'at': now - 0.5})))
+    work().write()
+    assert len(state.server(entries).outages) == 1000
+    entries.ask(lambda redis: redis.delete('outages', 'servers'))
+    entries.ask(lambda redis: redis.rpush('outages', '5 6', '3 4'))
+    entries.ask(lambda redis: redis.set('heard', json.dumps({'at': now - 0.5})))
+    work().write()
+    assert len(state.server(entries).outages) == 1
+
+
+def test_frozen_worker_that_goes_on_makes_up_for_it(entries, uuid, work, at_once):
+    """Its hash has expired meanwhile; nobody else was there."""
+    worker = work()
+    worker.online(uuid)
+    entries.ask(lambda redis: redis.delete(worker.presence.key))
+    entries.ask(lambda redis: redis.set('heard', json.dumps({'at': time.time() - 300})))
+    worker.presence.note_online(uuid, ADDRESS)
+    worker.write(uuid)
+    ((began, ended),) = state.server(entries).outages
+    assert 299 < ended - began < 310
+    assert known(entries, uuid).state == ONLINE
+
+
+@pytest.mark.parametrize('rows', [6, 7000])
+def test_changes_are_trimmed(entries, uuid, work, at_once, rows):
+    """400 days of them, and never more than so many; the last one before those days stays."""
+    now, day = time.time(), state.DAY_SECONDS
+    ages = [500, 450, 410, 390, 2, 1] if rows == 6 else [1] * rows
+    texts = [f'{now - age * day:.3f} {OFFLINE}' for age in ages]
+    entries.ask(lambda redis: redis.rpush(f'changes:{uuid}', *texts))
+    work().online(uuid)
+    kept = entries.ask(lambda redis: redis.lrange(f'changes:{uuid}', 0, -1))
+    assert len(kept) == (5 if rows == 6 else state.CHANGES)
+    assert kept[0] == texts[2 if rows == 6 else rows - state.CHANGES + 1]
+
+
+def test_past_begins_with_the_last_change_before_it(entries, uuid):
+    texts = [f'{number * 10}.000 {ONLINE if number % 2 else OFFLINE}' for number in range(1, 400)]
+    entries.ask(lambda redis: redis.rpush(f'changes:{uuid}', *texts))
+    for start, count in ((3985, 2), (2005, 200), (15, 399), (5, 399), (0, 399)):
+        (changes, _) = state.past(entries, [uuid], start, start)[uuid]
+        assert len(changes) == count
+        assert changes[-1].at == 3990
+
+
+def this_hour(entries, uuid: str) -> Hour:
+    now = time.time()
+    hours = [each for each in state.past(entries, [uuid], now - 3600, now)[uuid][1] if any(each)]
+    return Hour(*map(sum, zip(*hours, strict=True))) if hours else Hour()
+
+
+def rendezvous(told: Told, uuid: str, sent: int, received: int, **more) -> None:
+    ended = {'at': time.time(), 'address': ADDRESS, 'seconds': 1.0, 'how': 'closed'}
+    told.presence.note_rendezvous(uuid, sent=sent, received=received, **ended, **more)
+
+
+def test_hours_add_up_what_all_workers_tell(entries, uuid, work, at_once):
+    here, there = work(), work()
+    for _ in range(2):
+        rendezvous(here, uuid, 10, 2**40)
+        here.write()
+        rendezvous(there, uuid, 1, 1)
+        there.presence.note_failure(uuid)
+        there.presence.note_failure(str(uuids.uuid4()))
+        there.write()
+    expected = Hour(22, 2 * 2**40 + 2, 4, 2)
+    assert this_hour(entries, uuid) == this_hour(entries, state.ALL) == expected
+    octets = state.octets_since(entries, [uuid, state.ALL, 'x'], time.time() - 3600)
+    assert octets == {uuid: expected[:2], state.ALL: expected[:2], 'x': (0, 0)}
+
+
+def test_octets_of_a_long_pipe_count_as_they_go_and_once(entries, uuid, work, at_once):
+    worker = work()
+    for _ in range(3):
+        worker.presence.note_octets(uuid, 10, 100)
+        worker.write()
+    assert this_hour(entries, uuid) == Hour(30, 300, 0, 0)
+    rendezvous(worker, uuid, 35, 1000, counted=(30, 300))
+    worker.write()
+    assert this_hour(entries, uuid) == Hour(35, 1000, 1, 0)
+    assert state.history(entries, uuid)[0].received == 1000
+
+
+def test_hours_are_dropped_after_400_days(entries, uuid, work, at_once):
+    today = int(time.time() // state.DAY_SECONDS)
+    line = '5 1 2 3 4'
+    days = {str(today - 401): line, str(today - 399): line, 'x': line, str(today - 1): 'x\n' + line}
+    entries.ask(lambda redis: redis.hset(f'hours:{uuid}', mapping=days))
+    worker = work()
+    rendezvous(worker, uuid, 1, 1)
+    worker.write()
+    kept = entries.ask(lambda redis: redis.hkeys(f'hours:{uuid}'))
+    assert {int(day) for day in kept} == {today - 399, today - 1, today}
+    start = (today - 1) * state.DAY_SECONDS
+    hours = state.past(entries, [uuid], start, start + 23 * 3600)[uuid][1]
+    assert [hour for hour in hours if any(hour)] == [Hour(1, 2, 3, 4)]
+    assert hours[5] == Hour(1, 2, 3, 4)
+    assert len(hours) == 24
+
+
+def test_failures_alone_write_nothing(entries, work):
+    """Anybody may ask for any UUID."""
+    worker = work()
+    worker.write()
+    entries.ask(lambda redis: redis.config_resetstat())
+    worker.presence.note_failure(str(uuids.uuid4()))
+    worker.presence._hours_at = -math.inf
+    worker.write()
+    # The first ones do, as heartbeats do.
+    worker.presence.note_failure(str(uuids.uuid4()))
+    worker.write()
+    calls = entries.ask(lambda redis: redis.info('commandstats'))
+    assert calls['cmdstat_evalsha']['calls'] <= 1
+
+
+def test_refusals_are_merged_by_kind_and_address(entries, uuid, work, at_once):
+    worker, before = work(), time.time()
+    for _ in range(3):
+        worker.presence.note_refusal(uuid, ADDRESS, Why('clock', 30.0, False))
+    worker.presence.note_refusal(uuid, '192.0.2.2', WRONG)
+    worker.write()
+    worker.refuse(uuid, Why('clock', 60.0), until=time.time() + 100)
+    newest, other = state.refusals(entries, uuid)
+    assert (newest.why, newest.address, newest.count) == (Why('clock', 60.0), ADDRESS, 4)
+    assert before - 0.001 <= newest.first <= other.first <= newest.last <= time.time() + 0.001
+    assert newest.until > time.time()
+    assert (other.why, other.address, other.count, other.until) == (WRONG, '192.0.2.2', 1, 0)
+    assert 0 < entries.ask(lambda redis: redis.ttl(f'refusals:{uuid}')) <= state.DAY_SECONDS
+    entries.delete(uuid)
+    assert state.refusals(entries, uuid) == []
+
+
+def test_last_twenty_refusals_are_kept(entries, uuid, work, at_once):
+    worker = work()
+    for number in range(50):
+        worker.presence.note_refusal(uuid, f'192.0.2.{number}', WRONG)
+        worker.write()
+    found = state.refusals(entries, uuid)
+    hosts = [int(each.address.rpartition('.')[2]) for each in found]
+    assert hosts == list(range(49, 29, -1))
+
+
+def test_nothing_is_written_of_an_entry_that_does_not_exist(entries, work, at_once):
+    worker, nobody = work(), str(uuids.uuid4())
+    worker.presence.note_online(nobody, ADDRESS)
+    worker.presence.note_refusal(nobody, ADDRESS, WRONG)
+    worker.presence.note_failure(nobody)
+    rendezvous(worker, nobody, 1, 1)
+    worker.write(nobody)
+    worker.write()
+    assert entries.ask(lambda redis: redis.keys(f'*{nobody}*')) == []
+    assert nobody not in state.records(entries)
+
+
+def test_nothing_is_left_of_a_deleted_entry(entries, uuid, work, at_once):
+    worker = work()
+    worker.online(uuid)
+    rendezvous(worker, uuid, 1, 1)
+    worker.write()
+    worker.refuse(uuid, WRONG)
+    entries.disable(uuid)
+    entries.ask(lambda redis: redis.set(f'seen:{uuid}', 'x'))
+    assert len(entries.ask(lambda redis: redis.keys(f'*{uuid}*'))) == 6
+    entries.delete(uuid)
+    assert entries.ask(lambda redis: redis.keys(f'*{uuid}*')) == []
+    assert uuid not in state.records(entries)
+
+
+def test_clearing_lets_it_try_again(entries, uuid, work, at_once):
+    """The rations of the addresses that were refused are cleared, and the workers are told."""
+    worker = work()
+    worker.presence.note_refusal(uuid, '2001:db8:0:1::7', Why('address'), time.time() + 900)
+    worker.presence.note_refusal(uuid, ADDRESS, WRONG)
+    worker.write()
+    place = '2001:db8:0:1::/64'
+    for _ in range(25):
+        entries.count_try(uuid, place, 'wrong', True, time.time())
+    assert entries.count_try(uuid, place, 'right', True, time.time()).ration == 2
+    entries.ask(lambda redis: redis.hset(f'refusals:{uuid}', 'address x', '{}'))
+    changes = entries.changes('tries')
+    with worker.subscription:
+        worker.subscription.subscribe('tries')
+        worker.subscription.get_message(timeout=5)
+        entries.clear_wrong_codes(uuid)
+        message = worker.subscription.get_message(timeout=5)
+    changes.close()
+    assert message['data'] == place
+    assert entries.count_try(uuid, place, 'right', True, time.time()).ration == 0
+    assert [each.why for each in state.refusals(entries, uuid)] == [WRONG]
+    assert 'until' not in state.records(entries)[uuid]
+
+
+def test_what_older_versions_wrote_is_brought_over_once(entries, uuid, work):
+    other, third, nobody = (str(uuids.uuid4()) for _ in range(3))
+    seen = json.dumps({'at': 1e9, 'address': ADDRESS})
+    for each in (other, third):
+        entries.add(each, [])
+
+    def write(redis) -> None:
+        redis.mset({f'seen:{each}': seen for each in (uuid, nobody)})
+        redis.set(f'seen:{other}', 'x')
+        redis.lpush(f'refused:{uuid}', 'x')
+        redis.lpush(f'refused:{third}', 'x')
+        redis.set('seen:config', seen)
+
+    entries.ask(write)
+    work().write()
+    found = known(entries, uuid)
+    assert (found.state, found.since, found.first, found.address) == (OFFLINE, 1e9, 1e9, ADDRESS)
+    assert states(entries, uuid) == [OFFLINE]
+    assert {known(entries, each).state for each in (other, third)} == {NEVER}
+    left = entries.ask(lambda redis: {*redis.keys('seen:*'), *redis.keys('refused:*')})
+    assert left == {'seen:config', f'seen:{nobody}'}
+    entries.ask(lambda redis: redis.delete(*left))
+    for each in (other, third):
+        entries.delete(each)
+
+
+FOREIGN = [
+    *('x', '[]', '{}', '1', 'null', '{"state": 1, "since": "x", "why": [[[]]], "seen": {}}'),
+    '{"state": "online", "since": 1e999, "first": -1, "why": {"a": 1e999}, "until": [1]}',
+    '{"state": "refused", "since": 1, "refused": NaN, "why": [1e999, 1, 1, 1], "address": []}',
+    '{"state": "mine", "since": 5, "first": true, "seen": 4e300}',
+    '[' * 2000,
+]
+
+
+@pytest.mark.parametrize('value', FOREIGN)
+def test_foreign_record_costs_the_entry_its_past_alone(entries, uuid, work, at_once, value):
+    other = str(uuids.uuid4())
+    entries.add(other, [])
+    worker = work()
+    entries.ask(lambda redis: redis.hset('states', uuid, value))
+    known(entries, uuid)
+    states(entries, uuid)
+    worker.refuse(uuid, WRONG)
+    assert known(entries, uuid).state == REFUSED
+    entries.ask(lambda redis: redis.hset('states', uuid, value))
+    worker.online(uuid, other)
+    assert {known(entries, each).state for each in (uuid, other)} == {ONLINE}
+    entries.ask(lambda redis: redis.hset('states', uuid, value))
+    entries.disable(uuid)
+    entries.enable(uuid)
+    entries.delete(other)
+
+
+KEYS = ['changes:{}', 'hours:{}', 'refusals:{}', 'rendezvous:{}', *OURS]
+
+
+@pytest.mark.parametrize('kind', ['string', 'list', 'hash', 'zset'])
+@pytest.mark.parametrize('key', KEYS)
+def test_key_of_another_kind_costs_nobody_else_anything(entries, uuid, work, at_once, key, kind):
+    other, key = str(uuids.uuid4()), key.format(uuid)
+    entries.add(other, [])
+    write = {
+        'string': lambda redis: redis.set(key, 'x'),
+        'list': lambda redis: redis.rpush(key, 'x', '{}'),
+        'hash': lambda redis: redis.hset(key, mapping={'x': 'y', uuid: '{', 'address x': '['}),
+        'zset': lambda redis: redis.zadd(key, {'x': 1, '0' * 16: time.time()}),
+    }
+    entries.ask(write[kind])
+    here, there = work(), work()
+    for uuids_now in ([uuid, other], []):
+        for each in (uuid, other):
+            here.presence.note_failure(each)
+            rendezvous(here, each, 1, 1)
+            there.presence.note_refusal(each, ADDRESS, WRONG)
+        here.online(*uuids_now)
+        there.write()
+        here.presence._look_around()
+    server = state.server(entries)
+    state.known(entries, server)
+    for each in (uuid, other):
+        known(entries, each)
+        state.past(entries, [each, state.ALL], time.time() - 86400, time.time())
+        state.refusals(entries, each)
+        state.history(entries, each)
+    if key not in ('states', 'hours:all'):
+        assert len(states(entries, other)) >= 2
+    assert len(state.history(entries, other)) == 2
+    assert this_hour(entries, other).visits == 2
+    assert len(state.refusals(entries, other)) == 1
+    entries.disable(uuid)
+    entries.enable(uuid)
+    entries.clear_wrong_codes(uuid)
+    here.presence.stop()
+    entries.delete(other)
+    entries.delete(uuid)
+    entries.ask(lambda redis: redis.delete(key))
+
+
+LIVES = [
+    'x',
+    '[]',
+    '{"at": "x", "counters": {"a": "b", "c": 1}}',
+    '{"number": 1e300}',
+    '{"pid": -1}',
+]
+
+
+@pytest.mark.parametrize('value', LIVES)
+def test_what_anybody_says_of_itself_is_read_as_it_can_be(entries, uuid, work, value):
+    worker = work()
+    worker.online(uuid)
+    entries.ask(lambda redis: redis.hset(worker.presence.key, 'about', value))
+    entries.ask(lambda redis: redis.hset(worker.presence.key, 'nobody', value))
+    entries.ask(lambda redis: redis.set('heard', value))
+    server = state.server(entries)
+    assert len(server.workers) == (value[0] == '{')
+    state.known(entries, server)
+    assert upkeep.bury(entries, worker.name).keys() == {uuid, 'nobody'}
+
+
+@contextmanager
+def without(entries, *commands: str):
+    """A Redis whose administrator has taken commands away from us."""
+    taken = [f'-{command}' for command in commands]
+    entries.ask(lambda redis: redis.execute_command('ACL SETUSER', 'default', *taken))
+    try:
+        yield
+    finally:
+        entries.ask(lambda redis: redis.execute_command('ACL SETUSER', 'default', '+@all'))
+
+
+def test_without_the_permission_to_count_subscribers_workers_age_out(
+    entries, uuid, work, at_once, monkeypatch
+):
+    worker = work()
+    with without(entries, 'pubsub'):
+        worker.online(uuid)
+        worker.presence._look_around()
+        worker.kill = lambda: None
+        worker.subscription.close()
+        assert known(entries, uuid).state == ONLINE
+        monkeypatch.setattr(state, 'AGE_SECONDS', 0.1)
+        until(lambda: not state.server(entries).workers, 'it has aged out')
+
+
+def test_redis_that_is_down_loses_nothing(entries, uuid, work, monkeypatch):
+    worker = work()
+    worker.write()
+
+    def down(*_):
+        raise StoreDown('for a while')
+
+    worker.presence._hours_at = -math.inf
+    with monkeypatch.context() as patch:
+        patch.setattr(entries, 'run', down)
+        for number in range(3):
+            rendezvous(worker, uuid, 1, 1)
+            worker.presence.note_refusal(uuid, f'192.0.2.{number}', WRONG)
+            with pytest.raises(StoreDown):
+                worker.write(uuid)
+    worker.write(uuid)
+    worker.presence._hours_at = -math.inf
+    worker.write(uuid)
+    assert len(state.history(entries, uuid)) == 3
+    assert len(state.refusals(entries, uuid)) == 3
+    assert this_hour(entries, uuid) == Hour(3, 3, 3, 0)
+    assert known(entries, uuid).state == ONLINE
