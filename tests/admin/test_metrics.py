@@ -468,6 +468,22 @@ def test_visits_are_seen_in_the_rate(prometheus, busy):
     until(lambda: prometheus.found('sum(rate(rendezvous_made_total[1m])) > 0'), 'the rate has')
 
 
+def test_worker_that_starts_anew_is_a_reset_for_prometheus(prometheus, busy):
+    def have_handshakes() -> bool:
+        busy.connect()
+        return all(
+            prometheus.found(f'rendezvous_handshakes_total{{worker="{n}"}} > 0') for n in '12'
+        )
+
+    until(have_handshakes, 'both workers have had some')
+    resets = 'resets(rendezvous_handshakes_total[5m]) > 0'
+    assert prometheus.found(resets) == []
+    os.kill(busy.folder.workers()[0], signal.SIGKILL)
+    (found,) = until(lambda: prometheus.found(resets), 'Prometheus has seen it')
+    assert found['metric'].keys() == {'instance', 'job', 'node', 'worker'}
+    assert len(prometheus.found('rendezvous_handshakes_total')) == 2
+
+
 def test_dashboard_can_be_imported():
     board = dashboard()
     assert board['uid'] == 'rendezvous'
