@@ -1,11 +1,16 @@
-"""The server as a whole, as the top of the first page says it."""
+"""The server as a whole, in figures: the top of the first page and `users_app.py status` say them.
+
+Times are in seconds since 1970.
+"""
 
 from typing import NamedTuple
 
-from markupsafe import Markup
+from cryptography.x509.oid import NameOID
 
-from rendezvous.admin import certificate, pictures, status, words
+from rendezvous.admin import certificate, words
+from rendezvous.admin.certificate import Found
 from rendezvous.admin.words import Clock
+from rendezvous.store.entry_json import printable
 from rendezvous.store.options import Options
 from rendezvous.store.state import Heard, Hour, Server
 from rendezvous.wire.addresses import authority
@@ -15,40 +20,42 @@ from rendezvous.wire.programs import Mistake
 class Certificate(NamedTuple):
     """The one that clients see, where the server has one."""
 
-    end: float  # in seconds since 1970
+    end: float
     left: str  # until then; '': it is over
     issuer: str
 
 
 class Summary(NamedTuple):
-    """What is known of the server. Times are in seconds since 1970."""
+    """What is known of the server."""
 
     is_up: bool
     heard: Heard | None  # the last sign of a worker; None: it never ran
-    since: float | None  # it is up, or was until `heard`
-    lasted: str  # for so long
+    since: float | None  # the first of the workers that live began, or began that were heard last
+    lasted: str  # it is up for so long, or was until `heard`
     silent: str  # no worker has given a sign for so long
     versions: str
-    nodes: list[str]
+    nodes: list[str]  # the machines, by host name
     workers: int
     missing: int  # workers that there should be
     memory: int  # octets
     connections: int
-    most: int  # connections that are taken
-    meter: Markup
+    most: int  # connections that all machines together take
     store: str  # where the entries are
-    certificate: Certificate | None
-    day: Hour  # the last 24 hours
-    spark: Markup
+    certificate: Certificate | None  # None: it has none, or the notice says what is wrong
+    hours: list[Hour]  # the last 24 of all hidden servers together
+
+    @property
+    def day(self) -> Hour:
+        """All of the last 24 hours."""
+        return Hour(*map(sum, zip(*self.hours, strict=True)))
 
 
 def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Summary:
     """`hours`: the last 24 of all hidden servers together."""
     workers, heard, now = server.workers, server.heard, clock.present()
-    since = status.up_since(server) if workers else heard and heard.since
+    since = min((each.since for each in workers), default=heard and heard.since)
     end = now if workers or not heard else heard.at
-    of_node = {worker.node: worker.workers for worker in workers}
-    connections, most = sum(each.connections for each in workers), status.most(workers)
+    of_node = {each.node: each.workers for each in workers}
     versions = {each.version for each in workers} or {heard.version if heard else ''}
     return Summary(
         is_up=bool(workers),
@@ -61,13 +68,11 @@ def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Sum
         workers=len(workers),
         missing=max(0, sum(of_node.values()) - len(workers)),
         memory=sum(each.memory for each in workers),
-        connections=connections,
-        most=most,
-        meter=pictures.meter(connections, most, 'connections'),
+        connections=sum(each.connections for each in workers),
+        most=sum(each.most for each in workers),  # those of a machine share them
         store=_store(options),
         certificate=_certificate(options, now),
-        day=Hour(*map(sum, zip(*hours, strict=True))),
-        spark=pictures.spark(hours, pictures.traffic_words(hours, 'in the last 24 hours')),
+        hours=hours,
     )
 
 
@@ -83,6 +88,15 @@ def _certificate(options: Options, now: float) -> Certificate | None:
     try:
         found = certificate.read(options)
     except Mistake:
-        return None  # the notice on the page says what is wrong
-    end = status.end(found)
-    return Certificate(end, words.length(end - now) if end > now else '', status.issuer(found))
+        return None
+    end = found.leaf.not_valid_after_utc.timestamp()
+    return Certificate(end, words.length(end - now) if end > now else '', _issuer(found))
+
+
+def _issuer(found: Found) -> str:
+    if found.is_ours:
+        return 'an authority of its own'
+    for kind in NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME:
+        if names := found.leaf.issuer.get_attributes_for_oid(kind):
+            return printable(names[0].value)
+    return 'an unknown authority'

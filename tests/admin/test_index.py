@@ -2,15 +2,22 @@
 
 import json
 import re
+import signal
+import socket
 import time
 import uuid as uuids_
+from contextlib import closing
 
+import gevent
 import pytest
-from conftest import connect_request, until
+from conftest import OK, Peer, client_context, connect_request, free_port, until
 from pages import Page, served, text
+from programs import Folder, Outside
+from visitor import Visitor, files
 
 from rendezvous.store import options as local
 from rendezvous.store import presence
+from rendezvous.wire import codes
 
 UUID = '10000000-0000-4000-8000-00000000000{}'
 
@@ -245,3 +252,64 @@ def test_never_started_server_says_what_to_run(page):
     assert 'bin/run.sh Copy' in shown
     assert 'Server Not started yet Workers 0' in shown
     assert 'Add your first hidden server' in shown
+
+
+def registered(folder: Folder, port: int, uuid: str) -> Peer:
+    """A registration at a server of this folder, over TLS."""
+    entry = json.loads(files(folder, uuid)[f'{uuid}.json'])
+    context = client_context(str(folder.path / 'registrar.crt'))
+    sock = socket.create_connection(('127.0.0.1', port))
+    peer = Peer(context.wrap_socket(sock, server_hostname='127.0.0.1'))
+    peer.send(connect_request(uuid, codes.totp(entry['authParams']).now()))
+    assert peer.receive(len(OK)) == OK
+    return peer
+
+
+def test_killed_server_is_told_from_an_idle_one_and_from_a_stopped_one(folder):
+    page = Visitor(folder)
+    uuid = page.made(label='kitchen')
+
+    def said() -> str:
+        return text(page.ask('GET').text)
+
+    assert 'The rendezvous server has not run yet' in said()
+    server, port = folder.serve()
+    until(lambda: 'Up for' in said(), 'it is up, and idle')
+    assert re.search(r'Workers \d+ on 1 machine \d+ MB of memory; entries in the embedded', said())
+    assert '<div class="banner bad"' not in page.ask('GET').text
+    with closing(registered(folder, port, uuid)):
+        until(lambda: 'Online since' in said(), 'it is online')
+        assert 'Online 1 Refused 0 Offline 0' in said()
+        server.end(signal.SIGKILL)
+        killed = time.monotonic()
+        until(lambda: 'The rendezvous server is down' in said(), 'the page says so', 5)
+        assert time.monotonic() - killed < 5
+    shown = said()
+    assert 'Online 0 Refused 0 Offline 1' in shown
+    assert re.search('kitchen .* Offline since [0-9:]+ the server went down', shown)
+    assert f'{socket.gethostname()} (process {server.pid})' in shown
+    assert 'systemctl status rendezvous; journalctl -u rendezvous -n 50 Copy' in shown
+    assert '<title>Server down' in page.ask('GET').text
+    server, port = folder.serve()
+    until(lambda: 'Up for' in said() and 'is down' not in said(), 'it is up again')
+    server.end()
+    until(lambda: 'The rendezvous server was stopped' in said(), 'the page tells the difference', 5)
+    assert 'journalctl' not in said()
+
+
+def test_killed_store_is_an_error_and_the_page_is_there_again_with_it(folder, tmp_path):
+    with Outside(tmp_path, free_port(), '', '--appendonly', 'yes') as store:
+        folder.set(**store.options)
+        page = Visitor(folder)
+        page.made(label='kitchen')
+        assert page.ask('GET').ok
+        store.stop()
+        until(lambda: page.ask('GET').status_code == 503, 'the page says so', 5)
+        tabs = [gevent.spawn(page.ask, 'GET') for _ in range(6)]
+        gevent.joinall(tabs, timeout=15, raise_error=True)
+        for response in (each.value for each in tabs):
+            assert page.refusal(response, 503).startswith('Redis does not answer')
+        store.start()
+        until(lambda: page.ask('GET').ok, 'the page is there again')
+        until(lambda: 'kitchen' in page.ask('GET').text, 'with the entry')
+        assert 'Traceback' not in page.program.said()
