@@ -114,7 +114,7 @@ function say(sentence, advice = '', link = '') {
 
 function take(fresh) {
   for (const old of document.querySelectorAll('[data-live]')) {
-    const same = fresh.getElementById(old.id);
+    const same = fresh.querySelector(`[data-live]#${CSS.escape(old.id)}`);
     if (same) updateLive(old, same);
   }
   const icon = 'link[rel=icon]', token = fresh.querySelector('input[name=token]')?.value;
