@@ -8,7 +8,7 @@ a label, one sentence that says what it shows.
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -20,9 +20,9 @@ from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Ch
 UNKNOWN = 'unknown'  # no server ran, or it is yet to come
 WIDTH, HEIGHT = 10_000, 16  # of a bar
 # Where each state stands in a bar, from the top, and how high: height and colour both tell them
-# apart. The later one covers the earlier one. Never seen and unknown are a gap.
-PLACES = {ONLINE: (0, 16), OFFLINE: (13, 3), DISABLED: (7, 2), REFUSED: (7, 9)}
-# What is not online gets so much of the width at least, so that an outage of a minute is seen.
+# apart. Never seen and unknown are a gap.
+PLACES = {ONLINE: (0, 16), REFUSED: (7, 9), OFFLINE: (13, 3), DISABLED: (7, 2)}
+# Each gets so much of the width at least, so that an outage of a minute is seen.
 DAY_LEAST, WEEK_LEAST = 0.011, 0.004  # 16 and 40 minutes; two or three pixels
 
 # The heights of a plot: down has a strip and a scale of its own, and so has up, which is mostly a
@@ -99,35 +99,32 @@ def _append(found: list[Span], span: Span) -> None:
 
 
 def bar(found: list[Span], label: str, least: float = DAY_LEAST) -> Markup:
-    """The state at each moment, as a strip. What is not online gets `least` of the width at least,
-    at the cost of half of what follows it.
+    """The state at each moment, as a strip. Each state that is known gets `least` of the width at
+    least, where a neighbour has more.
     """
     paths: dict[str, list[str]] = {}
-    for state, x, width in _places(found, least):
-        if state != ONLINE:
-            paths.setdefault('gap', []).append(_box(x, 0, width, HEIGHT))
-        if state in PLACES:
-            y, height = PLACES[state]
-            paths.setdefault(state, []).append(_box(x, y, width, height))
-    order = [ONLINE, 'gap', OFFLINE, DISABLED, REFUSED]
-    drawn = [_path(kind, ''.join(paths[kind])) for kind in order if kind in paths]
+    left = 0
+    for span, right in zip(found, _edges(found, least), strict=True):
+        if span.state in PLACES and left < right:
+            y, height = PLACES[span.state]
+            paths.setdefault(span.state, []).append(_box(left, y, right - left, height))
+        left = right
+    drawn = [_path(state, ''.join(boxes)) for state, boxes in paths.items()]
     return _svg('online-bar', WIDTH, HEIGHT, label, drawn)
 
 
-def _places(found: list[Span], least: float) -> Iterable[tuple[str, int, int]]:
-    """The state, left edge and width of each span."""
-    if not found:
-        return
-    start, whole = found[0].start, found[-1].end - found[0].start
-    for span, after in zip(found, [*found[1:], None], strict=True):
-        begin, seconds = span.start - start, span.seconds
-        if span.state != ONLINE:
-            most = seconds + after.seconds / 2 if after else whole
-            seconds = max(seconds, min(least * whole, most))
-            begin = min(begin, whole - seconds)
-        left, right = (round(WIDTH * edge / whole) for edge in (begin, begin + seconds))
-        left = min(left, WIDTH - 1)
-        yield span.state, left, max(right - left, 1)
+def _edges(found: list[Span], least: float) -> list[int]:
+    """Where each span ends in the strip."""
+    whole = sum(span.seconds for span in found)
+    widths = [span.seconds / whole for span in found]
+    for i, span in enumerate(found):
+        for neighbour in i + 1, i - 1:
+            if span.state in PLACES and 0 <= neighbour < len(found):
+                taken = min(least - widths[i], widths[neighbour] - least)
+                if taken > 0:
+                    widths[i] += taken
+                    widths[neighbour] -= taken
+    return [round(WIDTH * min(width, 1)) for width in accumulate(widths)]
 
 
 def state_words(found: list[Span], clock: Clock) -> str:

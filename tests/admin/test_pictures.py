@@ -126,32 +126,43 @@ def test_bar_is_well_formed_and_within_its_view(changes, outages, until, least):
     root = ElementTree.fromstring(picture)
     assert root.get('aria-label') == HOSTILE
     for kind, (left, top, right, bottom) in boxes(picture):
-        assert kind in ('gap', ONLINE, OFFLINE, DISABLED, REFUSED)
+        assert kind in (ONLINE, OFFLINE, DISABLED, REFUSED)
         assert 0 <= left < right <= 10_000
         assert 0 <= top < bottom <= 16
 
 
-def test_outage_of_a_minute_is_seen_and_the_online_time_around_it_too():
-    found = day('-9 00:00 online', '06:00 offline', '06:01 online')
-    offline = [box for kind, box in boxes(bar(found, '')) if kind == OFFLINE]
-    assert [right - left for left, _, right, _ in offline] == [110]
-    minutes = (f'{6 + i // 60:02}:{i % 60:02} {OFFLINE if i % 2 else ONLINE}' for i in range(201))
-    flapping = [box for kind, box in boxes(bar(day(*minutes), '')) if kind == OFFLINE]
-    whole = (at('09:20') - at('06:00')) / DAY * 10_000
-    assert sum(right - left for left, _, right, _ in flapping) < whole * 0.85
+def width(found: list[Span], state: str) -> int:
+    """Of all that is in that state, in ten-thousandths of the bar."""
+    return sum(right - left for kind, (left, _, right, _) in boxes(bar(found, '')) if kind == state)
+
+
+def test_minute_is_seen():
+    outage = day('-9 00:00 online', '06:00 offline', '06:01 online')
+    assert width(outage, OFFLINE) == 110
+    assert width(outage, ONLINE) == 10_000 - 110
+    visit = day('-9 00:00 offline', '06:00 online', '06:01 offline')
+    assert width(visit, ONLINE) == 110
+
+
+def test_those_that_change_each_minute_are_drawn_in_proportion():
+    minutes = (f'{6 + i // 60:02}:{i % 60:02} {OFFLINE if i % 2 else ONLINE}' for i in range(361))
+    flapping = day(*minutes)
+    assert abs(width(flapping, OFFLINE) - width(flapping, ONLINE)) < 200
+    assert len({left for _, (left, *_) in boxes(bar(flapping, ''))}) == 361 - 1
 
 
 def test_outage_of_this_minute_does_not_stick_out_of_the_bar():
     found = day('-9 00:00 online', '11:59 refused')
-    assert [box for kind, box in boxes(bar(found, '')) if kind == REFUSED] == [
-        [9890, 7, 10_000, 16]
+    assert boxes(bar(found, '')) == [
+        (ONLINE, [0, 0, 9890, 16]),
+        (REFUSED, [9890, 7, 10_000, 16]),
     ]
 
 
 def test_states_differ_in_height_and_the_unknown_is_a_gap():
     assert len({height for _, height in pictures.PLACES.values()}) == len(pictures.PLACES)
     kinds = {kind for kind, _ in boxes(bar(day('00:00 disabled', until='11:00'), ''))}
-    assert kinds == {'gap', DISABLED}
+    assert kinds == {DISABLED}
 
 
 @pytest.mark.parametrize(
