@@ -23,7 +23,7 @@ CLEAR, REKEY = 'clear', 'rekey'  # what a button does
 # A second machine with the same file tries again each minute where it is refused, and registers
 # anew each quarter of an hour where it is not. What is older is over while one is online.
 LATELY_SECONDS = 20 * 60
-SLACK_SECONDS = 2  # a change of state and the refusal that it goes with are noted one by one
+SLACK_SECONDS = 2  # that it is offline, and the refusal that it goes with, are noted one by one
 
 
 class Advice(NamedTuple):
@@ -99,7 +99,7 @@ def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
         return False
     if known.state in (REFUSED, NEVER) or known.since is None:
         return True
-    return row.last >= known.since - SLACK_SECONDS
+    return row.last > known.since - (SLACK_SECONDS if known.state == OFFLINE else 0)
 
 
 def lines(some: list[Advice], clock: Clock) -> list[str]:

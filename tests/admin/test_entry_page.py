@@ -308,17 +308,75 @@ def test_the_secret_is_shown_by_a_post_alone_and_noted(site, uuid):
     assert 'Secret shown' in site.page.ask('GET', f'/log?uuid={uuid}').text
 
 
-def test_a_killed_server_is_said_here_too(tmp_path, near):
-    with Folder(tmp_path, rendezvous_port=free_port()) as folder:
+def test_an_entry_without_a_secret_gets_one_by_a_button(site, uuid):
+    entry = json.loads(site.folder.redis('GET', uuid)) | {'authParams': {'base32': '!'}}
+    site.folder.redis('SET', uuid, json.dumps(entry))
+    assert site.knock(uuid, '12345678') == 401
+    site.until_it_says(uuid, 'The entry has no secret that can be used.', 'Give it a new secret')
+    assert site.page.ask('GET', f'/entries/{uuid}.pyz').status_code == 500
+    assert site.page.change(uuid, 'rekey').status_code == 200
+    hidden = site.connect()
+    hidden.send(connect_request(uuid, site.code(uuid)))
+    text = site.until_it_says(uuid, 'Online since')
+    assert 'no secret' not in text.partition('Set it up')[0]
+    hidden.close()
+
+
+@pytest.mark.parametrize('value', ['nonsense', '[]', '{"labels": 3, "note": [], "disabled": "x"}'])
+def test_an_entry_that_makes_no_sense_has_a_page(site, uuid, value):
+    site.folder.redis('SET', uuid, value)
+    for key, what in ('refusals', 'x'), ('changes', 'x'), ('hours', 'x'), ('rendezvous', 'x'):
+        site.folder.redis('SET', f'{key}:{uuid}', what)
+    assert uuid in text_of(site.html(uuid))
+    assert 'No mobile client has used' in text_of(site.html(uuid, '/history'))
+
+
+@pytest.fixture(scope='module')
+def site_with_names(tmp_path_factory):
+    """Codes are rationed by the day alone."""
+    options = {'rendezvous_port': free_port(), 'names_domain': 'rendezvous.localhost'}
+    options |= {'wrong_codes_per_address': 0, 'wrong_codes_per_day': 2}
+    with Folder(tmp_path_factory.mktemp('names'), **options) as folder:
         folder.pair()
-        site = Site(folder)
-        uuid = site.page.made(label='kitchen')
-        hidden = site.hide(uuid, near)
-        site.until_it_says(uuid, 'Online since')
-        site.server.end(signal.SIGKILL)
-        text = site.until_it_says(uuid, 'The rendezvous server is down since')
-        assert 'Offline since' in text
-        hidden.end()
+        yield Site(folder)
+
+
+def test_wrong_codes_that_strangers_used_up_are_given_back_by_a_button(site_with_names):
+    site, uuid = site_with_names, site_with_names.page.made(label='kitchen')
+    assert [site.knock(uuid, '00000000') for _ in range(2)] == [401] * 2
+    assert site.knock(uuid, site.code(uuid)) == 401
+    site.until_it_says(uuid, 'Short codes from new addresses are refused.', 'Accept short codes')
+    assert site.page.change(uuid, 'clear').status_code == 200
+    assert 'Short codes from new' not in text_of(site.html(uuid))
+    assert site.knock(uuid, site.code(uuid)) == 200
+
+
+def test_a_label_is_made_a_host_name_by_the_form(site_with_names):
+    site = site_with_names
+    uuid = site.page.made(label='Garden')
+    assert 'garden.rendezvous.localhost: a label can be guessed' in text_of(site.html(uuid))
+    site.page.change(uuid, 'save', label='Garden', note='', named=['0', '1'])
+    html = site.html(uuid)
+    assert 'name="named" value="1" checked' in html
+    assert f'https://garden.rendezvous.localhost:{site.port}/' in html
+    assert f'https://{uuid}.rendezvous.localhost:{site.port}/' in html
+    unable = site.page.change(uuid, 'save', label='Two words', note='', named=['0', '1'])
+    assert unable.status_code == 400
+    assert 'name="named" value="1" checked' in unable.text
+    site.page.change(uuid, 'save', label='Two words', note='', named='0')
+    assert 'Not with this label' in text_of(site.html(uuid))
+
+
+def test_a_killed_server_is_said_here_too(site_with_names, near):
+    site = site_with_names
+    uuid = site.page.made(label='kitchen')
+    hidden = site.hide(uuid, near)
+    site.until_it_says(uuid, 'Online since')
+    site.server.end(signal.SIGKILL)
+    text = site.until_it_says(uuid, 'The rendezvous server is down since')
+    assert 'Offline since' in text
+    assert '<span>down</span>' in site.html(uuid)
+    hidden.end()
 
 
 def test_an_entry_that_there_is_not(site):
