@@ -94,8 +94,8 @@ class Entries:
         without it, it waits for another process to start it. Raises Mistake.
         """
         self._options, self._issuer = options, options.rendezvous_host
-        self._is_embedded = options.redis_host is None
-        self._launcher = embedded.Launcher() if self._is_embedded and starts_store else None
+        self.is_embedded = options.redis_host is None
+        self._launcher = embedded.Launcher() if self.is_embedded and starts_store else None
         self._turns = Semaphore(CONNECTIONS)
         self._down_since = -math.inf
         self.errors = 0  # questions that ended with StoreDown
@@ -363,7 +363,7 @@ class Entries:
             self._turns.release()
 
     def _down(self, why: str) -> str:
-        if self._is_embedded:
+        if self.is_embedded:
             sentence = f'see {embedded.DATA / embedded.LOG}, or whether another program uses'
             return f'the embedded store does not answer ({why}): {sentence} that folder'
         sentence = 'start it, or set redis_host and redis_port in local.py'
@@ -380,7 +380,7 @@ class Entries:
             if not _may_answer_later(error):
                 raise
             self._reconnect()
-            if self._is_embedded and isinstance(error, redis.ConnectionError):
+            if self.is_embedded and isinstance(error, redis.ConnectionError):
                 self._await_store()
         return command(*args, **kwargs)
 

@@ -224,6 +224,13 @@ end
 for uuid, seen in pairs(batch.seen) do
   if exists(uuid) then
     local known = record(uuid)
+    local is_new = known.state == nil or known.state == 'never seen' or known.state == 'refused'
+    if is_new and seen.at >= (known.refused or 0) then -- it came and left since the last batch
+      known.first = known.first or seen.at
+      change(uuid, known, seen.at, 'offline')
+    elseif known.state == 'offline' then
+      known.since = math.max(known.since, seen.at)
+    end
     known.first = known.first or seen.at
     known.seen, known.address = seen.at, seen.address
     touched[uuid] = true
@@ -393,6 +400,38 @@ local there = redis.call('DEL', KEYS[1])
 redis.call('DEL', unpack(KEYS, 2))
 redis.pcall('HDEL', 'states', KEYS[1])
 return there
+"""
+
+# KEYS: an entry's and `names`; ARGV: JSON, as export.py gives it. The answer is 0 where there is an
+# entry already. Where the first answer was lost and this comes again, the entry there is ours.
+PUT_BACK = """
+local uuid, names = unpack(KEYS)
+local kept = cjson.decode(ARGV[1])
+if redis.call('EXISTS', uuid) == 1 then
+  return redis.pcall('GET', uuid) == kept.entry and 1 or 0
+end
+redis.call('SET', uuid, kept.entry)
+for _, name in ipairs({'changes', 'hours', 'rendezvous', 'refusals'}) do
+  redis.call('DEL', name .. ':' .. uuid)
+end
+redis.pcall('HDEL', 'states', uuid)
+if kept.state ~= '' then
+  redis.pcall('HSET', 'states', uuid, kept.state)
+end
+for _, name in ipairs({'changes', 'rendezvous'}) do
+  for _, row in ipairs(kept[name]) do
+    redis.call('RPUSH', name .. ':' .. uuid, row)
+  end
+end
+for day, text in pairs(kept.hours) do
+  redis.call('HSET', 'hours:' .. uuid, day, text)
+end
+local holder = redis.pcall('HGET', names, kept.name)
+if kept.name ~= '' and not (type(holder) == 'string' and redis.call('EXISTS', holder) == 1) then
+  redis.pcall('HSET', names, kept.name, uuid, uuid, kept.name)
+end
+redis.call('PUBLISH', 'entries', uuid)
+return 1
 """
 
 # Earlier wrong codes no longer count. KEYS: the entry, its record of tries, the addresses and the

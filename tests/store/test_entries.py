@@ -45,16 +45,18 @@ def test_it_is_said_where_the_entries_are(monkeypatch, tmp_path, host, where):
         assert entries.where() == f'the entries are in {where}'.format(data=tmp_path)
 
 
-def test_servers_are_told_of_each_change_but_that_of_a_label(entries, uuid, told):
+def test_all_are_told_of_each_change(entries, uuid, told):
     assert entries.rename(uuid, ['attic'])
+    assert entries.note(uuid, 'behind the door')
     assert entries.disable(uuid)
     assert entries.enable(uuid)
     assert entries.rekey(uuid)
     assert entries.delete(uuid)
-    until(lambda: len(told) >= 4, 'they are told')
+    assert entries.add(uuid, [])
+    until(lambda: len(told) >= 7, 'they are told')
     entries.ask(lambda redis: redis.publish(CHANGES, 'the end'))
     until(lambda: 'the end' in told, 'they are told in order')
-    assert told == [uuid] * 4 + ['the end']
+    assert told == [uuid] * 7 + ['the end']
 
 
 def test_there_is_nothing_to_change_where_there_is_no_entry(entries, uuid):

@@ -148,6 +148,21 @@ def test_hidden_server_that_comes_back_at_once_was_never_offline(entries, uuid, 
     assert known(entries, uuid).since == since
 
 
+def test_hidden_server_that_came_and_left_since_the_last_batch_was_here(
+    entries, uuid, work, at_once
+):
+    worker, before = work(), time.time()
+    worker.presence.note_online(uuid, ADDRESS)
+    worker.write()
+    found = known(entries, uuid)
+    assert (found.state, found.address) == (OFFLINE, ADDRESS)
+    assert before - 0.001 <= found.since <= found.first <= time.time() + 0.001
+    worker.presence.note_online(uuid, ADDRESS)
+    worker.write()
+    assert known(entries, uuid).since > found.since
+    assert states(entries, uuid) == [OFFLINE]
+
+
 def test_it_is_offline_since_it_left_and_not_since_that_is_told(entries, uuid, work, monkeypatch):
     worker = work()
     worker.online(uuid)
