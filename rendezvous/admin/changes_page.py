@@ -49,48 +49,54 @@ class Several(NamedTuple):
     """What is done with several entries at once, in words."""
 
     title: str
+    question: str  # in front of how many
     sentence: str  # what it means for each
     button: str
-    done: str  # of each, when it is done
+    done: str  # what each is then
 
 
 SEVERAL = {
     'disable': Several(
         'Disable',
-        'Its registrations and open connections end within two seconds, and it cannot register '
-        'until you enable it again.',
+        'Disable',
+        'The registrations and open connections of each end within two seconds, and it cannot '
+        'register until you enable it again.',
         'Disable',
         'disabled',
     ),
     'enable': Several(
         'Enable',
-        'It registers again by itself within a minute. Wrong codes that were tried for it are '
+        'Enable',
+        'Each registers again by itself within a minute. Wrong codes that were tried for it are '
         'forgotten.',
         'Enable',
         'enabled',
     ),
     'rekey': Several(
-        'New secret',
-        'Its old secret and files stop working at once, its registrations and open connections end '
-        'within two seconds, and the hidden server needs the new file.',
+        'New secrets',
+        'New secrets for',
+        'The old secret and files of each stop working at once, its registrations and open '
+        'connections end within two seconds, and the hidden server needs its new file.',
         'Make new secrets',
         'given a new secret',
     ),
     'delete': Several(
         'Delete',
-        'Its registrations and open connections end within two seconds. Its secret, its files on '
-        'this machine, its host name and all that is known of it are deleted.',
+        'Delete',
+        'The registrations and open connections of each end within two seconds. Its secret, its '
+        'files on this machine, its host name and all that is known of it are deleted.',
         'Delete',
         'deleted',
     ),
     'name': Several(
         'Host names',
-        'Its label becomes its host name, too. A label can be guessed, and a UUID cannot: whoever '
-        'guesses it reaches the hidden server, which must ask who is there.',
+        'Host names for',
+        'The label of each becomes its host name, too. A label can be guessed, and a UUID cannot: '
+        'whoever guesses it reaches the hidden server, which must ask who is there.',
         'Make the labels host names',
         'given a host name',
     ),
-    'pack': Several('Download', '', 'Download', 'ready'),
+    'pack': Several('Download', '', '', '', 'ready'),
 }
 
 

@@ -70,6 +70,14 @@ HEADERS = {
 }
 NO_REFERRER = {'Referrer-Policy': 'no-referrer'}
 
+# Werkzeug's own would be for whoever wrote the address.
+SENTENCES = {
+    400: 'The browser sent what makes no sense: nothing was done.',
+    404: 'There is no page at this address.',
+    405: 'There is nothing to be done at this address.',
+    413: f'This is too much for one form, which has {BODY_BYTES // 1024} KB at most.',
+    500: 'This is a fault of the page. The output of users_app.py says more.',
+}
 HELD = 'held-'  # the names of another form's fields begin so in the login form
 # The token is that of another session; and what is done to several is to be confirmed anew.
 NOT_HELD = 'token', 'code', 'sure'
@@ -346,4 +354,7 @@ def _error_page(error: HTTPException) -> ResponseReturnValue:
     if error.code == 405 and request.method == 'GET':  # the address of a form was reloaded
         return redirect(request.script_root + (request.path.rpartition('/')[0] or '/'))
     headers = [*error.get_headers(), ('Connection', 'close')]  # its body may not have been read
-    return render_template('error.html', error=error.description), error.code or 500, headers
+    code, sentence = error.code or 500, error.description
+    if sentence == type(error).description:
+        sentence = SENTENCES.get(code, sentence)
+    return render_template('error.html', error=sentence), code, headers

@@ -1,6 +1,7 @@
 """Label, note and host name of an entry, changed at once: all three or none."""
 
 import json
+from functools import partial
 from typing import Any, NamedTuple
 
 from rendezvous.store import entry_json, names
@@ -30,36 +31,40 @@ def save(
     Where it has a host name and gets another label, that is its host name. Raises StoreDown.
     """
 
-    def exchange(transaction: Any) -> Saved:
-        (value,) = transaction.mget(uuid)
-        former = _name(transaction, uuid)
-        if value is None:
-            transaction.multi()
-            return Saved(None)
-        before = (entry_json.read(value) or {}) | {'uuid': uuid}
-        after = _changed(before, labels, note)
-        wanted = bool(former) if named is None else named
-        is_same = entry_json.summary(after)['labels'] == entry_json.summary(before)['labels']
-        name = former if wanted else ''
-        try:
-            if wanted and not (former and is_same):
-                name = _of_label(transaction, uuid, after)
-        except Mistake as mistake:
-            transaction.multi()
-            instead = f', or first switch off its host name {former}' if former else ''
-            return Saved(before, former, former, f'{mistake}{instead}')
-        transaction.multi()
-        transaction.set(uuid, json.dumps(after))
-        if name != former:
-            transaction.eval(SWITCH_NAME, 2, NAMES, uuid, name)
-        transaction.publish(CHANGES, uuid)
-        return Saved(before, name, former)
-
     def change(redis: Any) -> Any:
         # It watches both keys, and starts over where another program changed one meanwhile.
-        return redis.transaction(exchange, uuid, NAMES, value_from_callable=True)
+        func = partial(_exchange, uuid=uuid, labels=labels, note=note, named=named)
+        return redis.transaction(func, uuid, NAMES, value_from_callable=True)
 
     return entries.ask(change)
+
+
+def _exchange(
+    transaction: Any, uuid: str, labels: list[str] | None, note: str | None, named: bool | None
+) -> Saved:
+    (value,) = transaction.mget(uuid)
+    former = _name(transaction, uuid)
+    if value is None:
+        transaction.multi()
+        return Saved(None)
+    before = (entry_json.read(value) or {}) | {'uuid': uuid}
+    after = _changed(before, labels, note)
+    wanted = bool(former) if named is None else named
+    is_same = entry_json.summary(after)['labels'] == entry_json.summary(before)['labels']
+    name = former if wanted else ''
+    try:
+        if wanted and not (former and is_same):
+            name = _of_label(transaction, uuid, after)
+    except Mistake as mistake:
+        transaction.multi()
+        instead = f', or first switch off its host name {former}' if former else ''
+        return Saved(before, former, former, f'{mistake}{instead}')
+    transaction.multi()
+    transaction.set(uuid, json.dumps(after))
+    if name != former:
+        transaction.eval(SWITCH_NAME, 2, NAMES, uuid, name)
+    transaction.publish(CHANGES, uuid)
+    return Saved(before, name, former)
 
 
 def _changed(entry: Json, labels: list[str] | None, note: str | None) -> Json:

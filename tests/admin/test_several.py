@@ -214,7 +214,7 @@ def test_several_are_asked_for_first_and_nothing_is_done_before(page):
     for what in ('disable', 'enable', 'rekey', 'delete'):
         question = several(page, what, made)
         words = changes_page.SEVERAL[what]
-        assert f'{words.title}: 3 hidden servers?' in text(question)
+        assert f'{words.question} 3 hidden servers?' in text(question)
         assert words.sentence in text(question)
         assert all(each in question.text for each in (*made, 'kitchen', 'attic'))
     assert [page.folder.redis('GET', uuid) for uuid in made] == before
@@ -407,7 +407,7 @@ def test_empty_log_and_one_of_another_program(page):
 
 def test_error_page_has_its_heading_before_the_reason(page):
     shown = text(page.ask('GET', '/nothing'))
-    assert shown.startswith('That did not work')
+    assert shown.startswith('That did not work There is no page at this address. To the hidden')
 
 
 def test_new_entry_has_uuid_and_digits_under_more(page):
