@@ -71,7 +71,7 @@ def export_entries(
 @command
 @click.argument('file', type=_FILE)
 def import_entries(entries: Entries, options: Options, file: Path) -> None:
-    """Imports entries: what `export` wrote, or the nedis.db of node-rendezvous.
+    """Imports what `export` wrote, or the nedis.db of node-rendezvous.
 
     An entry that is there already stays as it is.
     """
@@ -118,7 +118,7 @@ def _imported(entries: Entries, uuid: str) -> None:
 @command
 @click.argument('file', type=_FILE)
 def backup(entries: Entries, options: Options, file: Path) -> None:
-    """Copies all that is in the embedded store into a file, while the store runs."""
+    """Copies the embedded store into a file, while it runs."""
     store.backup(entries, file)
     click.echo(f'made {file}, with all entries and their history. To restore it, end all programs')
     click.echo('of this folder, and give it as the only file to a new folder for the data:')

@@ -73,7 +73,7 @@ def list_entries(
 @click.option('--secret', is_flag=True, help='Show the secret too.')
 @json_option
 def show(entries: Entries, options: Options, entry: str, secret: bool, as_json: bool) -> None:
-    """Shows all about an entry: why it is not online, its week, how to connect."""
+    """Shows all about an entry, and why it is not online."""
     clock = Clock(now=time.time())
     found = actions.find_by(entries, entry)
     known = about.find(entries, options, state.server(entries), found, clock)

@@ -532,7 +532,7 @@ def test_with_names_the_uuid_is_in_the_address(folder, shell, uuid):
         assert shell.file(uuid)['server']['url'] == address
         for line in 'on the phone:', f'    {address}', f'    curl --cacert registrar.crt {address}':
             assert f'{line}\n' in shell.says('show', uuid)
-    shell.says('rename', uuid, 'garage')
+    shell.says('rename', uuid, 'kitchen')
     assert 'url' not in shell.file(uuid)['server']
 
 
