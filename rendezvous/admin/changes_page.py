@@ -64,14 +64,7 @@ SEVERAL = {
         'Disable',
         'disabled',
     ),
-    'enable': Several(
-        'Enable',
-        'Enable',
-        'Each registers again by itself within a minute. Wrong codes that were tried for it are '
-        'forgotten.',
-        'Enable',
-        'enabled',
-    ),
+    'enable': Several('Enable', '', '', '', 'enabled'),
     'rekey': Several(
         'New secrets',
         'New secrets for',
@@ -172,7 +165,10 @@ class Changes:
         return redirect(url_for('entry', uuid=uuid, done=done), 303)
 
     def several(self) -> ResponseReturnValue:
-        """POST /several: asks whether it shall be done, and with `sure` in the form does it."""
+        """POST /several: asks whether it shall be done, and with `sure` in the form does it.
+
+        Only `enable` and `pack` harm nobody, and are done at once.
+        """
         what, uuids = request.form.get('what', ''), _uuids(request.form.getlist('uuid'))
         if what not in SEVERAL:
             raise Unable('this page does not know what to do with several hidden servers')
@@ -184,7 +180,7 @@ class Changes:
             raise Unable('there are no host names yet: set names_domain in local.py')
         if what == 'pack':
             return self._packs(uuids)
-        if not request.form.get('sure'):
+        if what != 'enable' and not request.form.get('sure'):
             return self._ask(what, uuids)
         asked, who = (what, *uuids), request.form.get('made_up', '')
         results = self._once(who, asked, lambda: self._do_all(what, uuids))
@@ -203,6 +199,7 @@ class Changes:
             rows=rows,
             there={each['uuid']: each for each in there},
             uuid=uuid,
+            who=login.who(),
             number=number,
             last=last,
         )

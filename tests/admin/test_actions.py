@@ -3,10 +3,12 @@
 import uuid as uuids
 
 import pytest
+from asking import follows
+from conftest import cut_off, until
 
 from rendezvous.admin import actions, entry_files
 from rendezvous.admin.actions import Unable, Who
-from rendezvous.store import action_log, names
+from rendezvous.store import action_log, names, questions, state
 from rendezvous.store import options as local
 
 ALICE = Who('shell', 'alice')
@@ -175,6 +177,27 @@ def test_log_that_cannot_be_written_stops_nobody(entries, uuid, caplog):
     actions.disable(entries, uuid, ALICE)
     assert entries.get(uuid)['disabled']
     entries.ask(lambda redis: redis.delete(action_log.LOG))
+
+
+def test_one_open_connection_is_ended_and_noted_with_whose_it_was(server, join, entries, uuid):
+    hidden, mobile = join(server)
+    hidden.send(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf')
+    mobile.until(b'half')
+    follows(entries, server)
+    until(lambda: state.server(entries).workers, 'the worker has signed')
+    (pipe,) = questions.open_pipes(entries, state.server(entries), uuid)
+    other = str(uuids.uuid4())
+    entries.add(other, [])
+    with pytest.raises(Unable, match='that connection is over already'):
+        actions.end_pipe(entries, other, pipe.worker, pipe.id, ALICE)  # it is another's
+    actions.end_pipe(entries, uuid, pipe.worker, pipe.id, ALICE)
+    mobile.sock.suppress_ragged_eofs = False
+    with cut_off():
+        mobile.rest()
+    assert logged(entries, uuid) == [
+        ('connection ended', 'kitchen', 'shell, alice', 'of 127.0.0.1')
+    ]
+    entries.delete(other)
 
 
 def test_pipe_that_is_over_is_said_to_be(entries, uuid):
