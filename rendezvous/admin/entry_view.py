@@ -33,7 +33,6 @@ class Now(NamedTuple):
 
     known: Known
     advice: list[why.Advice]
-    reason: str  # the first of them in a few words; '' where there is none
     refusals: list[Refusals]  # of the last day, the newest first
     pipes: list[OpenPipe]
 
@@ -109,10 +108,8 @@ def now(entries: Entries, server: Server, uuid: str, known: Known, clock: Clock)
     """Raises StoreDown."""
     refusals = state.refusals(entries, uuid)
     advice = why.advice(refusals, known, clock, entries.used_up(uuid))
-    found = [row.why for row in refusals if advice and row.why.kind == advice[0].kind]
-    reason = why.brief(found[0]) if found else ''
     pipes = questions.open_pipes(entries, server, uuid) if known.pipes else []
-    return Now(known, advice, reason, refusals, pipes)
+    return Now(known, advice, refusals, pipes)
 
 
 def week(of: Past, server: Server, clock: Clock) -> Week:

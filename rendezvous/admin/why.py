@@ -31,7 +31,7 @@ class Advice(NamedTuple):
 
     kind: str  # of state.Why
     at: float  # the last refusal of that kind, in seconds since 1970
-    heading: str  # what is wrong, without a full stop
+    heading: str  # what is wrong, as a sentence without a full stop
     text: str = ''  # what that means, and what to do
     command: str = ''  # for the hidden machine
     after: str = ''  # what follows then

@@ -117,11 +117,6 @@ def length(seconds: float) -> str:
     return f'{said} {hours} h' if hours and days < WITH_TIME_DAYS else said
 
 
-def span(start: float, end: float) -> str:
-    """Between two times: `for 4 h 48 min`."""
-    return f'for {length(end - start)}'
-
-
 def apart(seconds: float) -> str:
     """How far a clock is off, either way: `40 seconds`, `61 minutes`, `5 hours`, `2 days`."""
     seconds = abs(seconds)
@@ -145,8 +140,3 @@ def size(octets: float) -> str:
         octets, unit = octets / 1000, bigger
     digits = 1 if octets < 9.95 and unit != 'B' else 0
     return f'{octets:.{digits}f}'.removesuffix('.0') + f' {unit}' if octets else '0'
-
-
-def ago(at: float) -> str:
-    """As the clock of this machine says it now."""
-    return Clock().ago(at)
