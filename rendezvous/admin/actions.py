@@ -87,7 +87,7 @@ def save(
     """Changes label, note and host name of an entry at once, those that are not None.
 
     `named`: whether its label is its host name, too. Where it is and the label changes, the host
-    name changes with it. A label changes in the entry's files too, if they are on this machine.
+    name changes with it. With a label, the entry's files are written again, if they are here.
     """
     uuid = _checked_uuid(uuid)
     labels = None if label is None else _checked_labels(label)
@@ -99,11 +99,10 @@ def save(
     if saved.why:
         raise Unable(saved.why)
     _note_saved(entries, saved, labels, note, who)
-    shown = entry_json.summary(before)['labels']
-    if labels is not None and labels != shown and (files.FILES / f'{uuid}.json').exists():
-        entry = entries.get(uuid)
+    # With the same label, too: they have where the server is, which may have changed.
+    if labels is not None and (files.FILES / f'{uuid}.json').exists():
         with _mistake_adds('the entry has its new label, but not its files: rename it again'):
-            entry and files.write(entry, options)
+            files.write(entries.get(uuid) or before, options)
     return saved
 
 

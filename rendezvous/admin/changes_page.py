@@ -260,7 +260,9 @@ class Changes:
         return render_template('several.html', what=what, words=SEVERAL[what], rows=rows)
 
     def _packs(self, uuids: list[str]) -> ResponseReturnValue:
-        """A zip of the one-file hidden ends."""
+        """The one-file hidden ends, in a zip where there are several."""
+        if len(uuids) == 1:
+            return redirect(url_for('pack', uuid=uuids[0]), 303)
         octets, results, names = io.BytesIO(), [], set[str]()
         with zipfile.ZipFile(octets, 'w') as archive:
             for entry in self._named(uuids):

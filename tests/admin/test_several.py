@@ -294,17 +294,20 @@ def test_packs_of_several_come_as_one_zip_and_run(page, tmp_path):
 
 
 def test_pack_that_cannot_be_made_is_told_and_the_others_can_be_had(page):
-    good, bad = page.made(label='good'), page.made(label='bad')
+    good, other, bad = [page.made(label=label) for label in ('good', 'other', 'bad')]
     page.folder.redis('SET', bad, json.dumps({'labels': ['bad']}))
     gone = str(uuids.uuid4())
-    answer = several(page, 'pack', [good, bad, gone])
-    assert text(answer).startswith('Download 1 is ready, 2 are not.')
+    answer = several(page, 'pack', [good, other, bad, gone])
+    assert text(answer).startswith('Download 2 are ready, 2 are not.')
     assert f'the entry {bad} has no usable secret: give it a new one' in text(answer)
     assert f'there is no entry {gone}' in text(answer)
     fields = re.findall('<input type="hidden" name="(.*?)" value="(.*?)">', answer.text)[1:]
-    assert [value for name, value in fields if name == 'uuid'] == [good]
+    assert [value for name, value in fields if name == 'uuid'] == [good, other]
     zipped = page.ask('POST', '/several', data=[*fields, ('what', 'pack')])
-    assert zipfile.ZipFile(io.BytesIO(zipped.content)).namelist() == ['good.pyz']
+    assert zipfile.ZipFile(io.BytesIO(zipped.content)).namelist() == ['good.pyz', 'other.pyz']
+    alone = several(page, 'pack', [good])
+    assert alone.url == f'{page.url}/entries/{good}.pyz'
+    assert 'good.pyz' in alone.headers['Content-Disposition']
 
 
 def test_new_files_of_several_can_be_had_after_their_new_secrets(page):
