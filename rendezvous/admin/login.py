@@ -8,21 +8,16 @@ or load ours.
 Each user of this machine can connect to the page. So a code, which is printed on the terminal,
 opens a session. Browsers send its cookie to the other ports of the same host, too: do not visit
 servers of other users under the host name of this page.
-
-A session may end while somebody types. Then the login form holds the fields of their form, and
-after the login they are shown again, with a button: nothing is done before that is pressed. (To do
-it at once would not be safe: the fields are as the request had them, and the token in them, which
-proves that the user sent them, is that of a session that is over.) No URL ever holds them.
 """
 
 import hmac
 import math
-import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from flask import (
@@ -40,15 +35,14 @@ from flask.sessions import SecureCookieSessionInterface
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import RequestRedirect
-from werkzeug.urls import iri_to_uri
 
-from rendezvous.admin import actions
+from rendezvous.admin import actions, wishes
 from rendezvous.admin.actions import Who
 from rendezvous.admin.page_server import BODY_BYTES, HANDLER
-from rendezvous.store.entries import Entries
+from rendezvous.admin.wishes import Wish
+from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
-from rendezvous.wire import addresses, codes
+from rendezvous.wire import addresses
 
 SESSION_SECONDS = 12 * 60 * 60  # a working day
 LINK_SECONDS = 10 * 60  # that a link of `users_app.py link` works
@@ -78,11 +72,6 @@ SENTENCES = {
     413: f'This is too much for one form, which has {BODY_BYTES // 1024} KB at most.',
     500: 'This is a fault of the page. The output of users_app.py says more.',
 }
-HELD = 'held-'  # the names of another form's fields begin so in the login form
-# The token is that of another session; and what is done to several is to be confirmed anew.
-NOT_HELD = 'token', 'code', 'sure'
-# Of a page of ours: one slash, and nothing that a browser reads as another or leaves out.
-_PATH = re.compile(r'/(?!/)[!-\[\]-~]*')
 
 
 class SessionCookie(SecureCookieSessionInterface):
@@ -164,9 +153,9 @@ class Login:
         if request.endpoint in ('login', 'static'):
             return None
         if self._announce and not self._has_session():
-            return _login_page(_wish(), ended=_had_session()), 403
+            return _login_page(wishes.of_request(), ended=_had_session()), 403
         if not reads and not self._is_token(request.form.get('token', '')):
-            return self._out_of_date(_wish())
+            return self._out_of_date(wishes.of_request())
         request.environ[HANDLER].admitted = True
         return None
 
@@ -178,7 +167,7 @@ class Login:
             if self._has_session():  # the link was opened again
                 return redirect(url_for('index'), 303)
             return _login_page(Wish(), code=request.args.get('code', '')), NO_REFERRER
-        wish, now = _held(), time.monotonic()
+        wish, now = wishes.of_login_form(), time.monotonic()
         # Somebody may paste the whole link.
         given = request.form.get('code', '').strip().rpartition('code=')[2]
         if self._use(given, now):
@@ -196,23 +185,25 @@ class Login:
         self._sessions.pop(session.pop('id', ''), None)  # a copy of the cookie is worthless, too
         return redirect(url_for('login'), 303)
 
-    def _out_of_date(self, wish: 'Wish') -> ResponseReturnValue:
+    def _out_of_date(self, wish: Wish) -> ResponseReturnValue:
         """The form is of a session that is over, while its sender has another one."""
         error = 'This form is out of date: nothing was done.'
         if not wish.posts:
             abort(403, f'{error} Go back, reload the page and send it again.')
         return self._again(wish, error=error), 403
 
-    def _again(self, wish: 'Wish', error: str = '') -> str:
-        entry = self._entries.shown(wish.uuid) if wish.uuid else None
+    def _again(self, wish: Wish, error: str = '') -> str:
+        entry = None
+        with suppress(StoreDown):  # what was typed is kept all the same
+            entry = self._entries.shown(wish.uuid) if wish.uuid else None
         return render_template('again.html', wish=wish, entry=entry, error=error)
 
-    def _after_login(self, wish: 'Wish') -> ResponseReturnValue:
+    def _after_login(self, wish: Wish) -> ResponseReturnValue:
         if wish.posts:
             return self._again(wish)
         return redirect(wish.path or url_for('index'), 303)
 
-    def _refuse(self, wish: 'Wish', now: float) -> ResponseReturnValue:
+    def _refuse(self, wish: Wish, now: float) -> ResponseReturnValue:
         # Only wrong codes are refused: nobody can lock out who has the right one.
         if len(self._wrong_at) == WRONG_CODES and now - self._wrong_at[0] < WRONG_SECONDS:
             wait = math.ceil(self._wrong_at[0] + WRONG_SECONDS - now)
@@ -264,68 +255,13 @@ class Login:
         return Markup('<input type="hidden" name="token" value="{}">').format(token)
 
 
-class Wish(NamedTuple):
-    """Where somebody wanted to go, or what a form of theirs was to do, before they had to log in.
-
-    It was read from a request, so it is shown, and is only done when they say so again.
-    """
-
-    path: str = ''  # of a page of ours, or of a form; '': of neither
-    posts: bool = False  # it is that of a form
-    fields: tuple[tuple[str, str], ...] = ()  # of the form, in order, some of one name
-
-    @property
-    def what(self) -> str:
-        """What the form does: the last part of its path."""
-        return urlsplit(self.path).path.rpartition('/')[2]
-
-    @property
-    def uuid(self) -> str:
-        """Of the entry that the form is for; '': of none."""
-        before = urlsplit(self.path).path.rpartition('/')[0]
-        uuid = before.rpartition('/')[2].lower()
-        return uuid if codes.UUID.fullmatch(uuid) else ''
-
-
 def who() -> Who:
     """Who sends the request that is being answered, for the log of changes."""
     return current_app.extensions['login'].who()
 
 
-def _wish() -> Wish:
-    """What the request that is being answered wants."""
-    if request.method not in ('GET', 'HEAD', 'POST'):
-        return Wish()
-    path = iri_to_uri(request.script_root + request.full_path).removesuffix('?')
-    return _checked(path, request.method == 'POST', request.form.items(multi=True))
-
-
-def _held() -> Wish:
-    """What the login form holds."""
-    fields = request.form.items(multi=True)
-    held = [(name.removeprefix(HELD), text) for name, text in fields if name.startswith(HELD)]
-    return _checked(request.form.get('next', ''), 'posts' in request.form, held)
-
-
-def _checked(path: str, posts: bool, fields: Iterable[tuple[str, str]]) -> Wish:
-    """It, if one of our pages or forms has that path; else none."""
-    root = request.script_root
-    if not _PATH.fullmatch(path) or not path.startswith(f'{root}/'):
-        return Wish()
-    adapter = current_app.create_url_adapter(request)
-    try:
-        method = 'POST' if posts else 'GET'
-        found = adapter and adapter.match(urlsplit(path).path.removeprefix(root), method)
-    except (HTTPException, RequestRedirect):
-        return Wish()
-    if not found or found[0] in ('login', 'logout', 'static', 'metrics'):
-        return Wish()
-    kept = tuple((name, text) for name, text in fields if name not in NOT_HELD)
-    return Wish(path, posts, kept if posts else ())
-
-
 def _login_page(wish: Wish, **values: Any) -> str:
-    return render_template('login.html', wish=wish, held=HELD, **values)
+    return render_template('login.html', wish=wish, held=wishes.HELD, **values)
 
 
 def _had_session() -> bool:
