@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -75,30 +76,33 @@ def import_entries(entries: Entries, options: Options, file: Path) -> None:
 
     An entry that is there already stays as it is.
     """
-    if export.is_one(file):
-        _put_back(entries, file)
-    else:
-        _import_nedis(entries, file)
+    imported: list[str] = []
+    try:
+        for uuid in _put_back(entries, file) if export.is_one(file) else _nedis(entries, file):
+            click.echo(f'imported {uuid}')
+            imported.append(uuid)
+    finally:
+        _note_imported(entries, imported)
 
 
-def _put_back(entries: Entries, file: Path) -> None:
+def _put_back(entries: Entries, file: Path) -> Iterator[str]:
     for whole in export.read(file):
         uuid, name = whole['uuid'], whole.get('name')
         if not store.put_back(entries, whole):
             click.echo(f'skipped {uuid}: there is already an entry of that UUID', err=True)
             continue
-        _imported(entries, uuid)
+        yield uuid
         if name and names.of(entries, uuid) != name:
             why = f'is without its host name {name}: another entry has it by now'
             click.echo(f'{uuid} {why}', err=True)
 
 
-def _import_nedis(entries: Entries, file: Path) -> None:
+def _nedis(entries: Entries, file: Path) -> Iterator[str]:
     found = nedis.read(file)
     skipped = list(found.skipped)
     for uuid, (line, entry) in found.entries.items():
         if entries.get(uuid) is None and entries.insert(uuid, entry):
-            _imported(entries, uuid)
+            yield uuid
         else:
             skipped.append((line, f'there is already an entry {uuid}'))
     for line, why in sorted(skipped)[:SKIPPED_LINES]:
@@ -109,10 +113,13 @@ def _import_nedis(entries: Entries, file: Path) -> None:
         raise Unable(f'{file} holds no Redis commands from line {found.unreadable} on')
 
 
-def _imported(entries: Entries, uuid: str) -> None:
-    shown = entries.shown(uuid) or {'labels': []}
-    actions.noted(entries, 'imported', uuid, ', '.join(shown['labels']), who())
-    click.echo(f'imported {uuid}')
+def _note_imported(entries: Entries, uuids: list[str]) -> None:
+    """One line in the log of changes: thousands would leave no room there for anything else."""
+    if len(uuids) == 1:
+        labels = (entries.shown(uuids[0]) or {}).get('labels', [])
+        actions.noted(entries, actions.IMPORTED, uuids[0], ', '.join(labels), who())
+    elif uuids:
+        actions.noted(entries, actions.IMPORTED, '', '', who(), f'{len(uuids):,} entries')
 
 
 @command
@@ -121,7 +128,7 @@ def backup(entries: Entries, options: Options, file: Path) -> None:
     """Copies the embedded store into a file, while it runs."""
     store.backup(entries, file)
     click.echo(f'made {file}, with all entries and their history. To restore it, end all programs')
-    click.echo('of this folder, and give it as the only file to a new folder for the data:')
+    click.echo('of this folder, and then:')
     click.echo('    mv data data.old')
     click.echo('    mkdir -m 700 data')
     click.echo(f'    cp {shlex.quote(str(file))} data/appendonly.aof')

@@ -80,9 +80,8 @@ def test_what_is_exported_and_deleted_comes_back_with_its_secret_and_its_past(
     assert ran.stdout.splitlines() == [f'imported {uuid}' for uuid in map(uuid_of, lines(file))]
     assert {uuid: everything(shell, uuid) for uuid in found} == before
     assert [each['name'] for each in shell.listed()] == ['kitchen', '', '']
-    log = json.loads(shell.says('log', '--json', '-n', '1'))
-    assert log[0]['what'] == 'imported'
-    assert log[0]['who'].startswith('shell, ')
+    (done,) = json.loads(shell.says('log', '--json', '-n', '1'))
+    assert (done['what'], done['uuid'], done['detail']) == ('imported', '', '3 entries')
 
 
 def lines(file: Path) -> list[str]:
@@ -109,6 +108,8 @@ def test_entry_that_is_there_stays_as_it_is(shell, tmp_path):
     assert (ran.status, ran.stdout) == (0, f'imported {garage}\n')
     assert ran.stderr == f'skipped {kitchen}: there is already an entry of that UUID\n'
     assert everything(shell, kitchen) == before
+    (done,) = json.loads(shell.says('log', '--json', '-n', '1'))
+    assert (done['what'], done['uuid'], done['label']) == ('imported', garage, 'garage')
 
 
 def test_host_name_that_another_entry_has_by_now_is_not_taken_from_it(shell, named, tmp_path):
