@@ -442,7 +442,9 @@ class Rendezvous:
 
 def _memory() -> int:
     """Octets that this process has for itself; 0 where the system does not tell."""
-    status = Path('/proc/self/status').read_text()
+    status = ''
+    with suppress(OSError):
+        status = Path('/proc/self/status').read_text()
     found = re.search('^RssAnon:\\s+([0-9]+) kB$', status, re.M)
     return int(found[1]) * 1024 if found else 0
 

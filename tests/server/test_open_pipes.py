@@ -9,7 +9,8 @@ import pytest
 from asking import follows, open_pipes, server_of
 from conftest import cut_off, get, until
 
-from rendezvous.store import questions
+from rendezvous.server import connection
+from rendezvous.store import presence, questions, state
 from rendezvous.store.entries import CHANGES
 
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n'
@@ -26,6 +27,29 @@ def test_octets_of_a_running_download_are_seen(server, join, entries, uuid):
     mobile.receive(len(HEAD) + 500_000)
     (later,) = open_pipes(entries, uuid, server)
     assert later == pipe._replace(received=len(HEAD) + 500_000)
+
+
+def test_octets_of_a_running_download_are_in_its_hour_and_count_once(
+    server, join, entries, uuid, monkeypatch
+):
+    monkeypatch.setattr(presence, 'WRITE_SECONDS', 0.02)
+    monkeypatch.setattr(presence, 'HEARTBEAT_SECONDS', 0.02)
+    monkeypatch.setattr(connection, 'OCTETS_SECONDS', 0.02)
+
+    def down() -> int:
+        _, hours = state.past(entries, [uuid], time.time() - 3600, time.time())[uuid]
+        return sum(hour.down for hour in hours)
+
+    hidden, mobile = join(server)
+    for halves in (1, 2):
+        hidden.send(b'x' * 500_000)
+        mobile.receive(500_000)
+        until(lambda h=halves: down() == h * 500_000, 'it is written while the pipe is open')
+    hidden.send(b'end')
+    hidden.close()
+    assert mobile.rest() == b'end'
+    until(lambda: state.history(entries, uuid), 'the rendezvous is over')
+    until(lambda: down() == 1_000_003, 'what came last is added')
 
 
 def test_pipes_of_others_and_registrations_are_none(server, join, register, entries, uuid):
