@@ -27,7 +27,7 @@ from rendezvous.store.options import Options
 from rendezvous.store.state import NEVER, STATES
 from rendezvous.wire import codes
 
-ACTIONS = 20  # that `log` shows, unless it is told otherwise
+ACTIONS, COUNT = 20, click.IntRange(1, action_log.KEPT)  # that `log` shows
 
 
 def state_options(function: Callable) -> Callable:
@@ -127,9 +127,7 @@ def check(entries: Entries, options: Options, chosen: tuple[str, ...], offline_f
 
 @command
 @click.argument('entry', metavar='[ENTRY]', default='')
-@click.option(
-    '-n', 'count', type=click.IntRange(1), default=ACTIONS, show_default=True, help='How many.'
-)
+@click.option('-n', 'count', type=COUNT, default=ACTIONS, show_default=True, help='How many.')
 @json_option
 def log_server(entries: Entries, options: Options, entry: str, count: int, as_json: bool) -> None:
     """Shows what was done, by whom and when; the last comes first.
