@@ -4,7 +4,7 @@ It reads that entry alone. `changes_page.py` does what its forms say.
 """
 
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import segno
@@ -15,6 +15,7 @@ from markupsafe import Markup
 from rendezvous.admin import actions, certificate, entry_view, login, pack, reader, visits
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.login import NO_REFERRER
+from rendezvous.admin.look import Looks
 from rendezvous.admin.words import DAY
 from rendezvous.store import entry_json, names, state
 from rendezvous.store.entries import Entries
@@ -25,14 +26,6 @@ from rendezvous.wire.programs import Mistake
 
 QR_CHARACTERS = 36  # of a label: with more, the QR code is too fine for a screen
 LINES = 8  # of past connections; the history has all of them
-
-
-class Looks(Protocol):
-    """What all pages share."""
-
-    def server(self) -> Server:
-        """As it was within the last second. Raises StoreDown."""
-        ...
 
 
 class EntryPage:

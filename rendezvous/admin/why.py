@@ -79,13 +79,13 @@ def advice(
     from wrong codes, so why they were wrong is said before.
     """
     chosen: dict[str, Advice] = {}
-    for row in sorted(found, key=lambda row: -row.last):
+    rows = [row for row in found if row.why.kind != 'strangers']
+    if used_up:  # it says whether that is so now
+        rows.append(Refusals(Why('strangers'), '', used_up, used_up, 1, 0))
+    for row in sorted(rows, key=lambda row: -row.last):
         if row.why.kind not in chosen and row.why.kind in _ADVICE and _matters(row, known, clock):
             is_other = known.state == ONLINE or row.address != known.address
             chosen[row.why.kind] = _ADVICE[row.why.kind](row, is_other, clock)
-    if used_up and 'strangers' not in chosen:
-        row = Refusals(Why('strangers'), '', used_up, used_up, 1, 0)
-        chosen['strangers'] = _strangers(row, True, clock)
     return sorted(chosen.values(), key=lambda each: each.kind == 'address')
 
 
@@ -94,6 +94,8 @@ def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
         return False
     if known.state == DISABLED:  # the page says that already, and nothing else helps
         return False
+    if row.why.kind == 'strangers':
+        return True
     is_late = clock.present() - row.last > LATELY_SECONDS
     if known.state == ONLINE and (is_late or row.why.kind == 'wrong'):  # limits keep guessers out
         return False
@@ -194,7 +196,7 @@ def _strangers(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('strangers', row.last),
         'Short codes from new addresses are refused',
-        f'Somebody has tried too many wrong codes within a day; the last at {clock.at(row.last)}. '
+        f'The wrong codes of a day were used up at {clock.at(row.last)}. '
         'hidden.py sends long codes, which are let in. A program of node-rendezvous sends short '
         'ones, and has to wait for a day.',
         what=CLEAR,

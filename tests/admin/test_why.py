@@ -132,6 +132,7 @@ def test_used_up_wrong_codes_of_strangers_are_said_without_a_refusal():
     assert (advice.kind, advice.what) == ('strangers', 'clear')
     row = refused(Why('strangers'), 5)
     assert kinds(advised(row, used_up=NOW - 600)) == ['strangers']
+    assert advised(row) == []  # they were given back meanwhile
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -139,7 +140,8 @@ def test_every_reason_has_words_for_page_and_shell(kind):
     reason = KINDS[kind]
     assert 0 < len(why.brief(reason)) <= 45
     assert why.brief(reason) != 'Refused'
-    advice = advised(refused(reason, until=NOW + 60 if kind == 'address' else 0))
+    row = refused(reason, until=NOW + 60 if kind == 'address' else 0)
+    advice = advised(row, used_up=NOW - 60 if kind == 'strangers' else None)
     assert kinds(advice) == [kind]
     assert not advice[0].heading.endswith('.')
     lines = why.lines(advice, CLOCK)
