@@ -26,7 +26,7 @@ HOST, PORT, PORTS = '127.0.0.1', 8893, click.IntRange(0, 65535)
 @click.option('--port', type=PORTS, default=PORT, show_default=True, help='The port of the page.')
 @click.option('--host', default=HOST, show_default=True, help='The address of the page.')
 @click.option('--no-login', is_flag=True, help='Everybody who can connect may use the page.')
-@click.version_option(VERSION, message='%(prog)s %(version)s')
+@click.version_option(VERSION, message='%(version)s')
 @click.pass_context
 def cli(context: click.Context, port: int, host: str, no_login: bool) -> None:
     os.umask(0o077)

@@ -775,7 +775,7 @@ def test_device_is_not_replaced_by_a_file(shell):
 
 
 def test_version_is_told(folder):
-    assert folder.run('users_app.py', '--version') == (0, f'users_app.py {VERSION}\n', '')
+    assert folder.run('users_app.py', '--version') == (0, f'{VERSION}\n', '')
 
 
 @pytest.mark.parametrize('command', [['list'], ['--help'], ['show', '{uuid}']])
