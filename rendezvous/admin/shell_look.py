@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from rendezvous.admin import about, actions, listing, status
+from rendezvous.admin import about, actions, listing, status, summary
 from rendezvous.admin.command import (
     Duration,
     columns,
@@ -89,7 +89,7 @@ def status_server(entries: Entries, options: Options, as_json: bool) -> None:
     """Shows how the rendezvous server is."""
     clock, server = Clock(now=time.time()), state.server(entries)
     listed = listing.everything(entries, options, server)
-    found = status.find(entries, options, server, listed, clock.now)
+    found = status.find(entries, options, server, listed, clock)
     if as_json:
         say_json(status.for_programs(found))
     else:
@@ -113,11 +113,12 @@ def check(entries: Entries, options: Options, chosen: tuple[str, ...], offline_f
     """
     clock, server = Clock(now=time.time()), state.server(entries)
     if chosen:
-        found = find_all(entries, chosen)
-        listed = [listing.one(entries, options, server, each) for each in found]
+        some = find_all(entries, chosen)
+        listed = [listing.one(entries, options, server, each) for each in some]
     else:
         listed = listing.everything(entries, options, server)
-    troubles = list(status.troubles(server, listed, bool(chosen), offline_for, clock))
+    found = summary.of(options, server, [], clock)
+    troubles = list(status.troubles(found, listed, bool(chosen), offline_for, clock))
     say(troubles)
     if troubles:
         raise click.exceptions.Exit(1)
