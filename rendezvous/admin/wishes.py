@@ -20,6 +20,8 @@ from rendezvous.wire import codes
 HELD = 'held-'  # the names of another form's fields begin so in the login form
 # The token is that of another session; and what is done to several is to be confirmed anew.
 NOT_HELD = 'token', 'code', 'sure'
+# Endpoints: a download would leave its reader with the login form.
+PAGES, FORMS = ('index', 'entry', 'history', 'log'), ('create', 'change', 'several', 'secret')
 # Of a page of ours: one slash, and nothing that a browser reads as another or leaves out.
 _PATH = re.compile(r'/(?!/)[!-\[\]-~]*')
 
@@ -68,12 +70,12 @@ def _checked(path: str, posts: bool, fields: Iterable[tuple[str, str]]) -> Wish:
     if not _PATH.fullmatch(path) or not path.startswith(f'{root}/'):
         return Wish()
     adapter = current_app.create_url_adapter(request)
+    method, ours = ('POST', FORMS) if posts else ('GET', PAGES)
     try:
-        method = 'POST' if posts else 'GET'
         found = adapter and adapter.match(urlsplit(path).path.removeprefix(root), method)
     except HTTPException:
         return Wish()
-    if not found or found[0] in ('login', 'logout', 'static', 'metrics'):
+    if not found or found[0] not in ours:
         return Wish()
     kept = tuple((name, text) for name, text in fields if name not in NOT_HELD)
     return Wish(path, posts, kept if posts else ())
