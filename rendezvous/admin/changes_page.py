@@ -249,7 +249,7 @@ class Changes:
         return results
 
     def _ask(self, what: str, uuids: list[str]) -> str:
-        server = state.server(self._entries)
+        server = self._looks.server()
         rows = [
             (entry, state.known_of(self._entries, server, entry['uuid']))
             for entry in self._named(uuids)
