@@ -52,11 +52,11 @@ def clone(tmp_path):
 
 
 @pytest.mark.deadline(240)
-def test_quick_start_of_the_readme_word_for_word(clone):
+def test_one_machine_of_the_readme_word_for_word(clone):
     readme = (clone.path / 'README.md').read_text()
-    section = readme.partition('## Quick start')[2].partition('\n## ')[0]
+    section = readme.partition('## Try it on one machine')[2].partition('\n## ')[0]
     commands = re.findall(r'^\$ (.+)$', with_free_ports(section), re.M)
-    (serve, add, page, local_server, hide, ask) = commands
+    (serve, add, make_page, local_server, hide, ask) = commands
     assert serve == 'bin/run.sh'
 
     def start(command: str) -> Program:
@@ -79,7 +79,7 @@ def test_quick_start_of_the_readme_word_for_word(clone):
     assert 'only this machine can connect' in serving.said()
     made = 'entries/7d4e1a52-3c0b-4f6e-9a81-52c60b8f1d27.json  for: .venv/bin/python hidden.py '
     assert made in shell(add)
-    shell(page)
+    shell(make_page)
     local = start(local_server)
     until(lambda: listens(PORTS['8000']), 'the local server listens')
     hidden = start(hide)
