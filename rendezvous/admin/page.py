@@ -37,6 +37,7 @@ from rendezvous.admin.index_page import Index
 from rendezvous.admin.login import Login
 from rendezvous.admin.look import Looks
 from rendezvous.admin.metrics import Metrics
+from rendezvous.admin.page_server import HANDLER
 from rendezvous.store.entries import DIGITS, Entries, StoreDown
 from rendezvous.store.options import Options
 from rendezvous.store.state import STATES
@@ -129,8 +130,8 @@ def _add_words(app: Flask, options: Options) -> None:
 
 
 def _tell(looks: Looks, response: Response) -> Response:
-    """After a form was sent, the next look sees what was done to all entries that it was about."""
-    if request.method == 'POST':
+    """After a form of ours, the next look sees what was done to all entries that it is about."""
+    if request.method == 'POST' and request.environ[HANDLER].admitted:
         texts = [request.path, response.location or '', *_values(request.form.listvalues())]
         looks.changed(uuid for text in texts for uuid in codes.UUID.findall(text.lower()))
     return response
@@ -164,15 +165,19 @@ def serve(options: Options, host: str, port: int, login: bool) -> None:
     entries.open()
     url = _url(options, host, server.server_port)
 
+    def link(code: str) -> str:
+        return f'{url}/login?code={code}'
+
     def announce(code: str) -> None:
         with suppress(OSError):  # nobody reads the output any more
-            click.echo(f'To log in, open this link, which works once: {url}/login?code={code}')
+            click.echo(f'To log in, open this link, which works once: {link(code)}')
 
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop)
     server.application = app = create_app(entries, options, announce if login else None)
-    links = login_link.listen(lambda: f'{url}/login?code={app.extensions["login"].new_code()}')
+    make_code = app.extensions['login'].new_code
+    links = login_link.listen(lambda: link(make_code()) if login else url)
     gc.freeze()  # a search for garbage in all loaded modules would delay a request
     if not login:
         click.echo(f'The page is at {url}')
