@@ -196,7 +196,7 @@ def _strangers(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('strangers', row.last),
         'Short codes from new addresses are refused',
-        f'The wrong codes of a day were used up at {clock.at(row.last)}. '
+        f'At {clock.at(row.last)} somebody had tried too many wrong codes within a day. '
         'hidden.py sends long codes, which are let in. A program of node-rendezvous sends short '
         'ones, and has to wait for a day.',
         what=CLEAR,
