@@ -102,6 +102,7 @@ class Login:
         self._announce, self._entries, self._origin = announce, entries, options.page_origin
         names = options.page_host, urlsplit(options.page_origin).hostname
         self._names = {name.lower() for name in names if name}
+        self._has_metrics = bool(options.metrics_token)
         self._key = app.secret_key = secrets.token_bytes()
         self._sessions: dict[str, str] = {}  # the names by the ids of those that are not over
         self._links: dict[str, float] = {}  # codes, and until when they work, the oldest first
@@ -139,8 +140,8 @@ class Login:
 
     def _check(self) -> ResponseReturnValue | None:
         """Answers a request that is not admitted."""
-        if request.endpoint == 'metrics':  # it has a token of its own, which no other page knows
-            return None
+        if request.endpoint == 'metrics' and self._has_metrics:
+            return None  # it has a token of its own, which no other page knows
         name = _host().hostname or ''
         # Flask's TRUSTED_HOSTS could not hold [::1], and no range like 127.0.0.0/8.
         if not (addresses.is_loopback(name) or name in self._names):
