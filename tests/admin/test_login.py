@@ -209,6 +209,13 @@ def test_our_own_names_are_welcome(page, anonymous, name):
     assert list(page.listed().values()) == [name]
 
 
+def test_metrics_without_a_token_are_refused_as_any_other_path(page, anonymous):
+    for path in ('/metrics', '/nothing'):
+        assert anonymous('GET', path).status_code == 403
+        assert 'This page is not called' in anonymous('GET', path, headers={'Host': 'a.b'}).text
+        assert page.ask('GET', path).status_code == 404
+
+
 def test_each_answer_has_the_security_headers(page, anonymous):
     uuid = page.made()
     answers = [
