@@ -1,8 +1,10 @@
 """The commands of users_app.py that write files, read them, or let a browser in."""
 
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -44,7 +46,8 @@ def pack(entries: Entries, options: Options, chosen: tuple[str, ...], file: Path
         if path in made:  # two entries have that label
             path = path.with_stem(f'{path.stem}-{entry["uuid"][:8]}')
         made.add(path)
-        _write(path, packing.build(document))
+        with _writes(path):
+            atomic.write(path, packing.build(document), 0o600)
         click.echo(f'made {path}, with all that the hidden server needs: copy it there, and')
         click.echo(f'    python3 {shlex.quote(path.name)} 127.0.0.1:8000')
 
@@ -126,7 +129,8 @@ def _note_imported(entries: Entries, uuids: list[str]) -> None:
 @click.argument('file', type=_FILE)
 def backup(entries: Entries, options: Options, file: Path) -> None:
     """Copies the embedded store into a file, while it runs."""
-    store.backup(entries, file)
+    with _writes(file), store.backup(entries) as copy, atomic.writing(file, 0o600) as made:
+        shutil.copyfileobj(copy, made)
     click.echo(f'made {file}, with all entries and their history. To restore it, end all programs')
     click.echo('of this folder, and then:')
     click.echo('    mv data data.old')
@@ -141,8 +145,10 @@ def link() -> None:
     click.echo(login_link.make_link())
 
 
-def _write(path: Path, octets: bytes) -> None:
+@contextmanager
+def _writes(path: Path) -> Iterator[None]:
+    """Raises Unable where it cannot be written."""
     try:
-        atomic.write(path, octets, 0o600)
-    except (OSError, ValueError) as error:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: it is no name of a file
         raise Unable(f'cannot write {path}: {getattr(error, "strerror", error)}') from None

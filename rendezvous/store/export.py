@@ -4,12 +4,10 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gevent
 from redis import Redis
@@ -88,31 +86,25 @@ def put_back(entries: Entries, kept: Json) -> bool:
     return bool(entries.run(scripts.PUT_BACK, keys, [json.dumps(row)]))
 
 
-def backup(entries: Entries, path: Path) -> None:
-    """Writes a copy of all that the embedded store holds into a file, 0600, while the store runs.
+@contextmanager
+def backup(entries: Entries) -> Iterator[BinaryIO]:
+    """A copy of all that the embedded store holds, to be read; the store runs on.
 
     To restore it: the only file in `data/`, named appendonly.aof. A store that starts there takes
-    it over. Raises StoreDown, and Mistake where the entries are in another Redis, or the file
-    cannot be written.
+    it over. Raises StoreDown, and Mistake where the entries are in another Redis, or the store
+    cannot write the copy.
     """
     if not entries.is_embedded:
         raise Mistake(f'{entries.where()}, and not here: make a backup there, with redis-cli --rdb')
     dump = embedded.DATA / DUMP
-    # A name of our own: another process may be writing the same file.
-    new = path.with_name(f'{path.name}.{os.getpid()}.new')
     with _one_at_a_time():
         try:
             _save(entries)
-            with dump.open('rb') as source, open(new, 'xb', opener=_private) as copy:
-                shutil.copyfileobj(source, copy)
-                os.fsync(copy.fileno())
-            os.replace(new, path)
-        except OSError as error:
-            raise Mistake(f'cannot write {path}: {error.strerror}') from None
+            with dump.open('rb') as copy:
+                yield copy
         finally:
-            for rest in (new, dump):  # they hold the secrets
-                with suppress(OSError):
-                    rest.unlink()
+            with suppress(OSError):
+                dump.unlink()  # it holds the secrets
 
 
 @contextmanager
@@ -149,10 +141,6 @@ def _save(entries: Entries) -> None:
 
 def _saving(entries: Entries) -> dict[str, Any]:
     return entries.ask(lambda redis: redis.info('persistence'))
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _is_name(value: object) -> bool:

@@ -228,6 +228,19 @@ def test_everything_is_in_a_backup_that_is_made_while_others_write(folder, shell
 SHELL = 'import subprocess, sys; subprocess.run(sys.argv[1], shell=True, check=True)'
 
 
+def test_backup_that_cannot_be_written_is_told_in_a_sentence(folder, shell, tmp_path):
+    (tmp_path / 'there').mkdir()
+    for wrong, why in {
+        'no/x': 'No such file or directory',
+        str(tmp_path / 'there'): 'Is a directory',
+        '/dev/null': 'it is no regular file',
+        '/': '.* an empty name',
+    }.items():
+        assert re.fullmatch(f'cannot write {wrong}: {why}', shell.refuses('backup', wrong))
+    assert [each.name for each in tmp_path.iterdir()] == ['there']
+    assert 'dump.rdb' not in {each.name for each in (folder.path / 'data').iterdir()}
+
+
 def test_backup_of_another_redis_is_its_own_matter(tmp_path):
     with Folder(tmp_path / 'ours') as folder, Outside(tmp_path, free_port(), 'secret') as outside:
         folder.set(**outside.options)
