@@ -31,25 +31,22 @@ LINE_BYTES = 64 << 20  # a hundred times what an entry of 400 busy days has
 def write(path: Path, wholes: Iterable[Json | None]) -> int:
     """Writes the file, for its owner alone, and gives how many entries are in it.
 
-    None: that entry was deleted meanwhile. Raises Unable, and what `wholes` raises: then the file
+    None: that entry was deleted meanwhile. Raises OSError, and what `wholes` raises: then the file
     stays as it was.
     """
     count, digest = 0, hashlib.sha256()
-    try:
-        with atomic.writing(path, 0o600) as file:
+    with atomic.writing(path, 0o600) as file:
 
-            def put(value: Json) -> None:
-                line = f'{json.dumps(value)}\n'.encode()
-                digest.update(line)
-                file.write(line)
+        def put(value: Json) -> None:
+            line = f'{json.dumps(value)}\n'.encode()
+            digest.update(line)
+            file.write(line)
 
-            put({'rendezvous': 'export', 'form': FORM, 'made': time.time()})
-            for whole in filter(None, wholes):
-                put(whole)
-                count += 1
-            put({'entries': count, 'sha256': digest.hexdigest()})
-    except (OSError, ValueError) as error:  # ValueError: it is no name of a file
-        raise Unable(f'cannot write {path}: {getattr(error, "strerror", error)}') from None
+        put({'rendezvous': 'export', 'form': FORM, 'made': time.time()})
+        for whole in filter(None, wholes):
+            put(whole)
+            count += 1
+        put({'entries': count, 'sha256': digest.hexdigest()})
     return count
 
 
@@ -58,7 +55,7 @@ def is_one(path: Path) -> bool:
     try:
         with path.open('rb') as file:
             return file.read(len(BEGIN)) == BEGIN
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 

@@ -67,7 +67,8 @@ def export_entries(
     """
     file = file or Path(time.strftime('rendezvous-%Y-%m-%d-%H%M%S.jsonl'))
     found = find_all(entries, chosen) if chosen else entries.all()
-    count = export.write(file, (store.whole(entries, each['uuid']) for each in found))
+    with _writes(file):
+        count = export.write(file, (store.whole(entries, each['uuid']) for each in found))
     click.echo(f'made {file} with {words.plural(count, "entry", "entries")}; import takes it')
     click.echo('It holds their secrets: keep it private.')
 
@@ -150,5 +151,5 @@ def _writes(path: Path) -> Iterator[None]:
     """Raises Unable where it cannot be written."""
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: it is no name of a file
-        raise Unable(f'cannot write {path}: {getattr(error, "strerror", error)}') from None
+    except OSError as error:
+        raise Unable(f'cannot write {path}: {error.strerror}') from None
