@@ -210,12 +210,19 @@ def test_token_opens_nothing_else(watched):
     assert answer.status_code == 403
 
 
-def test_without_the_option_there_is_no_such_page(folder):
+def test_without_the_option_it_is_a_page_like_any_unknown_one(folder):
+    closed = link(folder.start('users_app.py', '--port', '0'))[0]
     page = folder.start('users_app.py', '--port', '0', '--no-login')
-    url = page.until_it_says(r'http://\S+')[0].rstrip('/')
-    for path in ('/metrics', '/nothing'):
-        for headers in ({}, {'Authorization': 'Bearer '}):
-            assert requests.get(url + path, headers=headers, timeout=9).status_code == 404
+    opened = page.until_it_says(r'http://\S+')[0].rstrip('/')
+    for url, host, status in [
+        (opened, '127.0.0.1', 404),
+        (closed, '127.0.0.1', 403),
+        (closed, 'vps.example.com', 403),
+    ]:
+        for path in ('/metrics', '/nothing'):
+            for token in (TOKEN, ''):
+                headers = {'Host': host, 'Authorization': f'Bearer {token}'}
+                assert requests.get(url + path, headers=headers, timeout=9).status_code == status
 
 
 # What is told
