@@ -105,9 +105,10 @@ class Index:
     def view(self, status: int = 200, error: str = '') -> ResponseReturnValue:
         look, clock, wanted = self._looks.current(), reader.clock(), Wanted.of(request.args)
         found = _found(look.rows, wanted.words) if wanted.words else look.rows
-        counts = Counter(row.known.state for row in found)
-        rows = [row for row in found if row.known.state == wanted.state or not wanted.state]
-        rows = self._sorted(rows, wanted, clock)
+        counts = Counter(row.known.state for row in found) if wanted.words else look.counts
+        if wanted.state:
+            found = [row for row in found if row.known.state == wanted.state]
+        rows = self._sorted(found, wanted, clock)
         last = max(1, -(-len(rows) // ROWS))
         wanted = wanted._replace(page=min(wanted.page, last))
         start = (wanted.page - 1) * ROWS
@@ -116,7 +117,7 @@ class Index:
             'index.html',
             wanted=wanted,
             all=len(look.rows),
-            found=len(found),
+            found=sum(counts.values()),
             counts=counts,
             rows=len(rows),
             start=start,

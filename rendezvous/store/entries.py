@@ -456,11 +456,22 @@ def scan(client: redis.Redis, pattern: str, at_once: int = 500) -> set[str]:
 
 
 def fields_of(client: redis.Redis, key: str) -> dict[str, str]:
-    """What a hash holds; {} where the key is something else."""
-    if client.type(key) != 'hash':
-        return {}
-    found = client.hscan_iter(key, count=SLICE)
-    return {name: value for some in slices(found) for name, value in some}
+    """What a hash holds; {} where the key is something else.
+
+    Redis joins its fields, 1,000 at a time: of 10,000, redis-py takes 30 ms to read one by one.
+    """
+    found: dict[str, str] = {}
+    cursor = '0'
+    while True:
+        sockets.take_turn()
+        cursor, count, text = client.eval(scripts.FIELDS, 1, key, cursor)
+        parts = text.split('\0') if count else []
+        if len(parts) != count:  # another program wrote a NUL there
+            pairs = client.hscan_iter(key, count=SLICE)
+            return {name: value for some in slices(pairs) for name, value in some}
+        found |= dict(zip(parts[::2], parts[1::2], strict=True))
+        if cursor == '0':
+            return found
 
 
 def _place(address: str) -> str:

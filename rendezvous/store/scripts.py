@@ -5,6 +5,16 @@ one entry its past, and nobody else anything. Nothing is written for an entry th
 nobody would delete it.
 """
 
+# Some fields of the hash KEYS[1] from the cursor ARGV[1] on: the next cursor, how many names and
+# values, and these with a NUL between them.
+FIELDS = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
+  return {'0', 0, ''}
+end
+local cursor, found = unpack(redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 1000))
+return {cursor, #found, table.concat(found, '\\0')}
+"""
+
 # Reads and writes the record of an entry, and notes its changes of state.
 _RECORD = """
 local function number(value)

@@ -21,7 +21,7 @@ was killed, and no disk write tells that it lives.
 import json
 import time
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -382,6 +382,7 @@ def _heard(value: object) -> Heard | None:
     )
 
 
+@lru_cache(1024)
 def _counts(value: object) -> tuple[int, int]:
     """What another program wrote there counts nothing."""
     numbers = _numbers(value, 2)

@@ -67,7 +67,7 @@ def make(page: Page, count: int) -> list[str]:
     found = [str(uuids.uuid4()) for _ in range(count)]
     parameters = {'base32': 'GEZDGNBVGY3TQOJQ' * 4, 'algorithm': 'sha1', 'digits': 8}
     now, day = time.time(), int(time.time() // state.DAY_SECONDS)
-    about = {'at': now, 'node': 'vps1', 'number': 1, 'workers': 1, 'pid': 1, 'since': now}
+    about = {'at': now, 'node': 'vps1', 'number': 1, 'workers': 1, 'pid': 1, 'since': now - 7200}
 
     def write(redis) -> None:
         pipeline = redis.pipeline(transaction=False)
