@@ -1,6 +1,7 @@
 """What other programs wrote under our keys breaks neither the page, nor the shell, nor a server."""
 
 import json
+import time
 import uuid as uuids
 
 import pytest
@@ -13,7 +14,7 @@ from rendezvous.admin import entry_files as files
 from rendezvous.admin import shell as users_app
 from rendezvous.store import embedded as store
 from rendezvous.store import options as local
-from rendezvous.store import presence as live
+from rendezvous.store import state
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import LATEST
 
@@ -48,10 +49,16 @@ ENTRY = {
     'authURL': '"otpauth://"',
     'authParams': '{"base32": "' + 'A' * 64 + '"}',
 }
+WORKER = '0123456789abcdef'
 PARAMETERS = {'base32': f'"{"A" * 64}"', 'digits': '8', 'step': '30', 'algorithm': '"sha1"'}
-SEEN = {'at': '1.0', 'address': '"192.0.2.1"'}
-RENDEZVOUS = SEEN | {'seconds': '1.0', 'sent': '1', 'received': '1', 'how': '"closed"'}
-REFUSAL = SEEN | {'why': '"wrong code"'}
+WHY = '["wrong", 0, true, ""]'
+RENDEZVOUS = {'at': '1.0', 'address': '"192.0.2.1"', 'seconds': '1.0', 'sent': '1'}
+RENDEZVOUS |= {'received': '1', 'how': '"closed"'}
+TIMES = dict.fromkeys(['since', 'first', 'seen', 'refused', 'until'], '1.0')
+RECORD = {'state': '"refused"', 'address': '"192.0.2.1"', 'why': WHY, **TIMES}
+REFUSAL = {'why': WHY, 'first': '1.0', 'last': '1.0', 'count': '1', 'until': '1.0'}
+ABOUT = dict.fromkeys(['at', 'number', 'workers', 'pid', 'since', 'connections', 'most'], '1')
+ABOUT |= {'memory': '1', 'node': '"attic"', 'version': '"1.0"', 'counters': '{"handshakes": 1}'}
 
 
 def text(fields: dict[str, str]) -> str:
@@ -103,13 +110,24 @@ def its_entries(shell, page):
 def write(redis, odd: str) -> list[str]:
     """All kinds of keys with it, of one UUID each; the UUIDs."""
     found = {str(uuids.uuid4()): value for value in values(odd)}
+    now, today = time.time(), str(int(time.time() // state.DAY_SECONDS))
     for number, (uuid, value) in enumerate(found.items()):
         redis.set(uuid, value)
-        signs = each_with(SEEN, odd)
-        redis.set(f'seen:{uuid}', signs[number % len(signs)])
-        redis.lpush(f'rendezvous:{uuid}', *each_with(RENDEZVOUS, odd))
-        redis.lpush(f'refused:{uuid}', *each_with(REFUSAL, odd))
-        redis.hset('live:0123456789abcdef', uuid, f'{odd} 1' if number % 2 else odd)
+        records = each_with(RECORD, odd)
+        redis.hset(state.STATES_KEY, uuid, records[number % len(records)])
+        redis.rpush(f'rendezvous:{uuid}', *each_with(RENDEZVOUS, odd))
+        redis.rpush(
+            f'changes:{uuid}', '1 online', odd, f'{odd} online', f'2 {odd}', f'{now} offline'
+        )
+        redis.hset(f'hours:{uuid}', today, f'{odd} 1 1 1 1\n1 {odd} 1 1 1\n2 1 1 1 1\n{odd}')
+        refusals = {f'{kind} {odd[:100]}': row for kind, row in enumerate(each_with(REFUSAL, odd))}
+        redis.hset(f'refusals:{uuid}', mapping=refusals)
+        redis.hset(state.live(WORKER), uuid, f'{odd} 1' if number % 2 else odd)
+    abouts = each_with(ABOUT, odd)
+    redis.hset(state.live(WORKER), state.ABOUT, abouts[len(odd) % len(abouts)])
+    redis.zadd(state.SERVERS, {WORKER: now})
+    redis.set(state.HEARD, abouts[len(odd) % len(abouts)])
+    redis.rpush(state.OUTAGES, odd, f'{odd} 1', f'1 {odd}', '1 2')
     return list(found)
 
 
@@ -131,18 +149,22 @@ def looks(page, shell, uuids: list[str]) -> None:
 @pytest.mark.parametrize('odd', ODD.values(), ids=ODD)
 def test_odd_values_are_shown_as_nothing(page, shell, its_entries, odd):
     written = its_entries.ask(lambda redis: write(redis, odd))
-    looks(page, shell, written)
-    assert all(each['at'] < LATEST for each in live.refusals(its_entries, written[0]))
+    with its_entries.ask(lambda redis: redis.pubsub()) as subscription:
+        subscription.subscribe(state.live(WORKER))
+        subscription.get_message(timeout=5)
+        looks(page, shell, written)
+    assert all(each.last < LATEST for each in state.refusals(its_entries, written[0]))
 
 
 def test_keys_of_another_kind_are_shown_as_nothing(page, shell):
     uuid, nobody = str(uuids.uuid4()), str(uuids.uuid4())
     page.folder.redis('SET', uuid, text(ENTRY))
     page.folder.redis('HSET', nobody, 'x', 'y')
-    page.folder.redis('SET', 'live:0123456789abcdef', 'x')
-    page.folder.redis('HSET', f'seen:{uuid}', 'x', 'y')
-    for name in ('rendezvous', 'refused'):
+    page.folder.redis('SET', state.live(WORKER), 'x')
+    for name in ('rendezvous', 'refusals', 'changes', 'hours'):
         page.folder.redis('SET', f'{name}:{uuid}', 'x')
+    for name in (state.SERVERS, state.HEARD, state.OUTAGES, state.STATES_KEY):
+        page.folder.redis('HSET', name, uuid, 'x')
     looks(page, shell, [uuid])
 
 
