@@ -46,12 +46,11 @@ class Visits:
 
     def octets(self) -> tuple[int, int]:
         """Up and down, in all of them from the start on: they never go back."""
-        pipes = [visit.pipe for visit in self._open]
-        up, down = (
-            sum(each.mobile.octets for each in pipes),
-            sum(each.hidden.octets for each in pipes),
-        )
-        return self._up + up, self._down + down
+        up, down = self._up, self._down
+        for visit in self._open:
+            up += visit.pipe.mobile.octets
+            down += visit.pipe.hidden.octets
+        return up, down
 
     def moved(self) -> Iterator[tuple[str, int, int]]:
         """Of each open one the UUID, and the octets up and down since the last time, if any."""
