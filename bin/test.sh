@@ -15,7 +15,7 @@ fi
 PATH=$PATH:/usr/sbin missing=
 for each in ab:apache2-utils apache2 certutil:libnss3-tools chromedriver:chromium-driver chromium \
   curl faketime git haproxy ip:iproute2 nginx:nginx-light node:nodejs openssl \
-  tinyproxy; do # program:package
+  prometheus tinyproxy; do # program:package
   command -v "${each%:*}" >/dev/null || missing="$missing ${each#*:}"
 done
 if [ -n "$missing" ] && [ -n "${CI-}" ]; then # there no test may be skipped
