@@ -56,12 +56,14 @@ class Link:
         gevent.killall(self._greenlets, block=False)
 
     def live(self) -> None:
-        gevent.joinall(self._greenlets)
-        for sock in self.socks:
-            with suppress(OSError):
-                if self.resets:
-                    linger_not(sock)
-            sock.close()
+        try:
+            gevent.joinall(self._greenlets)
+        finally:  # the relay may be stopped in this moment
+            for sock in self.socks:
+                with suppress(OSError):
+                    if self.resets:
+                        linger_not(sock)
+                sock.close()
 
 
 class Relay:
