@@ -135,7 +135,11 @@ class Browser:
         """What axe-core has against the page at WCAG 2.2, A and AA, and what sticks out of it."""
         if not self.run('return Boolean(window.axe)'):
             self.run(AXE)
-        return self.driver.execute_async_script(AXE_RUN, AXE_TAGS) + self.run(WIDE)
+        return self.driver.execute_async_script(AXE_RUN, AXE_TAGS) + self.what_sticks_out()
+
+    def what_sticks_out(self) -> list[str]:
+        """To the right, so that one has to scroll sideways."""
+        return self.run(WIDE)
 
     def complaints(self) -> list[str]:
         """What the browser's console says since the last time."""

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.deadline(120)
 
 # Each width and each scheme, and what differs most: not all pairs, or it would take minutes.
 LOOKS = [(390, 'light'), (390, 'forced'), (768, 'dark'), (1280, 'light'), (1920, 'dark')]
+WIDTHS = 320, 720, 833, 1030, 1440  # where nothing may stick out, either
 UNFOLD = 'document.querySelectorAll("details").forEach(each => each.open = true)'
 LONG = 'averyveryverylonglabelwithoutanyspace' * 3
 HOUR = 3600
@@ -32,6 +33,10 @@ class Screens:
             self._browser.look(width, 800, scheme)
             found = self._browser.barriers()
             self.barriers += [f'{what}, {width} px, {scheme}: {each}' for each in found]
+        for width in WIDTHS:
+            self._browser.look(width, 800)
+            found = self._browser.what_sticks_out()
+            self.barriers += [f'{what}, {width} px: {each}' for each in found]
         self._browser.look(1000, 800)
 
     def visit(self, path: str, says: str, unfold: bool = True) -> None:
@@ -124,8 +129,6 @@ def test_everybody_sees_what_is_wrong(story, browser):
     browser.find('//*[@role = "alert"][text()]')
     screens.check('an error in a form')
     browser.complaints()  # of the 400
-    browser.visit(story.url)
-    browser.until_it_says('Up for', 20)  # it has written anew what the flush has deleted
     story.server.end(9)
     browser.until_it_says('The rendezvous server is down')
     screens.check('server down')
