@@ -7,6 +7,7 @@ a label, one sentence that says what it shows.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Ch
 
 UNKNOWN = 'unknown'  # no server ran, or it is yet to come
 WIDTH, HEIGHT = 10_000, 16  # of a bar
+COLUMNS = 1000  # of a bar, at most; a screen has hardly more pixels for it
 # Where each state stands in a bar, from the top, and how high: height and colour both tell them
 # apart. Never seen and unknown are a gap.
 PLACES = {ONLINE: (0, 16), REFUSED: (7, 9), OFFLINE: (13, 3), DISABLED: (7, 2)}
@@ -103,7 +105,7 @@ def bar(found: list[Span], label: str, least: float = DAY_LEAST) -> Markup:
     least, where a neighbour has more.
     """
     paths: dict[str, list[str]] = {}
-    left = 0
+    found, left = _coarse(found), 0
     for span, right in zip(found, _edges(found, least), strict=True):
         if span.state in PLACES and left < right:
             y, height = PLACES[span.state]
@@ -111,6 +113,25 @@ def bar(found: list[Span], label: str, least: float = DAY_LEAST) -> Markup:
         left = right
     drawn = [_path(state, ''.join(boxes)) for state, boxes in paths.items()]
     return _svg('online-bar', WIDTH, HEIGHT, label, drawn)
+
+
+def _coarse(found: list[Span]) -> list[Span]:
+    """More spans than columns become columns, each in the state that lasted longest in it."""
+    if len(found) <= COLUMNS:
+        return found
+    start, step = found[0].start, (found[-1].end - found[0].start) / COLUMNS
+    lasted: list[dict[str, float]] = [defaultdict(float) for _ in range(COLUMNS)]
+    for span in found:
+        first, last = int((span.start - start) / step), int((span.end - start) / step)
+        for column in range(first, min(last, COLUMNS - 1) + 1):
+            begin = start + column * step
+            seconds = min(span.end, begin + step) - max(span.start, begin)
+            lasted[column][span.state] += seconds
+    columns: list[Span] = []
+    for column, states in enumerate(lasted):
+        begin = start + column * step
+        _append(columns, Span(begin, begin + step, max(states, key=states.__getitem__)))
+    return columns
 
 
 def _edges(found: list[Span], least: float) -> list[int]:
@@ -147,9 +168,9 @@ def day_words(found: list[Span], clock: Clock) -> str:
 
 
 def week_words(found: list[Span]) -> str:
-    """`online 94 % of it; offline 3 times, 8 h 53 min`; '' if it was neither."""
+    """`online 94 % of it; offline 3 times, 8 h 53 min`; '' where that says too little."""
     part = share(found)
-    if not part:
+    if not part or any(span.state == DISABLED for span in found):
         return ''
     if not part.times:
         return 'online throughout'

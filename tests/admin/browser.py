@@ -27,6 +27,9 @@ axe.run(document, {runOnly: tags, resultTypes: ['violations'], iframes: false}).
 WIDE = """return [...document.querySelectorAll('body :not(svg *)')].filter(each =>
   each.getBoundingClientRect().right > innerWidth + .5 && each.checkVisibility())
   .map(each => `wide: ${each.outerHTML.slice(0, 80)}`)"""
+DOUBLE = """return [...document.querySelectorAll('[id]')].filter(
+  each => document.querySelectorAll(`#${CSS.escape(each.id)}`).length > 1)
+  .map(each => `an id that is there twice: ${each.outerHTML.slice(0, 80)}`)"""
 FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync'
 FLAGS += ' --disable-background-networking --disable-component-update --disable-dev-shm-usage'
 
@@ -132,10 +135,13 @@ class Browser:
         self.cdp('Emulation.setEmulatedMedia', features=media)
 
     def barriers(self) -> list[str]:
-        """What axe-core has against the page at WCAG 2.2, A and AA, and what sticks out of it."""
+        """What axe-core has against the page at WCAG 2.2, A and AA, which ids are there twice,
+        and what sticks out of it.
+        """
         if not self.run('return Boolean(window.axe)'):
             self.run(AXE)
-        return self.driver.execute_async_script(AXE_RUN, AXE_TAGS) + self.what_sticks_out()
+        found = self.driver.execute_async_script(AXE_RUN, AXE_TAGS)
+        return found + self.run(DOUBLE) + self.what_sticks_out()
 
     def what_sticks_out(self) -> list[str]:
         """To the right, so that one has to scroll sideways."""

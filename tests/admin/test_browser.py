@@ -324,6 +324,34 @@ def test_nothing_is_sent_while_nothing_changes(story, browser):
     assert not browser.run('return document.body.matches(".stale")')
 
 
+# The parts that are updated, and as the server sends them now. A token is another one each time.
+PARTS = """
+const [url, done] = [location.href, arguments[0]];
+const parts = of => [...of.querySelectorAll('[data-live]')].map(
+  each => each.outerHTML.replace(/(name="token" value=")[^"]*/g, '$1').replace(/ open=""/g, ''));
+fetch(url).then(answer => answer.text()).then(text => done(
+  [parts(document), parts(new DOMParser().parseFromString(text, 'text/html'))]));"""
+
+
+def test_updated_page_is_as_the_server_sends_it(story, browser, download):
+    def is_the_same() -> bool:
+        shown, sent = browser.driver.execute_async_script(PARTS)
+        return shown == sent
+
+    uuid = story.create('kitchen')
+    hidden = story.hidden(uuid, download)
+    mobile_client = story.mobile_client()
+    mobile_client.send(get(uuid))
+    for url in f'{story.url}/entries/{uuid}', story.url:
+        browser.visit(url)
+        until(lambda: len(browser.run(STATUSES)) > 2, 'it has asked')
+        until(is_the_same, 'both are the same')
+    hidden.end(9)
+    mobile_client.close()
+    story.until_it_is('kitchen', 'offline')
+    until(is_the_same, 'both are the same')
+
+
 def test_page_says_when_it_is_out_of_date(story, browser):
     story.create('kitchen')
     browser.visit(story.url)

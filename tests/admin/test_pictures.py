@@ -151,6 +151,16 @@ def test_those_that_change_each_minute_are_drawn_in_proportion():
     assert len({left for _, (left, *_) in boxes(bar(flapping, ''))}) == 361 - 1
 
 
+def test_bar_of_one_that_never_rests_is_small():
+    changes = [Change(NOON - i * 10, ONLINE if i % 2 else OFFLINE) for i in range(8640)]
+    picture = bar(spans(changes, NOON - DAY, NOON), '')
+    assert len(picture) < 40_000
+    assert boxes(picture)[0][1][0] == 0
+    assert max(right for _, (_, _, right, _) in boxes(picture)) == 10_000
+    changes = [Change(NOON - DAY + i * 30, OFFLINE if i % 3 else ONLINE) for i in range(2880)]
+    assert {kind for kind, _ in boxes(bar(spans(changes, NOON - DAY, NOON), ''))} == {OFFLINE}
+
+
 def test_outage_of_this_minute_does_not_stick_out_of_the_bar():
     found = day('-9 00:00 online', '11:59 refused')
     assert boxes(bar(found, '')) == [
@@ -235,6 +245,7 @@ def test_week_in_words():
     found = day('-9 00:00 online', '-1 13:00 offline', '06:30 online', '08:00 offline')
     assert pictures.week_words(found) == 'online 10 % of it; offline twice, 21 h 30 min'
     assert pictures.week_words(day()) == ''
+    assert pictures.week_words(day('-9 00:00 online', '08:00 disabled')) == ''
 
 
 @given(hours)
