@@ -62,7 +62,7 @@ def test_files_that_it_names_exist(page):
     if page.name == 'CHANGELOG.md':
         return  # it may name what is no more
     tops = 'rendezvous|tests|bench|bin|deploy|docs'
-    names = re.findall(rf'(?<![\w/.-])(?:{tops})/[\w./-]*\w/?', page.read_text())
+    names = re.findall(rf'(?<![\w/.:-])(?:{tops})/[\w./-]*\w/?', page.read_text())
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 

@@ -33,6 +33,7 @@ from visitor import link
 
 from rendezvous.admin.look import Look
 from rendezvous.admin.metrics import Collected
+from rendezvous.admin.shell import HOST, PORT
 from rendezvous.store import options as local
 from rendezvous.store import state
 from rendezvous.store.entries import Entries
@@ -388,7 +389,7 @@ class Prometheus:
         text = (ROOT / 'deploy/prometheus.yml').read_text()
         for before, after in {
             'credentials_file: /etc/prometheus/rendezvous.token': f'credentials_file: {token}',
-            "targets: ['127.0.0.1:8000']": f'targets: [{watched.url.removeprefix("http://")!r}]',
+            f"targets: ['{HOST}:{PORT}']": f'targets: [{watched.url.removeprefix("http://")!r}]',
             'scrape_interval: 15s': 'scrape_interval: 1s',
         }.items():
             assert text.count(before) == 1
