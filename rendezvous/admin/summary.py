@@ -61,8 +61,8 @@ def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Sum
         is_up=bool(workers),
         heard=heard,
         since=since,
-        lasted=words.length(end - since) if since else '',
-        silent=words.length(now - heard.at) if heard else '',
+        lasted=_length(end - since) if since else '',
+        silent=_length(now - heard.at) if heard else '',
         versions=' and '.join(sorted(versions)),
         nodes=sorted(of_node),
         workers=len(workers),
@@ -74,6 +74,11 @@ def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Sum
         certificate=_certificate(options, now),
         hours=hours,
     )
+
+
+def _length(seconds: float) -> str:
+    """In minutes at least: a page in which each second counts would be sent again each time."""
+    return words.length(seconds) if seconds >= words.MINUTE else 'less than a minute'
 
 
 def _store(options: Options) -> str:
