@@ -1,8 +1,8 @@
 """The entries in memory, for the page: what is published tells which ones have changed.
 
-A scan now and then finds those that another program wrote without a word. It is due when 300 times
-as long has passed as the last one took: at once for a hundred entries, after half a minute for
-10,000.
+A scan now and then finds those that another program wrote without a word. It is due when 100 times
+as long has passed as the last one took: in the same second for a hundred entries, and after half a
+minute at most.
 """
 
 import heapq
@@ -21,7 +21,7 @@ from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
 from rendezvous.wire import codes
 
-SCAN_SHARE = 1 / 300  # of the time, at most, is spent on scans
+SCAN_SHARE = 1 / 100  # of the time, at most, is spent on scans
 SCAN_SECONDS = 30  # the longest time between two scans
 PATIENCE_SECONDS = 0.05  # a scan that takes longer is for those who ask next
 REST_SECONDS = 60  # without a question; then we do not listen for changes any more
@@ -65,11 +65,12 @@ class Book:
         self._follower: gevent.Greenlet | None = None
 
     def note(self, uuid: str) -> None:
-        """That entry may have changed."""
-        if codes.UUID.fullmatch(uuid):
+        """That entry may have changed; '' is any."""
+        if codes.UUID.fullmatch(uuid) and uuid == uuid.lower():
             self._changed.add(uuid)
             self._changed_since.add(uuid)
-        self._missed |= len(self._changed) > MOST_CHANGED
+        if not uuid or len(self._changed) > MOST_CHANGED:
+            self._missed, self._changed, self._changed_since = True, set(), set()
 
     def read(self) -> set[str]:
         """Brings `rows` up to date. Returns the UUIDs of those that are new. Raises StoreDown.
@@ -79,11 +80,12 @@ class Book:
         self._asked_at = time.monotonic()
         if self._follower is None:
             self._listen()
+        cannot_do_without = self._missed or not self.rows
         if self._scan is None and (self._missed or self._asked_at > self._scan_at):
-            self._changed_since = set()
+            self._missed, self._changed_since = False, set()
             self._scan = gevent.spawn(self._all)
         if self._scan:  # it has not ended
-            self._scan.join(None if self._missed else PATIENCE_SECONDS)
+            self._scan.join(None if cannot_do_without else PATIENCE_SECONDS)
         return self._take_scan() | self._read_changed()
 
     def close(self) -> None:
@@ -122,7 +124,7 @@ class Book:
         if isinstance(found, StoreDown):
             self._missed = True
             raise found
-        self._missed, self._sorted, self.rows = False, None, found
+        self._sorted, self.rows = None, found
         self._changed |= self._changed_since  # the scan may have read them before they changed
         return {*found}
 
@@ -153,7 +155,6 @@ class Book:
         try:
             for _, uuid in self._entries.changes():
                 self.note(uuid)
-                self._missed |= not uuid
                 listens.set()
         except StoreDown:
             pass  # who asks next is told so
@@ -162,15 +163,15 @@ class Book:
             listens.set()
 
     def _rest(self, follower: gevent.Greenlet) -> None:
-        while (left := self._asked_at + REST_SECONDS - time.monotonic()) > 0:
-            gevent.sleep(left)
-        follower.kill(block=False)
+        while follower and (left := self._asked_at + REST_SECONDS - time.monotonic()) > 0:
+            follower.join(left)
+        follower.kill()
 
 
-def in_order(rows: Iterable[Row], key: Callable[[Row], Any], reverse: bool = False) -> list[Row]:
+def in_order(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[Row]:
     """The rows, sorted. To sort 10,000 at once would keep others waiting."""
-    parts = [sorted(some, key=key, reverse=reverse) for some in slices(rows, PART)]
-    merged = heapq.merge(*parts, key=key, reverse=reverse)
+    parts = [sorted(some, key=key) for some in slices(rows, PART)]
+    merged = heapq.merge(*parts, key=key)
     return [row for some in slices(merged) for row in some]
 
 

@@ -22,7 +22,6 @@ from rendezvous.wire import sockets
 
 LOOK_SECONDS = 1  # an open tab asks every two seconds
 TODAY_SECONDS = 30  # to read the octets of 10,000 entries takes two tenths of a second
-
 ZONES = 4  # in which readers have different midnights, whose octets are kept
 
 T = TypeVar('T')
@@ -32,7 +31,6 @@ Past = dict[str, tuple[list[state.Change], list[state.Hour]]]  # by UUID
 class Look(NamedTuple):
     """How it was at one moment."""
 
-    at: float  # in seconds since 1970
     server: state.Server
     rows: list[Row]  # sorted by label, as people do
     counts: dict[str, int]  # by state
@@ -126,15 +124,18 @@ class Looks:
         return {uuid: up + down for uuid, (up, down) in found.items()}
 
     def _take(self) -> Look:
-        at, server = time.time(), self.server()
-        new, rows = self._book.read(), self._book.rows
-        for some in slices(new | self._facts.read(server)):
+        server, self._pasts = self.server(), {}
+        self._changed |= self._book.read()
+        self._changed |= self._facts.read(server)
+        rows, known = self._book.rows, self._facts.known
+        for some in slices(self._changed):
             for uuid in some:
                 if row := rows.get(uuid):
-                    rows[uuid] = row.with_known(self._facts.known.get(uuid, state.Known()))
+                    rows[uuid] = row.with_known(known.get(uuid, state.Known()))
+        self._changed = set()
         ordered = self._book.ordered()
         counts = Counter(row.known.state for row in ordered)
-        return Look(at, server, ordered, {each: counts[each] for each in state.STATES})
+        return Look(server, ordered, {each: counts[each] for each in state.STATES})
 
 
 class Facts:
@@ -155,9 +156,10 @@ class Facts:
         outages = of.down_since, of.outages
         if outages != self._outages:  # of which each state may be made
             self._outages, self._texts = outages, {}
-        changed = self._texts.keys() - records.keys() - counts.keys()
+        changed = self.known.keys() - records.keys() - counts.keys()
         for uuid in changed:
-            del self._texts[uuid], self.known[uuid]
+            del self.known[uuid]
+            self._texts.pop(uuid, None)
         for some in slices(records.keys() | counts.keys()):
             for uuid in some:
                 text, count = records.get(uuid), counts.get(uuid, (0, 0))

@@ -9,7 +9,7 @@ import logging
 import signal
 import uuid as uuids
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import click
@@ -161,8 +161,7 @@ def _mistake_page(mistake: Mistake) -> ResponseReturnValue:
 
 def serve(options: Options, host: str, port: int, login: bool) -> None:
     """Serves the page until SIGTERM or SIGINT. Raises ClickException or Mistake."""
-    server, entries = page_server.listen(host, port), Entries(options)
-    entries.open()
+    server = page_server.listen(host, port)
     url = _url(options, host, server.server_port)
 
     def link(code: str) -> str:
@@ -172,20 +171,18 @@ def serve(options: Options, host: str, port: int, login: bool) -> None:
         with suppress(OSError):  # nobody reads the output any more
             click.echo(f'To log in, open this link, which works once: {link(code)}')
 
-    server.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(number, server.stop)
-    server.application = app = create_app(entries, options, announce if login else None)
-    make_code = app.extensions['login'].new_code
-    links = login_link.listen(lambda: link(make_code()) if login else url)
-    gc.freeze()  # a search for garbage in all loaded modules would delay a request
-    if not login:
-        click.echo(f'The page is at {url}')
-    try:
-        server.serve_forever()
-    finally:
-        links.close()
-        entries.close()
+    with closing(Entries(options)) as entries:
+        entries.open()
+        server.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(number, server.stop)
+        server.application = app = create_app(entries, options, announce if login else None)
+        make_code = app.extensions['login'].new_code
+        with closing(login_link.listen(lambda: link(make_code()) if login else url)):
+            gc.freeze()  # a search for garbage in all loaded modules would delay a request
+            if not login:
+                click.echo(f'The page is at {url}')
+            server.serve_forever()
 
 
 def _url(options: Options, host: str, port: int) -> str:

@@ -48,22 +48,22 @@ def test_change_is_heard_and_costs_no_scan(page, monkeypatch):
     kitchen, _ = make(page, 2)
     assert [*page.rows()] == ['Machine 0', 'Machine 1']
     page.entries.rename(kitchen, ['kitchen'])
-    until(lambda: 'kitchen' in page.rows(), 'the change is heard', 5)
+    until(lambda: 'kitchen' in page.rows(), 'the change is heard')
     other = str(uuids.uuid4())
     page.entries.ask(lambda redis: redis.set(other, '{}'))  # without a word
     page.looks.changed([])
     assert '' not in page.rows()
     page.entries.ask(lambda redis: redis.publish('entries', ''))  # some may have been missed
-    until(lambda: '' in page.rows(), 'a scan finds it', 5)
+    until(lambda: '' in page.rows(), 'a scan finds it')
 
 
 def test_entry_that_another_program_writes_without_a_word_is_found(page):
     assert page.rows() == {}
     uuid = str(uuids.uuid4())
     page.entries.ask(lambda redis: redis.set(uuid, json.dumps({'labels': ['silent']})))
-    until(lambda: 'silent' in page.rows(), 'a scan finds it', 5)
+    until(lambda: 'silent' in page.rows(), 'a scan finds it')
     page.entries.ask(lambda redis: redis.delete(uuid))
-    until(lambda: not page.rows(), 'a scan misses it', 5)
+    until(lambda: not page.rows(), 'a scan misses it')
 
 
 def test_what_is_refused_lapses_by_itself(page):
