@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -74,7 +75,7 @@ def spans(
         events += [(a, 1, ''), (max(a, b), -1, '')]
     found: list[Span] = []
     at, state, without_server = start, NEVER, 0
-    for moment, step, new in sorted(events):
+    for moment, step, new in sorted(events, key=itemgetter(0, 1)):
         moment = min(max(moment, start), end)
         if moment > at:
             _append(found, Span(at, moment, UNKNOWN if without_server else state))

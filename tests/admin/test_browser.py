@@ -12,6 +12,7 @@ from gevent.pywsgi import WSGIServer
 from visitor import LINK
 
 TITLES = 'return document.querySelector("time").title'
+ICON = 'return document.querySelector("link[rel=icon]").href'
 CLIPBOARD = ['clipboardReadWrite', 'clipboardSanitizedWrite']
 
 pytestmark = pytest.mark.deadline(120)
@@ -69,10 +70,12 @@ def test_it_comes_online_and_goes_offline_by_itself(story, browser, download):
     browser.visit(story.url)
     assert story.state('kitchen') == 'never seen'
     assert browser.run('return document.title') == '0 of 1 online · rendezvous'
+    icon = browser.run(ICON)
     browser.run('window.link = document.querySelector("a.label"); link.focus()')
     hidden = story.hidden(uuid, download)
     story.until_it_is('kitchen', 'online')
     assert browser.run('return document.title') == '1 of 1 online · rendezvous'
+    assert browser.run(ICON) != icon
     hidden.end(9)
     story.until_it_is('kitchen', 'offline')
     assert browser.run('return document.activeElement === window.link')  # nothing else changed

@@ -82,6 +82,12 @@ def test_states_are_cut_to_the_window():
     ]
 
 
+def test_later_one_of_two_changes_at_one_moment_counts():
+    for states in (ONLINE, OFFLINE), (OFFLINE, ONLINE):
+        found = spans([Change(NOON - HOUR, state) for state in states], NOON - HOUR, NOON)
+        assert [span.state for span in found] == [states[1]]
+
+
 def test_one_that_is_new_was_never_seen_before():
     found = day('11:00 online')
     assert [span.state for span in found] == [NEVER, ONLINE]
