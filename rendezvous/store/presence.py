@@ -265,7 +265,8 @@ class Presence:
                 self._written[uuid] = count
                 self._lost.pop(uuid, None)
             elif self._written.pop(uuid, None):
-                self._lost[uuid] = Lost(time.time(), time.monotonic())
+                seen = batch['seen'].get(uuid)  # its last registration ended, or a pipe did now
+                self._lost[uuid] = Lost(seen['at'] if seen else time.time(), time.monotonic())
         for uuid in batch['gone']:
             self._lost.pop(uuid, None)
 

@@ -247,8 +247,13 @@ for uuid, seen in pairs(batch.seen) do
   end
 end
 for uuid, at in pairs(batch.gone) do
-  if exists(uuid) and record(uuid).state == 'online' and not has(uuid) then
-    change(uuid, record(uuid), at, 'offline')
+  local known = exists(uuid) and record(uuid)
+  if known and known.state == 'online' and not has(uuid) then
+    local refused = (known.refused or 0) > (known.seen or 0) and known.refused
+    change(uuid, known, math.min(at, refused or at), 'offline')
+    if refused then
+      change(uuid, known, refused, 'refused')
+    end
     touched[uuid] = true
   end
 end
@@ -259,8 +264,10 @@ local function refuse(uuid, given, address)
   known.refused, known.why, known.address = given.last, given.why, address
   known['until'] = given['until'] > 0 and given['until'] or nil
   touched[uuid] = true
-  local disabled = known.state == 'disabled' and is_disabled(uuid)
-  if not disabled and known.state ~= 'refused' then
+  if known.state == 'online' or known.state == 'disabled' and is_disabled(uuid) then
+    return -- it has left this moment, and may come back: anybody can be refused meanwhile
+  end
+  if known.state ~= 'refused' then
     change(uuid, known, given.first, 'refused')
   end
 end

@@ -19,6 +19,7 @@ was killed, and no disk write tells that it lives.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from functools import lru_cache, partial
@@ -46,6 +47,7 @@ KEPT_DAYS = 400  # hours and changes of state
 MINUTE, HOUR_SECONDS, DAY_SECONDS = 60, 3600, 86_400
 MAX_OCTETS = 2**53  # JavaScript's numbers are exact up to here
 TEXT = 200  # characters of a text that are shown
+WORKER = re.compile('[0-9a-f]{16}')  # the name of one
 
 
 class Why(NamedTuple):
@@ -334,7 +336,8 @@ def _names(redis: Redis) -> list[str]:
     """The workers that live."""
     if redis.type(SERVERS) != 'zset':  # there was none yet
         return []
-    names: Any = redis.zrangebyscore(SERVERS, time.time() - AGE_SECONDS, '+inf')
+    found: Any = redis.zrangebyscore(SERVERS, time.time() - AGE_SECONDS, '+inf')
+    names = [name for name in found if WORKER.fullmatch(name)]
     try:
         counted: Any = redis.pubsub_numsub(*map(live, names)) if names else []
     except ResponseError:  # without that permission, those that were killed age out
@@ -407,6 +410,8 @@ def known_from(text: object, counts: tuple[int, int], of: Server) -> Known:
         return found._replace(state=ONLINE, since=time.time() if since is None else since)
     if since is None or state not in STATES:
         return found
+    if state == ONLINE and refused and refused > max(seen or 0, since):
+        state, since = REFUSED, refused  # it has left this moment: soon its record says so, too
     if state == REFUSED:
         fresh = is_fresh(refused or since, number(record.get('until')) or 0)
         if fresh and of.down_since is None:

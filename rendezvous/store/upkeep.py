@@ -17,6 +17,7 @@ from rendezvous.store.state import (
     AGE_SECONDS,
     ONLINE,
     SERVERS,
+    WORKER,
     counts,
     live,
     lost_at,
@@ -59,7 +60,8 @@ def others(entries: Entries, me: str, silent_seconds: float) -> Others:
     def read(redis: Redis) -> tuple[list, Any]:
         if redis.type(SERVERS) != 'zset':
             return [], []
-        signs: Any = redis.zrange(SERVERS, 0, -1, withscores=True)
+        found: Any = redis.zrange(SERVERS, 0, -1, withscores=True)
+        signs = [(name, at) for name, at in found if WORKER.fullmatch(name)]
         return signs, redis.pubsub_numsub(*(live(name) for name, _ in signs)) if signs else []
 
     signs, listening = entries.ask(read)

@@ -206,6 +206,37 @@ def test_refused_then_online_then_refused_again(entries, uuid, work, at_once):
     assert states(entries, uuid) == [REFUSED, ONLINE, OFFLINE, REFUSED]
 
 
+def test_one_that_is_refused_as_soon_as_it_has_left_is_refused_since_then(
+    entries, uuid, work, monkeypatch
+):
+    """As with a new secret, of which its machine does not know yet."""
+    worker = work()
+    worker.online(uuid)
+    worker.write()
+    worker.refuse(uuid, Why('former'))
+    assert (known(entries, uuid).state, known(entries, uuid).why) == (REFUSED, Why('former'))
+    assert states(entries, uuid) == [ONLINE]
+    later = time.monotonic() + presence.PATIENCE_SECONDS + 1
+    monkeypatch.setattr(time, 'monotonic', lambda: later)
+    worker.write()
+    assert states(entries, uuid) == [ONLINE, OFFLINE, REFUSED]
+    found = known(entries, uuid)
+    assert found.state == REFUSED
+    assert abs(found.since - found.refused) < 0.002
+
+
+def test_stranger_that_is_refused_while_it_is_away_for_a_moment_makes_nobody_refused(
+    entries, uuid, work
+):
+    worker = work()
+    worker.online(uuid)
+    worker.write()
+    worker.refuse(uuid, WRONG)
+    worker.online(uuid)
+    assert known(entries, uuid).state == ONLINE
+    assert states(entries, uuid) == [ONLINE]
+
+
 def test_refusal_of_another_machine_makes_nobody_refused_who_is_online(
     entries, uuid, work, at_once
 ):
@@ -348,6 +379,21 @@ def test_other_workers_tell_what_a_killed_one_had(entries, uuid, work, at_once, 
     assert states(entries, uuid) == [ONLINE, OFFLINE]
     assert states(entries, other) == [ONLINE]
     entries.delete(other)
+
+
+def test_names_of_others_are_left_alone(entries, work, at_once, monkeypatch):
+    worker = work()
+    worker.write()
+
+    def write(redis) -> None:
+        redis.zadd('servers', {'mine': 1, 'x' * 16: time.time()})
+        redis.set('live:mine', 'x')
+
+    entries.ask(write)
+    worker.presence._look_around()
+    assert [each.name for each in state.server(entries).workers] == [worker.name]
+    assert entries.ask(lambda redis: redis.zscore('servers', 'mine')) == 1
+    assert entries.ask(lambda redis: redis.delete('live:mine')) == 1
 
 
 def test_worker_that_lost_redis_for_a_moment_is_not_buried(entries, uuid, work):
