@@ -343,6 +343,7 @@ def test_updated_page_is_as_the_server_sends_it(story, browser, download):
 
     uuid = story.create('kitchen')
     hidden = story.hidden(uuid, download)
+    browser.until_it_says('Online since')  # from now on the page has another order
     mobile_client = story.mobile_client()
     mobile_client.send(get(uuid))
     for url in f'{story.url}/entries/{uuid}', story.url:
