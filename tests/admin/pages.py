@@ -17,6 +17,8 @@ from rendezvous.store import state
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import Options
 
+WORKER = '0123456789abcdef'  # one that `make` makes
+
 
 class Page:
     """What a browser sees of it, after all redirections."""
@@ -81,9 +83,9 @@ def make(page: Page, count: int) -> list[str]:
                 pipeline.rpush(f'changes:{uuid}', f'{now - 9e6} online', f'{now - 3600} {kind}')
                 pipeline.hset(f'hours:{uuid}', day, '0 1000 2000000 3 0')
             if number % 4 == 1:
-                pipeline.hset(state.live('aa'), uuid, '4 1')
-        pipeline.hset(state.live('aa'), state.ABOUT, json.dumps(about))
-        pipeline.zadd(state.SERVERS, {'aa': now + 3600})
+                pipeline.hset(state.live(WORKER), uuid, '4 1')
+        pipeline.hset(state.live(WORKER), state.ABOUT, json.dumps(about))
+        pipeline.zadd(state.SERVERS, {WORKER: now + 3600})
         pipeline.execute()
 
     page.entries.ask(write)

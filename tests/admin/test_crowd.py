@@ -5,7 +5,7 @@ import time
 
 import gevent
 import pytest
-from pages import make, served
+from pages import WORKER, make, served
 
 from rendezvous.store import options as local
 from rendezvous.store import state
@@ -17,7 +17,7 @@ CROWD = 10_000
 def crowd(redis_options):
     """The page of 10,000 entries, and their UUIDs; a worker lives."""
     with served(local.DEFAULTS | redis_options | {'key_file': None}) as page:
-        lives = gevent.spawn(lambda: [None for _ in page.entries.changes(state.live('aa'))])
+        lives = gevent.spawn(lambda: [None for _ in page.entries.changes(state.live(WORKER))])
         page.uuids = make(page, CROWD)
         page.ask()
         gc.freeze()  # as a page does that is started

@@ -16,7 +16,7 @@ from programs import Folder, Outside
 from visitor import Visitor, files
 
 from rendezvous.store import options as local
-from rendezvous.store import presence
+from rendezvous.store import presence, state
 from rendezvous.wire import codes
 
 UUID = '10000000-0000-4000-8000-00000000000{}'
@@ -313,3 +313,35 @@ def test_killed_store_is_an_error_and_the_page_is_there_again_with_it(folder, tm
         until(lambda: page.ask('GET').ok, 'the page is there again')
         until(lambda: 'kitchen' in page.ask('GET').text, 'with the entry')
         assert 'Traceback' not in page.program.said()
+
+
+def worker(node: str, number: int, workers: int) -> state.Worker:
+    now = time.time()
+    name = f'{node.encode().hex()}0000{number}'[:8].ljust(16, str(number))
+    return state.Worker(
+        name, now, node, number, workers, 7, '1.0', now - 7200, 5, 1000, 40_000_000, {}
+    )
+
+
+def test_top_says_how_many_machines_and_which_workers_are_missing(page):
+    living = [worker('attic', 1, 2), worker('cellar', 1, 2), worker('cellar', 2, 2)]
+    heard = state.Heard(time.time(), 'attic', 7, '1.0', time.time() - 7200, False)
+    names = {state.live(each.name): each for each in living}
+
+    def write(redis) -> None:
+        redis.set(state.HEARD, json.dumps(heard._asdict()))
+        for key, each in names.items():
+            redis.hset(key, state.ABOUT, json.dumps(each._asdict()))
+            redis.zadd(state.SERVERS, {each.name: each.at})
+
+    page.entries.ask(write)
+    lives = gevent.spawn(lambda: [None for _ in page.entries.changes(*names)])
+    until(lambda: 'Up for' in page.ask(), 'they live')
+    shown = text(page.ask())
+    assert 'Server Up for 2 h since ' in shown
+    said = 'Workers 3 of 4 on 2 machines 120 MB of memory; entries in Redis at 127.0.0.1:'
+    assert said in shown
+    assert '; on attic, cellar Connections 15 of 3,000' in shown
+    assert 'aria-label="0 % of the connections that are allowed"' in page.ask()
+    lives.kill()
+    until(lambda: 'The rendezvous server is down' in text(page.ask()), 'all have gone')

@@ -7,7 +7,7 @@ import uuid as uuids
 import gevent
 import pytest
 from conftest import until
-from pages import Page, make, served
+from pages import WORKER, Page, make, served
 
 from rendezvous.admin import book, look
 from rendezvous.store import options as local
@@ -83,7 +83,9 @@ def test_every_form_is_followed_by_a_new_look(page):
     assert 'Disabled' in page.rows()['kitchen']
 
 
-@pytest.mark.parametrize('key', [state.STATES_KEY, state.SERVERS, state.HEARD, 'names', 'live:aa'])
+@pytest.mark.parametrize(
+    'key', [state.STATES_KEY, state.SERVERS, state.HEARD, 'names', state.live(WORKER)]
+)
 @pytest.mark.parametrize('kind', ['text', 'list', 'hash'])
 def test_keys_that_another_program_wrote_break_nothing(page, key, kind):
     make(page, 2)
@@ -95,7 +97,7 @@ def test_keys_that_another_program_wrote_break_nothing(page, key, kind):
         elif kind == 'list':
             redis.rpush(key, 'a', 'b')
         else:
-            redis.hset(key, mapping={'a': 'b', str(uuids.uuid4()): '[', 'aa': '\0'})
+            redis.hset(key, mapping={'a': 'b', str(uuids.uuid4()): '[', WORKER: '\0'})
 
     page.entries.ask(write)
     page.looks.changed([])
