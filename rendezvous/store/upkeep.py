@@ -12,6 +12,7 @@ from redis import Redis
 from rendezvous.store import entry_json, scripts
 from rendezvous.store.entries import ANY_UUID, SCANNED, Entries, fields_of, scan, slices
 from rendezvous.store.entry_json import Json, number
+from rendezvous.store.facts import lost_at
 from rendezvous.store.state import (
     ABOUT,
     AGE_SECONDS,
@@ -20,7 +21,6 @@ from rendezvous.store.state import (
     WORKER,
     counts,
     live,
-    lost_at,
     records,
     server,
 )
