@@ -432,7 +432,7 @@ class Rendezvous:
             visit.uuid,
             at=visit.at,
             address=visit.address,
-            seconds=round(seconds, 1),
+            seconds=round(seconds, 3),
             sent=sent,
             received=received,
             how=how,
