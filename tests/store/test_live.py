@@ -407,8 +407,12 @@ def test_what_waits_unchanged_is_written_anew_where_redis_has_lost_it(
     key = server.rendezvous.presence.key
     entries.ask(lambda redis: redis.delete(key) if how == 'flushed' else redis.pexpire(key, 1))
     changes.close()  # what changes is in the next batch
-    until(lambda: now(entries)[uuid].waiting, 'what has not changed is there again')
-    assert not now(entries)[other].waiting
+
+    def waiting() -> list[int]:
+        found = now(entries)
+        return [found[each].waiting for each in (uuid, other)]
+
+    until(lambda: waiting() == [1, 0], 'what has not changed is there again')
     waits.close()
     entries.delete(other)
 
