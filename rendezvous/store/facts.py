@@ -173,7 +173,7 @@ def heard_from(value: object) -> Heard | None:
     )
 
 
-@lru_cache(1024)  # of thousands of hidden servers most have the same
+@lru_cache(1024)  # few of them differ
 def counts_from(value: object) -> tuple[int, int]:
     """What another program wrote there counts nothing."""
     numbers = numbers_in(value, 2)
