@@ -8,7 +8,7 @@ import gc
 import logging
 import signal
 import uuid as uuids
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
@@ -132,13 +132,10 @@ def _add_words(app: Flask, options: Options) -> None:
 def _tell(looks: Looks, response: Response) -> Response:
     """After a form of ours, the next look sees what was done to all entries that it is about."""
     if request.method == 'POST' and request.environ[HANDLER].admitted:
-        texts = [request.path, response.location or '', *_values(request.form.listvalues())]
-        looks.changed(uuid for text in texts for uuid in codes.UUID.findall(text.lower()))
+        fields = [value for _, value in request.form.items(multi=True)]
+        text = ' '.join([request.path, response.location or '', *fields])
+        looks.changed(codes.UUID.findall(text.lower()))
     return response
-
-
-def _values(lists: Iterable[list[str]]) -> list[str]:
-    return [value for values in lists for value in values]
 
 
 def _under(prefix: str, application: Callable[..., Any]) -> Callable[..., Any]:
