@@ -275,7 +275,7 @@ def test_killed_server_is_told_from_an_idle_one_and_from_a_stopped_one(folder):
     assert 'The rendezvous server has not run yet' in said()
     server, port = folder.serve()
     until(lambda: 'Up for' in said(), 'it is up, and idle')
-    assert re.search(r'Workers \d+ on 1 machine \d+ MB of memory; entries in the embedded', said())
+    assert re.search(r'Workers \d+ on 1 machine \d+ MB of memory; store: embedded', said())
     assert '<div class="banner bad"' not in page.ask('GET').text
     with closing(registered(folder, port, uuid)):
         until(lambda: 'Online since' in said(), 'it is online')
@@ -339,7 +339,7 @@ def test_top_says_how_many_machines_and_which_workers_are_missing(page):
     until(lambda: 'Up for' in page.ask(), 'they live')
     shown = text(page.ask())
     assert 'Server Up for 2 h since ' in shown
-    said = 'Workers 3 of 4 on 2 machines 120 MB of memory; entries in Redis at 127.0.0.1:'
+    said = 'Workers 3 of 4 on 2 machines 120 MB of memory; store: Redis at 127.0.0.1:'
     assert said in shown
     assert '; on attic, cellar Connections 15 of 3,000' in shown
     assert 'aria-label="0 % of the connections that are allowed"' in page.ask()

@@ -306,7 +306,7 @@ def worker(number: int, began: float, *, node: str = 'vps', version: str = '1.0'
 
 
 def collected(*workers: state.Worker) -> Told:
-    look = Look(0, state.Server(list(workers), None, []), [], {})
+    look = Look(state.Server(list(workers), None, []), [], {})
     options = local.DEFAULTS | {'key_file': None}
     return Told(generate_latest(Collected(look, options)).decode())
 
