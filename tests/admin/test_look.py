@@ -45,6 +45,7 @@ def test_nothing_is_read_while_nobody_asks(page, monkeypatch):
 
 def test_change_is_heard_and_costs_no_scan(page, monkeypatch):
     monkeypatch.setattr(book, 'SCAN_SHARE', 1e-9)
+    monkeypatch.setattr(book, 'SCAN_SECONDS', 600)
     kitchen, _ = make(page, 2)
     assert [*page.rows()] == ['Machine 0', 'Machine 1']
     page.entries.rename(kitchen, ['kitchen'])
