@@ -161,7 +161,7 @@ class Presence:
                 self._look_around()
                 pause = WRITE_SECONDS
             except StoreDown as error:
-                if pause == WRITE_SECONDS:
+                if pause == WRITE_SECONDS and self._has_arrived:  # at its start the server says it
                     log.error('%s; until the store answers, the page shows nothing new', error)
                 pause = DOWN_SECONDS
             gevent.sleep(pause)
