@@ -154,17 +154,19 @@ class Presence:
 
     def run(self, counts: Callable[[], Counts]) -> None:
         """Without end: writes what has changed, and looks after what others have left behind."""
-        pause = WRITE_SECONDS
+        failures, is_told = 0, False
         while True:
             try:
                 self.write(counts())
                 self._look_around()
-                pause = WRITE_SECONDS
+                failures, is_told = 0, False
             except StoreDown as error:
-                if pause == WRITE_SECONDS and self._has_arrived:  # at its start the server says it
+                failures += 1
+                # At its start the server looks for the store, too, and says why it ends.
+                if not is_told and (self._has_arrived or failures > 1):
                     log.error('%s; until the store answers, the page shows nothing new', error)
-                pause = DOWN_SECONDS
-            gevent.sleep(pause)
+                    is_told = True
+            gevent.sleep(DOWN_SECONDS if failures else WRITE_SECONDS)
 
     def write(self, counts: Counts) -> None:
         """Writes what has changed since the last time. Raises StoreDown, and nothing is lost.

@@ -513,6 +513,7 @@ def test_what_happens_while_a_batch_is_written_is_for_the_next_time(entries, uui
 def test_redis_that_goes_down_is_told_each_time_once(quick, cable, start, entries, uuid, caplog):
     server = start(redis_port=cable.port)
     told = server.rendezvous.presence
+    until(lambda: told._has_arrived, 'it writes')
 
     def errors() -> int:
         return sum(record.name == 'presence' for record in caplog.records)
