@@ -13,6 +13,10 @@ Redis are:
     hours:UUID       a hash: by day since 1970 lines "HOUR UP DOWN VISITS FAILURES"; hours:all is
                      for all hidden servers together
     rendezvous:UUID  a list of JSON, the newest first
+    batch:WORKER     the number of its last batch; it expires after a day
+
+Octets count in the hour in which they passed, give or take some seconds; a rendezvous in that in
+which it ended. 400 days of changes and hours are kept; refusals expire after a day.
 
 A worker subscribes to the channel live:WORKER as long as it lives. So it is known at once that it
 was killed, and no disk write tells that it lives.
