@@ -199,17 +199,21 @@ local function outage_since(at)
   local first
   for _, outage in ipairs(outages) do -- the newest first
     local began = tonumber(string.match(outage, '^%S+'))
-    first = began and began >= at and began or first
+    if began and began < at then
+      break
+    end
+    first = began or first
   end
   return first
 end
 
-local function online(uuid, at, elsewhere)
+local function online(uuid, at)
   local known = record(uuid)
   if known.state == 'disabled' and is_disabled(uuid) then
     return
   end
   if known.state == 'online' then
+    local elsewhere = batch.back[uuid] or has(uuid)
     local lost = not elsewhere and outage_since(math.max(known.since, known.seen or 0))
     if not lost or at - lost < batch.patience then
       return
@@ -227,7 +231,7 @@ for uuid, counts in pairs(batch.counts) do
   elseif redis.call('HEXISTS', live, uuid) == 1 then
     redis.call('HSET', live, uuid, counts)
   elseif exists(uuid) then
-    online(uuid, batch.seen[uuid] and batch.seen[uuid].at or now, batch.back[uuid] or has(uuid))
+    online(uuid, batch.seen[uuid] and batch.seen[uuid].at or now)
     redis.call('HSET', live, uuid, counts)
   end
 end

@@ -478,6 +478,34 @@ def test_outages_are_bounded(entries, work, at_once):
     assert len(state.server(entries).outages) == 1
 
 
+def test_many_outages_keep_redis_no_longer_busy(entries, work, at_once):
+    made = [str(uuids.uuid4()) for _ in range(presence.BATCH)]
+    for each in made:
+        entries.add(each, [])
+    before = time.time() - 3600
+    rows = [f'{before - 10 * number} {before - 10 * number + 5}' for number in range(1000)]
+
+    def seconds() -> float:
+        """What Redis takes to write that all of them are with a new worker."""
+        worker = work()
+        worker.write()
+        entries.ask(lambda redis: redis.config_resetstat())
+        worker.online(*made)
+        found = entries.ask(lambda redis: redis.info('commandstats'))['cmdstat_evalsha']['usec']
+        entries.ask(lambda redis: redis.delete(worker.presence.key))
+        return found / 1e6
+
+    try:
+        seconds()
+        without = min(seconds() for _ in range(3))
+        entries.ask(lambda redis: redis.delete('outages'))
+        entries.ask(lambda redis: redis.rpush('outages', *rows))
+        assert min(seconds() for _ in range(3)) < 5 * without
+    finally:
+        for each in made:
+            entries.delete(each)
+
+
 def test_frozen_worker_that_goes_on_makes_up_for_it(entries, uuid, work, at_once):
     """Its hash has expired meanwhile; nobody else was there."""
     worker = work()
@@ -537,6 +565,16 @@ def test_hours_add_up_what_all_workers_tell(entries, uuid, work, at_once):
     assert this_hour(entries, uuid) == this_hour(entries, state.ALL) == expected
     octets = state.octets_since(entries, [uuid, state.ALL, 'x'], time.time() - 3600)
     assert octets == {uuid: expected[:2], state.ALL: expected[:2], 'x': (0, 0)}
+
+
+def test_worker_that_ends_counts_what_it_has_not_yet(entries, uuid, work):
+    worker = work()
+    rendezvous(worker, uuid, 3, 4)
+    worker.write()
+    rendezvous(worker, uuid, 30, 40)
+    worker.presence.note_failure(uuid)
+    worker.presence.stop()
+    assert this_hour(entries, uuid) == Hour(33, 44, 2, 1)
 
 
 def test_octets_of_a_long_pipe_count_as_they_go_and_once(entries, uuid, work, at_once):
