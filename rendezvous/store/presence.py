@@ -188,6 +188,7 @@ class Presence:
 
     def stop(self) -> None:
         """A clean end: writes what is left, and that this worker is gone. Raises StoreDown."""
+        self._hours_at = -math.inf
         self.write({})
         upkeep.leave(self._entries, self.name, self._heard(self._about(), stopped=True))
 
