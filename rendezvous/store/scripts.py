@@ -93,10 +93,16 @@ local function is_disabled(uuid)
 end
 """
 
-# Who else lives. A worker subscribes to its channel as long as it does.
+# Who else lives. A worker subscribes to its channel as long as it does. Signs have the time of
+# Redis: the clocks of two machines may differ, and then each would take the other for dead.
 _OTHERS = """
+local function clock(now) -- `now` of the worker, where we may not ask
+  local time = redis.pcall('TIME')
+  return time.err and now or tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
 local function others_than(me, now, age)
-  local names, found = redis.pcall('ZRANGEBYSCORE', 'servers', now - age, '+inf'), {}
+  local names, found = redis.pcall('ZRANGEBYSCORE', 'servers', clock(now) - age, '+inf'), {}
   for _, name in ipairs(names.err and {} or names) do
     local subscribers = redis.pcall('PUBSUB', 'NUMSUB', 'live:' .. name)
     if name ~= me and (subscribers.err or tonumber(subscribers[2]) > 0) then
@@ -108,7 +114,7 @@ end
 
 local function sign(me, now, heard)
   if is('servers', 'zset') then
-    redis.call('ZADD', 'servers', now, me)
+    redis.call('ZADD', 'servers', clock(now), me)
   end
   redis.call('SET', 'heard', heard)
 end

@@ -248,11 +248,20 @@ def live(name: str) -> str:
     return f'live:{name}'
 
 
+def clock(redis: Redis) -> float:
+    """The time by which workers sign: that of Redis, whatever the clocks of the machines say."""
+    try:
+        seconds, microseconds = redis.time()
+    except ResponseError:  # without that permission they sign by their own clocks
+        return time.time()
+    return seconds + microseconds / 1e6
+
+
 def _names(redis: Redis) -> list[str]:
     """The workers that live."""
     if redis.type(SERVERS) != 'zset':  # there was none yet
         return []
-    found: Any = redis.zrangebyscore(SERVERS, time.time() - AGE_SECONDS, '+inf')
+    found: Any = redis.zrangebyscore(SERVERS, clock(redis) - AGE_SECONDS, '+inf')
     names = [name for name in found if WORKER.fullmatch(name)]
     try:
         counted: Any = redis.pubsub_numsub(*map(live, names)) if names else []

@@ -18,6 +18,7 @@ from rendezvous.store.state import (
     AGE_SECONDS,
     ONLINE,
     SERVERS,
+    clock,
     WORKER,
     counts,
     live,
@@ -57,15 +58,16 @@ def others(entries: Entries, me: str, silent_seconds: float) -> Others:
     seconds; and where it gave none for much longer: it hangs. Raises StoreDown.
     """
 
-    def read(redis: Redis) -> tuple[list, Any]:
+    def read(redis: Redis) -> tuple[list, Any, float]:
         if redis.type(SERVERS) != 'zset':
-            return [], []
+            return [], [], 0
         found: Any = redis.zrange(SERVERS, 0, -1, withscores=True)
         signs = [(name, at) for name, at in found if WORKER.fullmatch(name)]
-        return signs, redis.pubsub_numsub(*(live(name) for name, _ in signs)) if signs else []
+        names = [live(name) for name, _ in signs]
+        return signs, redis.pubsub_numsub(*names) if names else [], clock(redis)
 
-    signs, listening = entries.ask(read)
-    found, now = Others(set(), set()), time.time()
+    signs, listening, now = entries.ask(read)
+    found = Others(set(), set())
     for (name, at), (_, count) in zip(signs, listening, strict=True):
         is_dead = now - at > (silent_seconds if not count else AGE_SECONDS)
         (found.dead if is_dead else found.alive).add(name)

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 import time
 import uuid as uuids
 from contextlib import contextmanager
 
 import pytest
-from conftest import until
+from conftest import ROOT, until
 
 from rendezvous.store import presence, state, upkeep
 from rendezvous.store.entries import StoreDown
@@ -396,6 +399,47 @@ def test_names_of_others_are_left_alone(entries, work, at_once, monkeypatch):
     assert entries.ask(lambda redis: redis.delete('live:mine')) == 1
 
 
+AN_HOUR_OFF = """
+import json, sys, time
+from rendezvous.store.entries import Entries
+from rendezvous.store.options import DEFAULTS
+from rendezvous.store.presence import Presence
+
+options, uuid = json.loads(sys.argv[1]), sys.argv[2]
+entries = Entries(DEFAULTS | options)
+worker = Presence(entries)
+changes = entries.changes(worker.channel)
+next(changes)
+worker.note_online(uuid, '192.0.2.1')
+worker.write({uuid: (1, 0)})
+print(worker.name, time.time(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not shutil.which('faketime'), reason='there is no faketime here')
+@pytest.mark.parametrize('ahead', ['-1h', '+1h'])
+def test_worker_of_a_machine_with_another_clock_lives(
+    entries, redis_options, uuid, work, at_once, ahead
+):
+    here, other = work(), json.dumps(redis_options)
+    here.write()
+    arguments = ['faketime', '-f', ahead, sys.executable, '-c', AN_HOUR_OFF, other, uuid]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout and process.stdin
+        name, its_time = process.stdout.readline().split()
+        assert abs(float(its_time) - time.time()) > 3000
+        here.presence._look_around()
+        here.write()
+        assert {each.name for each in state.server(entries).workers} == {here.name, name}
+        assert known(entries, uuid).state == ONLINE
+        assert states(entries, uuid) == [ONLINE]
+        process.stdin.close()
+    work().write()
+    assert len(state.server(entries).outages) == 0
+
+
 def test_worker_that_lost_redis_for_a_moment_is_not_buried(entries, uuid, work):
     """It is not subscribed then, but it has given a sign within the last seconds."""
     here, there = work(), work()
@@ -500,7 +544,7 @@ def test_many_outages_keep_redis_no_longer_busy(entries, work, at_once):
         without = min(seconds() for _ in range(3))
         entries.ask(lambda redis: redis.delete('outages'))
         entries.ask(lambda redis: redis.rpush('outages', *rows))
-        assert min(seconds() for _ in range(3)) < 5 * without
+        assert min(seconds() for _ in range(3)) < 10 * without
     finally:
         for each in made:
             entries.delete(each)
