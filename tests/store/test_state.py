@@ -427,7 +427,8 @@ def test_worker_of_a_machine_with_another_clock_lives(
     arguments = ['faketime', '-f', ahead, sys.executable, '-c', AN_HOUR_OFF, other, uuid]
     pipe = subprocess.PIPE
     with subprocess.Popen(arguments, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout and process.stdin
+        assert process.stdout
+        assert process.stdin
         name, its_time = process.stdout.readline().split()
         assert abs(float(its_time) - time.time()) > 3000
         here.presence._look_around()
