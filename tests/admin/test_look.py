@@ -122,3 +122,12 @@ def test_who_waits_for_a_look_is_not_given_an_older_one():
     gevent.joinall([first, second, third], raise_error=True)
     assert (first.value, third.value) == (0, 1)
     assert made == [0, 1]
+
+
+def test_each_look_reads_anew_what_was(page):
+    _, uuid = make(page, 2)
+    assert '2 MB' in page.rows()['Machine 1']
+    day = int(time.time() // state.DAY_SECONDS)
+    page.entries.ask(lambda redis: redis.hset(f'hours:{uuid}', day, '0 1000 77000000 3 0'))
+    page.looks.changed([])
+    assert '77 MB' in page.rows()['Machine 1']
