@@ -6,6 +6,7 @@ to the servers as a change of the entry.
 """
 
 import re
+from typing import Any
 
 from redis import Redis
 
@@ -35,7 +36,7 @@ def known(entries: Entries) -> dict[str, str]:
         name: uuid
         for some in slices(found)
         for name, uuid in some
-        if UUID.fullmatch(uuid) and not UUID.fullmatch(name)
+        if UUID.fullmatch(uuid) and not UUID.fullmatch(name) and _NAME.fullmatch(name)
     }
 
 
@@ -45,8 +46,9 @@ def of(entries: Entries, uuid: str) -> str:
     def read(redis: Redis) -> object:
         if redis.type(NAMES) != 'hash':  # another program's key, or none
             return ''
-        name = redis.hget(NAMES, uuid)
-        return name if name and redis.hget(NAMES, name) == uuid else ''
+        name: Any = redis.hget(NAMES, uuid)
+        is_ours = name and _NAME.fullmatch(name) and redis.hget(NAMES, name) == uuid
+        return name if is_ours else ''
 
     return entries.ask(read)
 
