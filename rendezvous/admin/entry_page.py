@@ -3,6 +3,7 @@
 It reads that entry alone. `changes_page.py` does what its forms say.
 """
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -81,10 +82,12 @@ class EntryPage:
     def secret(self, uuid: UUID) -> ResponseReturnValue:
         """The secret as text and as a QR code. It needs a POST: no URL shows it a second time."""
         entry, parameters = self._shown(uuid), self._document(uuid)['authParams']
-        totp = codes.totp(parameters)
+        totp, code = codes.totp(parameters), Markup()
         totp.issuer = self._options.rendezvous_host
         totp.name = ', '.join(entry['labels'])[:QR_CHARACTERS] or entry['uuid']
-        code, label = _qr_code(totp.provisioning_uri()), ', '.join(entry['labels'])
+        with suppress(segno.DataOverflowError):  # another program has written a longer secret
+            code = _qr_code(totp.provisioning_uri())
+        label = ', '.join(entry['labels'])
         actions.noted(self._entries, 'secret shown', entry['uuid'], label, login.who())
         page = render_template('secret.html', entry=entry, parameters=parameters, code=code)
         return page, NO_REFERRER
