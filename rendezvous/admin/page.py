@@ -158,7 +158,10 @@ def _mistake_page(mistake: Mistake) -> ResponseReturnValue:
 
 def serve(options: Options, host: str, port: int, login: bool) -> None:
     """Serves the page until SIGTERM or SIGINT. Raises ClickException or Mistake."""
-    server = page_server.listen(host, port)
+    # Without it Flask would write the traceback of a fault where pywsgi throws it away.
+    logging.basicConfig(format='%(message)s')
+    server, entries = page_server.listen(host, port), Entries(options)
+    entries.open()
     url = _url(options, host, server.server_port)
 
     def link(code: str) -> str:

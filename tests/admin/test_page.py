@@ -15,6 +15,7 @@ from html import unescape
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import requests
 import segno
 import self_signed
 from conftest import free_port, until
@@ -676,3 +677,46 @@ def test_host_name_needs_a_label_and_a_domain(page, named):
 
 def shown_at(page: Visitor, uuid: str) -> str:
     return page.ask('GET', url(uuid)).text
+
+
+FAULT = """
+from gevent import monkey
+monkey.patch_all()
+from rendezvous.admin import index_page, shell
+def view(*_):
+    raise ValueError('this is the fault')
+index_page.Index.view = view
+shell.cli(['--port', '0', '--no-login'])
+"""
+
+
+def test_fault_of_the_page_is_a_sentence_there_and_a_traceback_in_its_output(folder):
+    program = folder.start('-c', FAULT)
+    url = program.until_it_says(r'The page is at (\S+)')[1]
+    response = requests.get(url, timeout=20)
+    assert response.status_code == 500
+    sentence = 'This is a fault of the page. The output of users_app.py says more.'
+    assert ALERT.findall(response.text) == [sentence]
+    said = program.until_it_says('ValueError: this is the fault')
+    assert 'Traceback' in said.string
+
+
+def test_host_name_that_somebody_else_wrote_breaks_nothing(named):
+    uuid, name = named.made(label='kitchen'), '<b>\u202e' * 1000
+    named.folder.redis('HSET', 'names', name, uuid, uuid, name)
+    named.read_again()
+    for response in (named.ask('GET'), named.ask('GET', url(uuid))):
+        assert response.ok
+        assert '\u202e' not in response.text
+    assert named.change(uuid, 'delete').ok
+
+
+def test_secret_that_is_too_long_for_a_qr_code_is_shown_without_one(page):
+    uuid = page.made()
+    entry = json.loads(page.folder.redis('GET', uuid))
+    entry['authParams']['base32'] = 'A' * 4000
+    page.folder.redis('SET', uuid, json.dumps(entry))
+    response = page.change(uuid, 'secret')
+    assert response.ok
+    assert 'A' * 4000 in response.text
+    assert 'QR' not in response.text
