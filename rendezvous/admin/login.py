@@ -34,7 +34,7 @@ from flask import (
 from flask.sessions import SecureCookieSessionInterface
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException
 
 from rendezvous.admin import actions, wishes
 from rendezvous.admin.actions import Who
@@ -140,6 +140,8 @@ class Login:
 
     def _check(self) -> ResponseReturnValue | None:
         """Answers a request that is not admitted."""
+        if isinstance(request.routing_exception, BadHost):  # with it no link can be made
+            return Response('This page is not called so.\n', 403, content_type='text/plain')
         if request.endpoint == 'metrics' and self._has_metrics:
             return None  # it has a token of its own, which no other page knows
         name = _host().hostname or ''

@@ -170,6 +170,10 @@ def test_what_another_page_sends_is_refused_even_with_cookie_and_token(page, hea
         '[::ffff:192.0.2.1]',
         '',
         'evil_host.example',
+        'a..example',
+        '.',
+        f'{"x" * 64}.example',
+        'x' * 20_000,
         '@127.0.0.1',
         '127.0.0.1@evil.example',
     ],
@@ -182,6 +186,7 @@ def test_foreign_host_is_refused(page, host):
         response = page.ask('GET', path, headers={'Host': host})
         assert response.status_code == 403
         assert uuid not in response.text
+    assert page.ask('GET', '/metrics', headers={'Host': host}).status_code == 403
     for path in FORMS:
         headers = {'Host': host, 'Origin': f'http://{host}'}
         assert page.send(path.format(uuid), headers=headers).status_code == 403
