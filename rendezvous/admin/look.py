@@ -48,8 +48,9 @@ class Shared(Generic[T]):
     def get(self) -> T:
         """Raises StoreDown."""
         with self._lock:
-            if time.monotonic() - self._at >= self._seconds:
-                self._at, self._error = time.monotonic(), None
+            began = time.monotonic()
+            if began - self._at >= self._seconds:
+                self._at, self._error = began, None
                 try:
                     self._value = self._make()
                 except StoreDown as error:
@@ -57,6 +58,8 @@ class Shared(Generic[T]):
                 except BaseException:
                     self.expire()  # who asked has gone
                     raise
+                if self._at == began:  # it has not expired meanwhile
+                    self._at = time.monotonic()  # those who waited share it, however slow it was
         sockets.take_turn()  # each of those who share it makes its page in a turn of its own
         if self._error:
             raise self._error.with_traceback(None)

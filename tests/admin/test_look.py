@@ -12,6 +12,7 @@ from pages import WORKER, Page, make, served
 from rendezvous.admin import book, look
 from rendezvous.store import options as local
 from rendezvous.store import state
+from rendezvous.store.entries import StoreDown
 
 
 @pytest.fixture
@@ -131,3 +132,20 @@ def test_each_look_reads_anew_what_was(page):
     page.entries.ask(lambda redis: redis.hset(f'hours:{uuid}', day, '0 1000 77000000 3 0'))
     page.looks.changed([])
     assert '77 MB' in page.rows()['Machine 1']
+
+
+def test_all_who_wait_for_a_slow_look_share_it_or_its_error():
+    made, go = [], gevent.event.Event()
+
+    def make_one() -> None:
+        made.append(len(made))
+        go.wait()
+        raise StoreDown('Redis does not answer')
+
+    shared = look.Shared(make_one, 0.04)
+    waiting = [gevent.spawn(shared.get) for _ in range(5)]
+    gevent.sleep(0.05)  # it takes longer than an error is shared that comes at once
+    go.set()
+    gevent.joinall(waiting)
+    assert [type(each.exception) for each in waiting] == [StoreDown] * 5
+    assert made == [0]
