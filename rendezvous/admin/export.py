@@ -60,14 +60,16 @@ def is_one(path: Path) -> bool:
 
 
 def read(path: Path) -> Iterator[Json]:
-    """Its entries. Before the first one is given the whole file is checked. Raises Unable."""
+    """Its entries, without what cannot be put back. Before the first one is given the whole file
+    is checked. Raises Unable.
+    """
     try:
         with path.open('rb') as file:
             count = _check(path, file)
             file.seek(0)
             file.readline()
             for _ in range(count):
-                yield json.loads(file.readline())
+                yield export.checked(json.loads(file.readline()))
     except OSError as error:
         raise Unable(f'cannot read {path}: {error.strerror}') from None
 

@@ -137,7 +137,6 @@ class Looks:
                     rows[uuid] = row.with_known(known.get(uuid, state.Known()))
         self._changed = set()
         ordered = self._book.ordered()
-        self._pasts = {}  # of the look before, of which a tab may still make its page
         counts = Counter(row.known.state for row in ordered)
         return Look(server, ordered, {each: counts[each] for each in state.STATES})
 

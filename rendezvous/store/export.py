@@ -25,6 +25,7 @@ DUMP = 'dump.rdb'  # in data/: what the store writes, and what it starts from wh
 
 ROW = 2000  # characters of a row; what we write has 400 at most
 _DAY = re.compile('[0-9]{1,7}', re.A)
+_SURROGATE = re.compile(r'[\ud800-\udfff]')
 
 
 def whole(entries: Entries, uuid: str) -> Json | None:
@@ -63,7 +64,7 @@ def checked(kept: object) -> Json:
     uuid, entry, name = row.get('uuid'), row.get('entry'), row.get('name', '')
     if not isinstance(uuid, str) or not UUID.fullmatch(uuid) or uuid != uuid.lower():
         raise ValueError('it has no UUID in lower case')
-    if not isinstance(entry, str) or len(entry) > CHARACTERS:
+    if not _is_text(entry, CHARACTERS):
         raise ValueError(f'{uuid} has no entry')
     return {
         'uuid': uuid,
@@ -155,7 +156,14 @@ def _is_name(value: object) -> bool:
 def _texts(value: object) -> list[str]:
     """Those of a list that are texts of a sensible length."""
     rows = value if isinstance(value, list) else []
-    return [row for row in rows if isinstance(row, str) and len(row) < ROW]
+    return [row for row in rows if _is_text(row, ROW)]
+
+
+def _is_text(value: object, characters: int) -> bool:
+    """Whether Redis can keep it, too: half of a character of UTF-16 has no octets."""
+    if not isinstance(value, str) or len(value) > characters:
+        return False
+    return not _SURROGATE.search(value)
 
 
 def _hours(value: object) -> dict[str, str]:

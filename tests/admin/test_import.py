@@ -166,6 +166,10 @@ def damage(lines: list[str]) -> dict[str, tuple[str, str]]:
         'deep': ('\n'.join([begin, '[' * 100_000, second, end]), 'damaged'),
         'a number': ('\n'.join([begin, '1' * 100_000, second, end]), 'damaged'),
         'of no UUID': (resealed([begin, json.dumps(sound | {'uuid': 'x'})]), 'damaged'),
+        'of letters that are none': (
+            resealed([begin, json.dumps(sound | {'entry': '\ud800'}), second]),
+            'damaged',
+        ),
         'of no entry': (resealed([begin, json.dumps(sound | {'entry': 7})]), 'damaged'),
     }
     return others
@@ -176,6 +180,16 @@ def resealed(lines: list[str]) -> str:
     text = ''.join(f'{line}\n' for line in lines)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return text + json.dumps({'entries': len(lines) - 1, 'sha256': digest})
+
+
+def test_name_that_is_none_is_left_out_and_not_said(shell, tmp_path):
+    uuid, file = entry(shell, 'kitchen'), tmp_path / 'all.jsonl'
+    shell.says('export', '--out', str(file))
+    shell.says('delete', '--yes', uuid)
+    begin, kept, _ = file.read_text().splitlines()
+    file.write_text(resealed([begin, json.dumps(json.loads(kept) | {'name': '\x1b[31m\x07'})]))
+    ran = shell.run('import', str(file))
+    assert (ran.stdout, ran.stderr) == (f'imported {uuid}\n', '')
 
 
 def test_of_a_damaged_file_nothing_is_imported(shell, tmp_path):

@@ -103,8 +103,8 @@ def test_what_cannot_be_put_back_is_refused_in_a_sentence(entries, kept):
 
 
 def test_odd_parts_are_left_out(entries):
-    odd = ['x', 1, None, [], {'x': 1}, 'x' * 9999]
-    hours = {'1': 'x', 'x': 'x', '2': 5, '-1': 'x', '3': '1 2 3 4 5'}
+    odd = ['x', 1, None, [], {'x': 1}, 'x' * 9999, '\ud800']
+    hours = {'1': 'x', '4': '\udfff', 'x': 'x', '2': 5, '-1': 'x', '3': '1 2 3 4 5'}
     kept = {'uuid': UUID, 'entry': 'x', 'name': 'a b', 'state': 5, 'more': 1}
     assert export.put_back(entries, kept | {'changes': odd, 'rendezvous': 7, 'hours': hours})
     whole = export.whole(entries, UUID)
