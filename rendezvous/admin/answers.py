@@ -16,7 +16,7 @@ import gzip
 import re
 from hashlib import blake2b
 
-from flask import Response, request
+from flask import Response, request, session
 
 PAGES = 'index', 'entry', 'history', 'log'  # are asked for again and again
 COMPRESSED = *PAGES, 'metrics', 'static'
@@ -41,7 +41,9 @@ def finish(response: Response) -> Response:
 
 
 def _digest(page: bytes) -> str:
-    return blake2b(_RANDOM.sub(rb'\1', page), digest_size=12).hexdigest()
+    # After another login it is another one: the forms of a page need the token of that.
+    key = session.get('id', '').encode()
+    return blake2b(_RANDOM.sub(rb'\1', page), key=key, digest_size=12).hexdigest()
 
 
 def _compress(response: Response) -> None:
