@@ -149,17 +149,8 @@ class Changes:
 
     def change(self, uuid: UUID, what: str) -> ResponseReturnValue:
         """POST /entries/UUID/WHAT: does what one of the forms of an entry says."""
-        self._entries.shown(str(uuid)) or abort(404, f'There is no entry {uuid}.')
-        done = what
-        if what == 'save':
-            done = self._save(str(uuid))
-        elif what == 'end':
-            pipe = request.form.get('worker', ''), request.form.get('pipe', '')
-            actions.end_pipe(self._entries, str(uuid), *pipe, login.who())
-        elif what == 'clear':
-            actions.clear(self._entries, str(uuid), login.who())
-        else:
-            self._do(what, str(uuid))
+        form = request.form.get('made_up', '')  # the second of two clicks finds nothing to do
+        done = self._once(form, (uuid, what), lambda: self._change(str(uuid), what))
         if what == 'delete':
             return redirect(url_for('index', done=done), 303)
         return redirect(url_for('entry', uuid=uuid, done=done), 303)
@@ -203,6 +194,20 @@ class Changes:
             number=number,
             last=last,
         )
+
+    def _change(self, uuid: str, what: str) -> str:
+        """What to say then."""
+        self._entries.shown(uuid) or abort(404, f'There is no entry {uuid}.')
+        if what == 'save':
+            return self._save(uuid)
+        if what == 'end':
+            pipe = request.form.get('worker', ''), request.form.get('pipe', '')
+            actions.end_pipe(self._entries, uuid, *pipe, login.who())
+        elif what == 'clear':
+            actions.clear(self._entries, uuid, login.who())
+        else:
+            self._do(what, uuid)
+        return what
 
     def _save(self, uuid: str) -> str:
         """Changes those of label, notes and host name that the form has; what to say then."""

@@ -169,6 +169,19 @@ def test_double_click_with_a_typed_uuid_makes_one_entry_and_no_error(page):
     assert page.create(uuid, 'x').status_code == 400
 
 
+@pytest.mark.parametrize('what', ['rekey', 'delete'])
+def test_double_click_on_what_cannot_be_undone_does_it_once(page, what):
+    uuid = page.made()
+    shown = page.ask('GET', f'/entries/{uuid}').text
+    form = re.search(f'<form[^>]*/{uuid}/{what}".*?</form>', shown, re.S)[0]
+    (made_up,) = MADE_UP.findall(form)
+    clicks = [gevent.spawn(page.change, uuid, what, made_up=made_up) for _ in range(3)]
+    answers = [click.get() for click in clicks]
+    assert [answer.status_code for answer in answers] == [200] * 3, answers[-1].text
+    assert len({answer.url for answer in answers}) == 1
+    assert len(log(page)) == 2  # it was made, and that
+
+
 def test_form_that_was_refused_may_be_sent_again(page):
     made_up = MADE_UP.search(page.ask('GET').text)[1]
     response = page.create('malformed', 'kitchen', made_up=made_up)
