@@ -66,6 +66,14 @@ def test_files_that_it_names_exist(page):
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+def test_tests_that_it_names_are_there():
+    text = (ROOT / 'docs' / 'promises.md').read_text()
+    named = re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', text)
+    assert named
+    for file, name in named:
+        assert re.search(rf'^def {name}\(', (ROOT / file).read_text(), re.M), name
+
+
 def test_every_page_is_found_from_the_readme():
     linked = re.findall(r'\]\(([^)#\s]+)', (ROOT / 'README.md').read_text())
     assert {f'docs/{page.name}' for page in ROOT.glob('docs/*.md')} <= set(linked)
