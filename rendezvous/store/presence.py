@@ -124,7 +124,7 @@ class Presence:
         kept = {'at': at, 'address': address, 'seconds': seconds}
         kept |= {'sent': sent, 'received': received, 'how': how}
         self._rendezvous.append((uuid, json.dumps(kept)))
-        self._count(uuid, sent - counted[0], received - counted[1], 1)
+        self._count(uuid, max(0, sent - counted[0]), max(0, received - counted[1]), 1)
 
     def note_octets(self, uuid: str, sent: int, received: int) -> None:
         """So many more went through a pipe that is not over; they count in this hour."""
