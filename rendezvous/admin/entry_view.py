@@ -3,6 +3,7 @@
 All of it is read with the same number of questions to Redis, however many other entries there are.
 """
 
+from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -45,6 +46,12 @@ class Now(NamedTuple):
     def silent(self) -> int:
         """How many open pipes no worker told of in time."""
         return max(0, self.known.pipes - len(self.pipes))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a worker has more of them than it tells."""
+        each = Counter(pipe.worker for pipe in self.pipes)
+        return any(count >= questions.MOST for count in each.values())
 
     @property
     def clients(self) -> list[str]:
