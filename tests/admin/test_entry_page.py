@@ -34,8 +34,7 @@ from visitor import Visitor, link
 from rendezvous.admin import certificate, entry_view, page, page_server, visits
 from rendezvous.admin.words import DAY, HOUR, Clock
 from rendezvous.store import options as local
-from rendezvous.store import questions
-from rendezvous.store.questions import OpenPipe
+from rendezvous.store.questions import MOST, OpenPipe
 from rendezvous.store.state import Change, Hour, Known, Rendezvous, Server
 from rendezvous.wire import codes
 
@@ -282,10 +281,10 @@ def test_an_open_pipe_is_shown_and_ended_by_its_button(site, uuid, near):
 
 
 def test_of_too_many_pipes_the_oldest_are_listed_and_no_worker_is_blamed():
-    pipes = [OpenPipe('a', str(number), '192.0.2.1', 0, 0, 0) for number in range(questions.MOST)]
-    now = entry_view.Now(Known(pipes=questions.MOST + 7), [], [], pipes)
+    pipes = [OpenPipe('a', str(number), '192.0.2.1', 0, 0, 0) for number in range(MOST)]
+    now = entry_view.Now(Known(pipes=MOST + 7), [], [], pipes)
     assert (now.silent, now.is_cut) == (7, True)
-    now = entry_view.Now(Known(pipes=questions.MOST + 7), [], [], pipes[7:])
+    now = entry_view.Now(Known(pipes=MOST + 7), [], [], pipes[7:])
     assert (now.silent, now.is_cut) == (14, False)
 
 
