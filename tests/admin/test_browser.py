@@ -331,7 +331,8 @@ def test_nothing_is_sent_while_nothing_changes(story, browser):
 PARTS = """
 const [url, done] = [location.href, arguments[0]];
 const parts = of => [...of.querySelectorAll('[data-live]')].map(
-  each => each.outerHTML.replace(/(name="(token|made_up)" value=")[^"]*/g, '$1').replace(/ open=""/g, ''));
+  each => each.outerHTML.replace(/(name="(token|made_up)" value=")[^"]*/g, '$1')
+    .replace(/ open=""/g, ''));
 fetch(url).then(answer => answer.text()).then(text => done(
   [parts(document), parts(new DOMParser().parseFromString(text, 'text/html'))]));"""
 
