@@ -154,7 +154,7 @@ class Admission:
         that there are.
         """
         if why.kind == 'wrong':
-            why = self._reasons.find(uuid, entry or _DECOY, code, now)
+            why = self._reasons.find(uuid, network(address), entry or _DECOY, code, now)
             if entry and why.kind != 'wrong':
                 log.info('the code for %s from %s was wrong: %s', uuid, address, sentence(why))
             elif not entry:

@@ -19,46 +19,54 @@ _SENTENCES = {
 # once in 350 wrong codes. Two days for long codes, where nothing is by chance.
 SHORT_STEPS, LONG_STEPS = 1440, 5760
 TURN_STEPS = 100  # then others have their turn: under a millisecond
-SEARCHES, SEARCHED_SECONDS = 30, 60  # in so long, and one of a UUID: some 3% of a processor
+# In so long, and one for an address and a UUID: some 3% of a processor.
+SEARCHES, SEARCHED_SECONDS = 30, 60
 
 
 class Reasons:
     """What was found out within the last minute."""
 
     def __init__(self):
-        self._found: dict[str, tuple[float, int | None]] = {}  # when, and how many steps off
+        # By UUID and address: when, and how many steps off. A stranger's wrong codes keep nobody
+        # from finding out why those of the hidden server itself are.
+        self._found: dict[tuple[str, str], tuple[float, int | None]] = {}
         self._one_at_a_time = Semaphore()
 
-    def find(self, uuid: str, entry: dict, code: str, now: float) -> Why:
-        """Why `code` was wrong at `now`, in seconds since 1970; never raises."""
+    def find(self, uuid: str, place: str, entry: dict, code: str, now: float) -> Why:
+        """Why `code` was wrong at `now`, in seconds since 1970; never raises.
+
+        `place`: the address that sent it, as addresses.network gives it.
+        """
         try:
-            return self._find(uuid, entry, code, now)
+            return self._find((uuid, place), entry, code, now)
         except (ValueError, TypeError, KeyError, AttributeError):
             return Why('unusable')
 
-    def _find(self, uuid: str, entry: dict, code: str, now: float) -> Why:
+    def _find(self, who: tuple[str, str], entry: dict, code: str, now: float) -> Why:
         former = entry.get('formerly')
         if former and codes.steps_off(former, code, now, codes.WINDOW) is not None:
             return Why('former')
         parameters = entry['authParams']
         with self._one_at_a_time:
-            steps = self._steps_off(uuid, parameters, code, now)
+            steps = self._steps_off(who, parameters, code, now)
         if steps is None:
             return Why('wrong')
         seconds = steps * codes.totp(parameters).interval
         return Why('clock', seconds, sure=len(code) > codes.SHORT_DIGITS)
 
-    def _steps_off(self, uuid: str, parameters: dict, code: str, now: float) -> int | None:
+    def _steps_off(
+        self, who: tuple[str, str], parameters: dict, code: str, now: float
+    ) -> int | None:
         for known in [each for each, (at, _) in self._found.items() if _is_over(at)]:
             del self._found[known]
-        if uuid in self._found:
-            steps = self._found[uuid][1]
+        if who in self._found:
+            steps = self._found[who][1]
             near = [] if steps is None else [steps, steps - 1, steps + 1]
             return codes.steps_off(parameters, code, now, near)
         if len(self._found) >= SEARCHES:
             return None
         steps = _search(parameters, code, now)
-        self._found[uuid] = time.monotonic(), steps
+        self._found[who] = time.monotonic(), steps
         return steps
 
 

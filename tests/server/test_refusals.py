@@ -81,6 +81,13 @@ def test_clock_that_is_off_is_told_with_its_error(server, tell, entries, uuid, s
     assert began <= refusals.first == refusals.last <= time.time()
 
 
+def test_wrong_codes_of_a_stranger_do_not_hide_a_clock_that_is_off(server, tell, entries, uuid):
+    assert tell(server, uuid, wrong(entries, uuid), '127.0.0.9') == 401
+    assert told(entries, uuid, 'wrong').address == '127.0.0.9'
+    assert tell(server, uuid, long_code(entries, uuid, 3660)) == 401
+    assert abs(told(entries, uuid, 'clock').why.seconds - 3660) <= 30
+
+
 def test_clock_of_a_short_code_is_a_guess(server, tell, entries, uuid):
     short = codes.totp(entries.get(uuid)['authParams']).at(time.time() + 3600)
     assert tell(server, uuid, short) == 401

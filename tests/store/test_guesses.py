@@ -510,8 +510,8 @@ def test_clock_that_is_off_is_told(server, guess, entries, uuid, caplog, kind, s
     parameters, now = entries.get(uuid)['authParams'], time.time()
     tried = codes.totp(parameters).at(now + seconds)
     tried = codes.long_code(parameters, now + seconds) if kind == 'long' else tried
-    for address in ('127.0.0.1', '127.0.0.2'):  # the second one is not looked for
-        assert guess(server, uuid, tried, address).status == 401
+    for _ in range(2):  # the second time it is not looked for
+        assert guess(server, uuid, tried).status == 401
     way, maybe = 'ahead' if seconds > 0 else 'behind', '' if kind == 'long' else 'probably '
     why = [f'its clock is {maybe}{abs(seconds) + more:,} s {way}' for more in (0, 30, -30)]
 
@@ -523,7 +523,7 @@ def test_clock_that_is_off_is_told(server, guess, entries, uuid, caplog, kind, s
     assert tried not in caplog.text
 
 
-def test_clock_is_looked_for_once_a_minute_and_uuid(server, guess, entries, uuid, monkeypatch):
+def test_clock_is_looked_for_once_a_minute_uuid_and_address(server, guess, entries, uuid, monkeypatch):
     """And for UUIDs without an entry alike: who watches the server's load learns nothing."""
     searched = []
     monkeypatch.setattr('rendezvous.server.reasons._search', lambda *_: searched.append(1))
