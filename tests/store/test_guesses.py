@@ -523,8 +523,8 @@ def test_clock_that_is_off_is_told(server, guess, entries, uuid, caplog, kind, s
     assert tried not in caplog.text
 
 
-def test_clock_is_looked_for_once_a_minute_uuid_and_address(server, guess, entries, uuid, monkeypatch):
-    """And for UUIDs without an entry alike: who watches the server's load learns nothing."""
+def test_clock_is_looked_for_once_a_minute_for_each_pair(server, guess, entries, uuid, monkeypatch):
+    """A UUID and an address; those without an entry alike: who watches the server's load learns nothing."""
     searched = []
     monkeypatch.setattr('rendezvous.server.reasons._search', lambda *_: searched.append(1))
     for _ in range(3):
