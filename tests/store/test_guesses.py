@@ -524,7 +524,7 @@ def test_clock_that_is_off_is_told(server, guess, entries, uuid, caplog, kind, s
 
 
 def test_clock_is_looked_for_once_a_minute_for_each_pair(server, guess, entries, uuid, monkeypatch):
-    """A UUID and an address; those without an entry alike: who watches the server's load learns nothing."""
+    """And for UUIDs without an entry alike: who watches the load of the server learns nothing."""
     searched = []
     monkeypatch.setattr('rendezvous.server.reasons._search', lambda *_: searched.append(1))
     for _ in range(3):
