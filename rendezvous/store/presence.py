@@ -33,6 +33,8 @@ PATIENCE_SECONDS = 5  # a hidden server that has left comes back at once after e
 OUTAGE_SECONDS = 2  # a shorter one is none
 BACKLOG = 10_000  # rendezvous that wait in memory while Redis is down, some 3 MB
 REFUSED = 1000  # UUIDs whose refusals wait in memory until they are written, some 6 MB
+# Refusals that who has no secret gets, too: where there are too many, these are dropped first.
+COMMON = dict.fromkeys(('wrong', 'address', 'strangers'), True)
 FAILED = 1000  # UUIDs whose failures do: anybody may ask for any UUID
 HOURS = 100_000  # hours of all hidden servers that do, some 20 MB
 BATCH = 200  # of each kind in a batch: it blocks Redis for 10 ms at most
@@ -147,7 +149,8 @@ class Presence:
         first, count = (before['first'], before['count']) if before else (now, 0)
         rows[key] = {'why': why, 'first': first, 'last': now, 'count': count + 1, 'until': until}
         if len(rows) > KINDS:
-            del rows[next(iter(rows))]
+            common = (each for each in rows if each[0] in COMMON)
+            del rows[next(common, next(iter(rows)))]
         self._refused[uuid] = rows
         if len(self._refused) > REFUSED:
             del self._refused[next(iter(self._refused))]
@@ -282,7 +285,7 @@ class Presence:
         more = {'counts': counts, 'whole': not self._written, 'name': self.name, 'now': now}
         more |= {'about': json.dumps(about | {'at': now}), 'heard': self._heard(about)}
         more |= {'age': AGE_SECONDS, 'remember': DAY_SECONDS, 'patience': PATIENCE_SECONDS}
-        more |= {'kinds': KINDS, 'history': HISTORY}
+        more |= {'kinds': KINDS, 'common': COMMON, 'history': HISTORY}
         keys, text = (self.key, self._number_key), json.dumps(batch | more)
         return bool(self._entries.run(scripts.WRITE, keys, [text]))
 

@@ -309,7 +309,9 @@ for key in pairs(merged) do
   if redis.call('HLEN', key) > batch.kinds then
     local rows, found = redis.call('HGETALL', key), {}
     for i = 1, #rows, 2 do
-      table.insert(found, {number(read(rows[i + 1]).last) or 0, rows[i]})
+      local last = number(read(rows[i + 1]).last) or 0
+      local first_to_go = batch.common[string.match(rows[i], '^%l*')]
+      table.insert(found, {first_to_go and last - 2 ^ 40 or last, rows[i]})
     end
     table.sort(found, function(a, b) return a[1] < b[1] end)
     for i = 1, #found - batch.kinds do

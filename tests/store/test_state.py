@@ -693,6 +693,20 @@ def test_last_twenty_refusals_are_kept(entries, uuid, work, at_once):
     assert hosts == list(range(49, 29, -1))
 
 
+@pytest.mark.parametrize('at_a_time', [1, 50])
+def test_refusals_that_anybody_can_get_push_out_no_others(entries, uuid, work, at_once, at_a_time):
+    worker, former = work(), Why('former')
+    worker.presence.note_refusal(uuid, ADDRESS, former)
+    for number in range(50):
+        worker.presence.note_refusal(uuid, f'198.51.100.{number}', WRONG)
+        if (number + 1) % at_a_time == 0:
+            worker.write()
+    found = state.refusals(entries, uuid)
+    assert len(found) == 20
+    assert [each.address for each in found if each.why == former] == [ADDRESS]
+    assert '198.51.100.49' in [each.address for each in found]
+
+
 def test_nothing_is_written_of_an_entry_that_does_not_exist(entries, work, at_once):
     worker, nobody = work(), str(uuids.uuid4())
     worker.presence.note_online(nobody, ADDRESS)
