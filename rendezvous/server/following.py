@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import gevent
 
-from rendezvous.server.admission import Admission
+from rendezvous.server.admission import Admission, Trouble
 from rendezvous.server.admitted import stamp_of
 from rendezvous.server.names import Names
 from rendezvous.server.registry import Registry
 from rendezvous.server.visits import Visits
 from rendezvous.store import questions
-from rendezvous.store.entries import CHANGES, Entries, StoreDown
+from rendezvous.store.entries import CHANGES, Entries, StoreDown, StoreRefuses
 from rendezvous.store.presence import Presence
 from rendezvous.store.questions import OpenPipe
 from rendezvous.store.rations import CLEARED
@@ -41,6 +41,7 @@ class Following:
     ):
         self._entries, self._presence, self._registry = entries, presence, registry
         self._admission, self._names, self._visits = admission, names, visits
+        self._refused = Trouble('the store tells of changes again')
 
     def run(self) -> None:
         """Until Redis does not answer, and a moment longer."""
@@ -52,6 +53,9 @@ class Following:
                     self._admission.forget_tries(text)
                 else:
                     self._answer(text)
+                self._refused.ends()
+        except StoreRefuses as error:  # else nobody says so
+            self._refused.begins(f'{error}; a change of an entry ends nothing until then')
         except StoreDown:
             pass
         finally:

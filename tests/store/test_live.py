@@ -219,6 +219,32 @@ def test_change_while_redis_is_away_is_made_up_for(
         peer_ends(peer)
 
 
+@pytest.mark.parametrize('taken', ['-subscribe', 'resetchannels'])
+def test_redis_that_does_not_let_us_follow_is_told_once(
+    following, entries, caplog, monkeypatch, taken
+):
+    monkeypatch.setattr('rendezvous.server.following.AGAIN_SECONDS', 0.02)
+    caplog.set_level('INFO')
+    server = following()
+
+    def tell(*command) -> None:
+        entries.ask(lambda redis: redis.execute_command(*command))
+
+    def said(text: str) -> int:
+        return sum(text in message for message in caplog.messages)
+
+    try:
+        tell('ACL SETUSER', 'default', taken)
+        tell('CLIENT KILL', 'TYPE', 'pubsub')
+        until(lambda: said('NOPERM'), 'it is told')
+        errors = server.rendezvous.entries.errors
+        until(lambda: server.rendezvous.entries.errors > errors + 5, 'it tries again')
+        assert said('a change of an entry ends nothing until then') == said('NOPERM') == 1
+    finally:
+        tell('ACL SETUSER', 'default', '+@all', 'allchannels')
+    until(lambda: said('the store tells of changes again'), 'it follows')
+
+
 def test_long_code_is_refused_while_redis_is_away(cable, following, connect, entries, uuid):
     server, parameters = following(redis_port=cable.port), entries.get(uuid)['authParams']
 
