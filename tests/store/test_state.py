@@ -889,11 +889,12 @@ def without(entries, *commands: str):
         entries.ask(lambda redis: redis.execute_command('ACL SETUSER', 'default', '+@all'))
 
 
+@pytest.mark.parametrize('taken', [('pubsub',), ('pubsub', 'time')])
 def test_without_the_permission_to_count_subscribers_workers_age_out(
-    entries, uuid, work, at_once, monkeypatch
+    entries, uuid, work, at_once, monkeypatch, taken
 ):
     worker = work()
-    with without(entries, 'pubsub'):
+    with without(entries, *taken):
         worker.online(uuid)
         worker.presence._look_around()
         worker.kill = lambda: None
