@@ -19,6 +19,8 @@ ROOMS = 'wire', 'hidden'
 MAIN = 'rendezvous/hidden/packed.py'
 # With those that gevent needs: these versions run together here.
 PACKAGES = 'gevent', 'pyotp', 'greenlet', 'zope.event', 'zope.interface'
+# Windows has devices of these names, also with a suffix: no file can have one.
+_DEVICE = re.compile('con|prn|aux|nul|com[0-9]|lpt[0-9]', re.I)
 
 
 def build(document: dict[str, Any]) -> bytes:
@@ -43,4 +45,6 @@ def file_name(document: dict[str, Any]) -> str:
     """What the .pyz is called: LABEL.pyz, or UUID.pyz where the label has no letter for it."""
     label = unicodedata.normalize('NFKD', ' '.join(document['labels'])).encode('ascii', 'ignore')
     name = re.sub('[^A-Za-z0-9]+', '-', label.decode()).strip('-')[:NAME_CHARACTERS]
+    if _DEVICE.fullmatch(name):
+        name = f'hidden-{name}'
     return f'{name or document["uuid"][0]}.pyz'

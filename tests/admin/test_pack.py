@@ -287,3 +287,19 @@ def test_old_python_is_told_what_is_needed(packed):
     ran = subprocess.run([sys.executable, '-c', old], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (os.EX_CONFIG, '')
     assert ran.stderr.startswith(f'{packed.file}: Python 3.11 or newer is needed, and this is 3.')
+
+
+@pytest.mark.parametrize(
+    ('label', 'name'),
+    [
+        ('Küche 2', 'Kuche-2.pyz'),
+        ('../../etc/passwd', 'etc-passwd.pyz'),
+        ('厨房', 'the-uuid.pyz'),
+        ('-o x', 'o-x.pyz'),
+        ('con', 'hidden-con.pyz'),
+        ('LPT1', 'hidden-LPT1.pyz'),
+        ('console', 'console.pyz'),
+    ],
+)
+def test_name_of_the_file_is_one_that_every_machine_takes(label, name):
+    assert pack.file_name({'labels': [label], 'uuid': ['the-uuid']}) == name
