@@ -441,6 +441,15 @@ def test_what_was_typed_when_a_session_ended_is_shown_again_and_done_when_they_s
     assert fresh.folder.redis('GET', uuid).count('second') == 1
 
 
+def test_all_that_will_be_saved_is_shown_before(fresh):
+    uuid = fresh.made(label='kitchen')
+    fields = [('token', fresh.token), ('label', ''), ('note', ''), ('named', '0'), ('named', '1')]
+    end_session(fresh)
+    answer = fresh.ask('POST', f'/entries/{uuid}/save', data=fields)
+    again = ' '.join(re.sub('<[^>]*>', ' ', log_in_with(fresh, answer).text).split())
+    assert 'Hidden server kitchen Label none Notes none Host name its label Save it' in again
+
+
 def test_all_fields_of_a_name_are_kept_but_not_that_they_were_sure(fresh):
     uuids = [fresh.made(label=label) for label in ('kitchen', 'attic')]
     fields = [('token', fresh.token), ('what', 'delete'), ('sure', '1')]
