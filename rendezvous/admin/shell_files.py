@@ -20,8 +20,8 @@ from rendezvous.admin.command import (
     some_argument,
     who,
 )
+from rendezvous.store import embedded, names
 from rendezvous.store import export as store
-from rendezvous.store import names
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
@@ -130,6 +130,8 @@ def _note_imported(entries: Entries, uuids: list[str]) -> None:
 @click.argument('file', type=_FILE)
 def backup(entries: Entries, options: Options, file: Path) -> None:
     """Copies the embedded store into a file, while it runs."""
+    if entries.is_embedded and file.resolve().is_relative_to(embedded.DATA.resolve()):
+        raise Unable(f'{file} is in the folder of the store: choose another one')
     with _writes(file), store.backup(entries) as copy, atomic.writing(file, 0o600) as made:
         shutil.copyfileobj(copy, made)
     click.echo(f'made {file}, with all entries and their history. To restore it, end all programs')

@@ -255,6 +255,15 @@ def test_backup_that_cannot_be_written_is_told_in_a_sentence(folder, shell, tmp_
     assert 'dump.rdb' not in {each.name for each in (folder.path / 'data').iterdir()}
 
 
+def test_backup_is_not_put_where_the_store_is(folder, shell):
+    data = folder.path / 'data'
+    before = sorted(data.iterdir())
+    for file in data / 'dump.rdb', data / 'appendonlydir' / 'x':
+        said = shell.refuses('backup', str(file))
+        assert said == f'{file} is in the folder of the store: choose another one'
+    assert sorted(data.iterdir()) == before
+
+
 def test_backup_of_another_redis_is_its_own_matter(tmp_path):
     with Folder(tmp_path / 'ours') as folder, Outside(tmp_path, free_port(), 'secret') as outside:
         folder.set(**outside.options)
