@@ -1,5 +1,6 @@
 """The commands of users_app.py that write files, read them, or let a browser in."""
 
+import os
 import shlex
 import shutil
 import time
@@ -130,7 +131,8 @@ def _note_imported(entries: Entries, uuids: list[str]) -> None:
 @click.argument('file', type=_FILE)
 def backup(entries: Entries, options: Options, file: Path) -> None:
     """Copies the embedded store into a file, while it runs."""
-    if entries.is_embedded and file.resolve().is_relative_to(embedded.DATA.resolve()):
+    data, path = map(os.path.realpath, (embedded.DATA, file))
+    if entries.is_embedded and path.startswith(f'{data}/'):
         raise Unable(f'{file} is in the folder of the store: choose another one')
     with _writes(file), store.backup(entries) as copy, atomic.writing(file, 0o600) as made:
         shutil.copyfileobj(copy, made)
