@@ -43,6 +43,8 @@ PACE_SECONDS = 0.005
 LOOK_SECONDS = 0.02  # between two looks whether all connections have ended
 # Between two looks at how many octets have passed in open pipes: each costs a disk write.
 OCTETS_SECONDS = 10
+# Between two looks for hidden servers of which two processes wait: of 10,000, one takes 10 ms.
+TWINS_SECONDS = 60
 RETRY_SECONDS = 10  # then no other registration is tried: all may have died in silence
 
 Close = Callable[[Socket], object]
@@ -84,7 +86,7 @@ class Rendezvous:
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
         self.hands_over = False
-        self._noted_at = 0.0  # time.monotonic()
+        self._noted_at = self._twins_at = 0.0  # time.monotonic()
         self._warn = ThrottledWarning()
 
     def handle(self, sock, address: tuple) -> None:
@@ -193,11 +195,17 @@ class Rendezvous:
         self.presence.run(self._counts)
 
     def _counts(self) -> dict[str, tuple[int, int]]:
-        """Who is here; now and then it also notes the octets of pipes that are open."""
+        """Who is here; now and then it also notes the octets of pipes that are open, and of whom
+        two processes wait.
+        """
         if time.monotonic() - self._noted_at > OCTETS_SECONDS:
             self._noted_at = time.monotonic()
             for moved in self.visits.moved():
                 self.presence.note_octets(*moved)
+        if time.monotonic() - self._twins_at > TWINS_SECONDS:
+            self._twins_at = time.monotonic()
+            for uuid, one, other in self.registry.twins():
+                self.presence.note_refusal(uuid, one, Why('twins', other=other))
         return self.registry.counts()
 
     def about(self) -> dict:

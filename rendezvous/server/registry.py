@@ -8,13 +8,14 @@ two yields nothing here is half done.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import gevent
 from gevent.event import AsyncResult
 
 from rendezvous.server.accepted import Connection
+from rendezvous.store.entries import slices
 from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.pipe import End, Pipe
 from rendezvous.wire.sockets import Descriptor, Ended, hang_up_of, has_shut, has_spoken
@@ -107,6 +108,17 @@ class Registry:
         newest = islice(reversed(self._registrations.get(registration.uuid, {})), LOOKED_AT)
         others = (each.connection.peer.host for each in newest if each.instance not in ('', mine))
         return next(others, '') if mine else ''
+
+    def twins(self) -> Iterator[tuple[str, str, str]]:
+        """Of each UUID for which two processes wait: the UUID, and where they are.
+
+        It yields now and then: what has come or gone meanwhile may be missed.
+        """
+        for some in slices(list(self._registrations)):
+            for uuid in some:
+                newest = next(reversed(self._registrations.get(uuid, {})), None)
+                if newest and (other := self.other(newest)):
+                    yield uuid, *sorted([newest.connection.peer.host, other])
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """By UUID, the registrations that wait and the pipes."""

@@ -9,6 +9,7 @@ import pytest
 from asking import follows
 from conftest import Peer, code, connect_request, get, until
 
+from rendezvous.server import connection
 from rendezvous.store import presence, state
 from rendezvous.store.state import Why
 from rendezvous.wire import codes
@@ -171,6 +172,29 @@ def test_two_machines_with_one_file_are_told_with_both_addresses(server, call, e
     assert (twins.address, twins.why.other) == ('127.0.0.2', '127.0.0.1')
     now = state.known_of(entries, state.server(entries), uuid)
     assert (now.state, now.waiting) == (state.ONLINE, 2)
+
+
+def test_two_machines_that_go_on_to_wait_are_told_again(server, call, entries, uuid, monkeypatch):
+    """Until one of them is gone; the page believes none that is old."""
+    monkeypatch.setattr(connection, 'TWINS_SECONDS', 0.02)
+    here, there = (
+        call(server, uuid, code(entries, uuid), address, f'Instance: {address}\r\n')
+        for address in ('127.0.0.1', '127.0.0.2')
+    )
+    for each in here, there:
+        each.until(b'\r\n\r\n')
+
+    def last() -> float:
+        found = state.refusals(entries, uuid)
+        return max((each.last for each in found if each.why.kind == 'twins'), default=0)
+
+    now = time.time()
+    assert list(server.rendezvous.registry.twins()) == [(uuid, '127.0.0.1', '127.0.0.2')]
+    until(lambda: last() > now + 0.2, 'they are told again')
+    there.close()
+    registry = server.rendezvous.registry
+    until(lambda: registry.count(uuid) == 1, 'one is gone')
+    assert list(registry.twins()) == []
 
 
 def test_nothing_is_told_of_a_uuid_without_an_entry(server, tell, entries, uuid):
