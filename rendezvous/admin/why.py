@@ -6,7 +6,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rendezvous.admin.words import Clock, apart
+from rendezvous.admin.words import MINUTE, Clock, apart
+from rendezvous.store.rations import MOST
 from rendezvous.store.state import (
     DISABLED,
     NEVER,
@@ -20,17 +21,18 @@ from rendezvous.store.state import (
 
 SET_CLOCK = 'sudo timedatectl set-ntp true'
 CLEAR, REKEY = 'clear', 'rekey'  # what a button does
-# A second machine with the same file tries again each minute where it is refused, and registers
-# anew each quarter of an hour where it is not. What is older is over while one is online.
-LATELY_SECONDS = 20 * 60
+# A second machine that is refused tries again each quarter of an hour at least, where it has to
+# wait. What is older is over while one is online.
+LATELY_SECONDS = 20 * MINUTE
+TWINS_SECONDS = 2.5 * MINUTE  # the workers note each minute that two wait with one file
 SLACK_SECONDS = 2  # that it is offline, and the refusal that it goes with, are noted one by one
 
 
 class Advice(NamedTuple):
     """One thing that is wrong, and what to do."""
 
-    kind: str  # of state.Why
-    at: float  # the last refusal of that kind, in seconds since 1970
+    kind: str  # of state.Why, or OFFLINE
+    at: float  # the last refusal of that kind, in seconds since 1970; it left then
     heading: str  # what is wrong, as a sentence without a full stop
     text: str = ''  # what that means, and what to do
     command: str = ''  # for the hidden machine
@@ -38,6 +40,8 @@ class Advice(NamedTuple):
     until: float = 0  # it ends by itself then, which the heading does not say; 0: it does not
     what: str = ''  # CLEAR or REKEY helps; '': neither
     button: str = ''  # what the button for that says
+    brings: bool = False  # the file of the entry is to be brought to the hidden machine
+    brief: str = ''  # the same in a few words
 
 
 def brief(why: Why) -> str:
@@ -60,6 +64,26 @@ _BRIEF = {
 }
 
 
+def _beside(why: Why) -> str:
+    """The same, where the hidden server itself is online: mostly it is another machine."""
+    if why.kind == 'clock':
+        return f"A second machine's clock is {_surely(why)}{_off(why)}"
+    return _BESIDE.get(why.kind, brief(why))
+
+
+_BESIDE = {
+    'former': 'A second machine has the old secret',
+    'address': 'A second machine has to wait',
+    'strangers': 'Strangers tried wrong codes',
+    'friend': 'Short codes are refused',
+}
+
+
+def is_refusal(row: Refusals) -> bool:
+    """Whether it kept anybody out; two machines with one file are both let in."""
+    return row.why.kind != 'twins'
+
+
 def said(known: Known, clock: Clock) -> str:
     """The state in words: `Online since 09:12`, `Refused 12 s ago`, `Never seen`."""
     if known.state == REFUSED:
@@ -70,9 +94,15 @@ def said(known: Known, clock: Clock) -> str:
 
 
 def advice(
-    found: list[Refusals], known: Known, clock: Clock, used_up: float | None = None
+    found: list[Refusals],
+    known: Known,
+    clock: Clock,
+    used_up: float | None = None,
+    file: str = '',
 ) -> list[Advice]:
-    """What is wrong now, each once, the newest first. `used_up` is that of `Entries`.
+    """What is wrong now, each once, the newest first. `used_up` is that of `Entries`. `file`: what
+    the one for the hidden machine is called; '' while the server is down, which is why it is
+    offline then.
 
     What is over is left out: a ration that is there again, and what was refused before the hidden
     server came online or, where it is not, before it left. That an address has to wait follows
@@ -85,8 +115,13 @@ def advice(
     for row in sorted(rows, key=lambda row: -row.last):
         if row.why.kind not in chosen and row.why.kind in _ADVICE and _matters(row, known, clock):
             is_other = known.state == ONLINE or row.address != known.address
-            chosen[row.why.kind] = _ADVICE[row.why.kind](row, is_other, clock)
-    return sorted(chosen.values(), key=lambda each: each.kind == 'address')
+            words = _beside(row.why) if known.state == ONLINE else brief(row.why)
+            each = _ADVICE[row.why.kind](row, is_other, clock)
+            chosen[row.why.kind] = each._replace(brief=words)
+    some = sorted(chosen.values(), key=lambda each: each.kind == 'address')
+    if known.state == OFFLINE and known.since and file:
+        some.insert(0, _offline(known.since, file, clock))
+    return some
 
 
 def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
@@ -96,7 +131,8 @@ def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
         return False
     if row.why.kind == 'strangers':
         return True
-    is_late = clock.present() - row.last > LATELY_SECONDS
+    lately = TWINS_SECONDS if row.why.kind == 'twins' else LATELY_SECONDS
+    is_late = clock.present() - row.last > lately
     if known.state == ONLINE and (is_late or row.why.kind == 'wrong'):  # limits keep guessers out
         return False
     if known.state in (REFUSED, NEVER) or known.since is None:
@@ -115,6 +151,19 @@ def lines(some: list[Advice], clock: Clock) -> list[str]:
         if each.after:
             found.append(each.after)
     return found
+
+
+def _offline(since: float, file: str, clock: Clock) -> Advice:
+    return Advice(
+        *(OFFLINE, since),
+        f'It has not tried to register since {clock.at(since)}',
+        'It is off, has no network, its program does not run, or it does not find this server. '
+        '(After a change of rendezvous_host or rendezvous_port it needs its new file.) '
+        'On that machine, see whether the program runs, and if not start it:',
+        f'python3 {file} 127.0.0.1:8000',
+        'It then says "registered at" and the name of this server, or what is wrong.',
+        brief='Offline',
+    )
 
 
 # Each of these is given a refusal, and whether it is that of another machine than the one that is
@@ -146,8 +195,9 @@ def _former(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('former', row.last),
         'It uses the secret from before the new one',
-        'Bring the new file (below) to the hidden machine, and start it there again. If it has '
-        'that file already, a second machine still has the old one: stop it.',
+        'Bring the new file to the hidden machine, and start it there again. If it has that file '
+        'already, a second machine still has the old one: stop it.',
+        brings=True,
     )
 
 
@@ -163,9 +213,10 @@ def _wrong(row: Refusals, is_other: bool, clock: Clock) -> Advice:
         *('wrong', row.last),
         'Its code is wrong',
         'It is that of neither this secret nor the one before, and a wrong clock does not explain '
-        'it. The file there may be that of another entry, or an old one. Bring the right file '
-        '(below) to the hidden machine, and start it there again. If the file is right, see '
-        'whether the date there is.',
+        'it. The file there may be that of another entry, or an old one. Bring the right file to '
+        'the hidden machine, and start it there again. If the file is right, check the date and '
+        'the time there.',
+        brings=True,
     )
 
 
@@ -177,6 +228,7 @@ def _unusable(row: Refusals, is_other: bool, clock: Clock) -> Advice:
         'machine, and start it there again.',
         what=REKEY,
         button='Give it a new secret',
+        brings=True,
     )
 
 
@@ -184,8 +236,9 @@ def _address(row: Refusals, is_other: bool, clock: Clock) -> Advice:
     return Advice(
         *('address', row.last),
         f'The machine at {row.address} has to wait' if is_other else 'It has to wait',
-        f'Too many wrong codes came from {row.address} within 15 minutes. Until then even a right '
-        'code from there is refused.',
+        f'Too many wrong codes came from {row.address} within 15 minutes. Until then short codes '
+        f'from there are refused; after {MOST} wrong codes so are long ones, which hidden.py '
+        'sends.',
         until=row.until,
         what=CLEAR,
         button='Let it try now',
@@ -225,7 +278,7 @@ def _full(row: Refusals, is_other: bool, clock: Clock) -> Advice:
 
 
 def _twins(row: Refusals, is_other: bool, clock: Clock) -> Advice:
-    one, other = row.address, row.why.other
+    one, other = sorted([row.address, row.why.other])  # either may be the one that is noted
     where = f'at {one} and at {other}' if one != other else f'both at {one}'
     return Advice(
         *('twins', row.last),

@@ -289,7 +289,7 @@ class RendezvousServer:
         other = re.search(rb'\r\nother-instance: *([0-9a-f.:]{2,45})', head, re.I)
         if other and time.monotonic() - self._began > LEFT_OVER_SECONDS:
             who = f'a machine at {other[1].decode()}'
-            self._warn_once(f'{who} has the same ID.json, and gets some of the visits')
+            self._warn_once(f'{who} has the same file, and gets some of the visits')
 
 
 def probe_often(sock: sockets.TLSSocket) -> None:
@@ -393,7 +393,7 @@ def _why_wrong(ahead: float | None) -> str:
     if ahead is None:
         return 'is the entry still there, and is the clock of this machine right?'
     if abs(ahead) < CLOCK_IS_OFF_SECONDS:
-        return 'is the entry still there, and is its ID.json the newest?'
+        return 'is the entry still there, and is its file the newest?'
     return f"this machine's clock is {_span(abs(ahead))} {'ahead' if ahead > 0 else 'behind'}"
 
 

@@ -94,9 +94,58 @@ def test_what_was_before_it_came_online_is_over():
 
 
 def test_a_second_machine_that_has_stopped_is_over():
-    row = refused(KINDS['twins'], 21 * 60)
-    assert advised(row, of=known(ONLINE)) == []
-    assert kinds(advised(refused(KINDS['twins'], 19 * 60), of=known(ONLINE))) == ['twins']
+    """Two that wait are noted each minute; one that is refused may have to wait for 15."""
+    assert advised(refused(KINDS['twins'], 151), of=known(ONLINE)) == []
+    assert kinds(advised(refused(KINDS['twins'], 149), of=known(ONLINE))) == ['twins']
+    former = KINDS['former']
+    assert advised(refused(former, 21 * 60, ELSEWHERE), of=known(ONLINE)) == []
+    assert kinds(advised(refused(former, 19 * 60, ELSEWHERE), of=known(ONLINE))) == ['former']
+
+
+def test_one_that_is_offline_has_not_tried_and_a_command_starts_it():
+    (advice,) = advised(of=known(OFFLINE, 22 * 60), file='kitchen.pyz')
+    assert advice.heading == 'It has not tried to register since 12:38'
+    assert 'rendezvous_host' in advice.text
+    assert advice.command == 'python3 kitchen.pyz 127.0.0.1:8000'
+    assert 'registered at' in advice.after
+    both = advised(refused(KINDS['former'], 1320), of=known(OFFLINE, 1320), file='kitchen.pyz')
+    assert kinds(both) == ['offline', 'former']
+    for state in ONLINE, REFUSED, NEVER, DISABLED:
+        assert advised(of=known(state), file='kitchen.pyz') == []
+
+
+def test_while_the_server_is_down_the_hidden_server_is_not_the_reason():
+    assert advised(of=known(OFFLINE), file='') == []
+
+
+def test_a_right_long_code_is_let_in_while_short_ones_have_to_wait():
+    (advice,) = advised(refused(Why('address'), until=NOW + 300))
+    assert 'short codes from there are refused' in advice.text
+    assert 'even a right code' not in advice.text
+
+
+def test_what_is_brought_to_the_hidden_machine_has_its_button():
+    brings = {
+        kind for kind in KINDS if (found := advised(refused(KINDS[kind]))) and found[0].brings
+    }
+    assert brings == {'former', 'wrong', 'unusable'}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_row_of_one_that_is_online_says_who_is_meant(kind):
+    row = refused(KINDS[kind], address=ELSEWHERE, until=NOW + 60)
+    found = advised(row, of=known(ONLINE), used_up=NOW - 60 if kind == 'strangers' else None)
+    assert [each.brief for each in found] == {
+        'clock': ["A second machine's clock is 61 minutes ahead"],
+        'former': ['A second machine has the old secret'],
+        'wrong': [],
+        'unusable': ['No usable secret: it needs a new one'],
+        'address': ['A second machine has to wait'],
+        'strangers': ['Strangers tried wrong codes'],
+        'friend': ['Short codes are refused'],
+        'full': ['The server is full'],
+        'twins': ['Two machines use its file'],
+    }[kind]
 
 
 def test_that_it_is_disabled_is_said_elsewhere():
@@ -123,6 +172,9 @@ def test_a_second_machine_is_told_from_the_first_by_its_address():
 def test_two_machines_with_one_file_are_named():
     (advice,) = advised(refused(KINDS['twins']), of=known(ONLINE))
     assert advice.heading.endswith(f'at {HERE} and at {ELSEWHERE}')
+    turned = refused(Why('twins', other=HERE), address=ELSEWHERE)
+    assert advised(turned, of=known(ONLINE))[0].heading == advice.heading
+    assert not why.is_refusal(turned)
     (advice,) = advised(refused(Why('twins', other=HERE)), of=known(ONLINE))
     assert advice.heading.endswith(f'both at {HERE}')
 

@@ -163,7 +163,7 @@ def test_wrong_secret_is_said_in_one_sentence_and_tried_slowly(server, entry, ru
     sentence = program.until_it_says('WARNING (not registered.*)\n')[1]
     why = '401 no such UUID, or not its code of this moment'
     assert sentence.startswith(f'not registered at 127.0.0.1:{server.port}: {why}')
-    assert 'is its ID.json the newest?' in sentence
+    assert 'is its file the newest?' in sentence
     until(lambda: len(shown) == 1, 'one has tried')
     gevent.sleep(0.5)
     assert len(shown) == 1
@@ -215,7 +215,7 @@ def date(ahead: float) -> bytes:
         (b'X: y', 'is the entry still there, and is the clock of this machine right?'),
         (b'Date: once', 'is the entry still there, and is the clock of this machine right?'),
         (b'date: 99 99', 'is the entry still there, and is the clock of this machine right?'),
-        (5, 'is the entry still there, and is its ID.json the newest?'),
+        (5, 'is the entry still there, and is its file the newest?'),
         (61 * 60 + 5, "this machine's clock is 61 minutes ahead"),
         (-70, "this machine's clock is (69|70) seconds behind"),
         (-2.9 * 3600, "this machine's clock is 3 hours behind"),
@@ -287,7 +287,7 @@ def test_other_machine_with_the_same_file_is_told_once(
     until(lambda: len(said(caplog)) == 1 or seconds > 0, 'it is told')
     instances = [re.search(rb'\r\nInstance: ([0-9a-f]{16})\r\n', each)[1] for each in server.heads]
     assert len({*instances}) == 1
-    sentence = 'a machine at 192.0.2.7 has the same ID.json, and gets some of the visits'
+    sentence = 'a machine at 192.0.2.7 has the same file, and gets some of the visits'
     assert said(caplog) == ([sentence] if seconds < 0 else [])
 
 
