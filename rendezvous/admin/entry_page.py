@@ -13,7 +13,7 @@ from flask import Response, abort, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
-from rendezvous.admin import actions, certificate, entry_view, login, pack, reader, visits
+from rendezvous.admin import actions, certificate, entry_view, login, pack, reader, visits, why
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.login import NO_REFERRER
 from rendezvous.admin.look import Looks
@@ -45,7 +45,7 @@ class EntryPage:
         page = render_template(
             'entry.html',
             entry=entry | self._addresses(entry),
-            now=entry_view.now(self._entries, server, key, known, clock),
+            now=entry_view.now(self._entries, server, key, known, clock, _file(entry)),
             server=server,
             left=past.left,
             week=week,
@@ -65,7 +65,7 @@ class EntryPage:
             'history.html',
             entry=entry,
             visits=state.history(self._entries, entry['uuid']),
-            refusals=state.refusals(self._entries, entry['uuid']),
+            refusals=list(filter(why.is_refusal, state.refusals(self._entries, entry['uuid']))),
             week=entry_view.week(past, server, clock),
         )
 
@@ -121,8 +121,9 @@ class EntryPage:
         entry = self._entries.get(key)
         if entry is None and self._entries.shown(key) is None:
             abort(404, f'There is no entry {key}.')
-        shown = {'uuid': key, 'digits': entry_json.digits(entry or {})}
-        return shown | entry_json.summary(entry or {})
+        entry = entry or {}
+        shown = {'uuid': key, 'digits': entry_json.digits(entry)}
+        return shown | {'usable': entry_json.is_sound(entry)} | entry_json.summary(entry)
 
     def _known(self, entry: dict[str, Any], server: Server) -> Known:
         known = state.known_of(self._entries, server, entry['uuid'])

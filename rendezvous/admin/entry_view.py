@@ -12,7 +12,7 @@ from rendezvous.admin.pictures import Span
 from rendezvous.admin.words import Clock
 from rendezvous.store import questions, state
 from rendezvous.store.entries import Entries
-from rendezvous.store.questions import OpenPipe
+from rendezvous.store.questions import OpenPipe, Told
 from rendezvous.store.state import (
     DISABLED,
     NEVER,
@@ -27,15 +27,39 @@ from rendezvous.store.state import (
 )
 
 WEEK_DAYS = 7
+NEW_SECONDS = 15 * words.MINUTE  # who sets it up looks at the page for so long
 
 
 class Now(NamedTuple):
     """What is known of a hidden server at this moment, and why it is so."""
 
     known: Known
+    clock: Clock
     advice: list[why.Advice]
     refusals: list[Refusals]  # of the last day, the newest first
     pipes: list[OpenPipe]
+    silent: int = 0  # workers that did not tell theirs in time
+
+    @property
+    def reason(self) -> str:
+        """Of the last refusal, as a clause: `it has to wait until 13:05`."""
+        last = self.known.why
+        own = (each for each in self.advice if last and each.kind == last.kind)
+        if each := next(own, None):
+            until = f' until {self.clock.at(each.until)}' if each.until else ''
+            return f'{each.heading[:1].lower()}{each.heading[1:]}{until}'
+        return f'{why.brief(last)[:1].lower()}{why.brief(last)[1:]}' if last else ''
+
+    @property
+    def is_kept_out(self) -> bool:
+        """Whether what is wrong has to do with refusals: then they are listed with it."""
+        return any(each.kind not in (OFFLINE, 'twins') for each in self.advice)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has come online for the first time just now."""
+        first = self.known.first or self.clock.present()
+        return self.known.state == ONLINE and self.clock.present() - first < NEW_SECONDS
 
     @property
     def is_seen(self) -> bool:
@@ -43,9 +67,12 @@ class Now(NamedTuple):
         return self.known.first is not None or self.known.state == ONLINE
 
     @property
-    def silent(self) -> int:
-        """How many open pipes no worker told of in time."""
-        return max(0, self.known.pipes - len(self.pipes))
+    def missing(self) -> int:
+        """How many open pipes were not told. The count is a second old: where nobody was silent
+        and nothing is cut, the rest is over.
+        """
+        more = max(0, self.known.pipes - len(self.pipes))
+        return more if self.silent or self.is_cut else 0
 
     @property
     def is_cut(self) -> bool:
@@ -77,6 +104,10 @@ class Week(NamedTuple):
     def hour(self, number: int) -> float:
         """When one of the hours begins, in seconds since 1970."""
         return (int(self.start // words.HOUR) + number) * words.HOUR
+
+    @property
+    def has_traffic(self) -> bool:
+        return any(hour.up or hour.down for hour in self.hours)
 
     @property
     def states(self) -> list[str]:
@@ -111,12 +142,13 @@ def past(entries: Entries, uuid: str, known: Known, clock: Clock) -> Past:
     return Past(start, pictures.with_present(changes, known), hours)
 
 
-def now(entries: Entries, server: Server, uuid: str, known: Known, clock: Clock) -> Now:
-    """Raises StoreDown."""
-    refusals = state.refusals(entries, uuid)
-    advice = why.advice(refusals, known, clock, entries.used_up(uuid))
-    pipes = questions.open_pipes(entries, server, uuid) if known.pipes else []
-    return Now(known, advice, refusals, pipes)
+def now(entries: Entries, server: Server, uuid: str, known: Known, clock: Clock, file: str) -> Now:
+    """`file`: what the one for the hidden machine is called. Raises StoreDown."""
+    found = state.refusals(entries, uuid)
+    file = file if server.workers else ''  # else the server is the reason
+    advice = why.advice(found, known, clock, entries.used_up(uuid), file)
+    told = questions.told(entries, server, uuid) if known.pipes else Told([], 0)
+    return Now(known, clock, advice, list(filter(why.is_refusal, found)), *told)
 
 
 def week(of: Past, server: Server, clock: Clock) -> Week:

@@ -27,6 +27,7 @@ from rendezvous.admin import (
     page_server,
     pictures,
     reader,
+    visits,
     why,
     words,
 )
@@ -103,6 +104,7 @@ def _add_words(app: Flask, options: Options) -> None:
     """What every template may use."""
     app.jinja_env.filters |= {
         'brief': why.brief,
+        'ended': visits.ended,
         'lasting': words.lasting,
         'plural': words.plural,
         'size': words.size,

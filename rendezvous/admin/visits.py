@@ -7,6 +7,7 @@ from typing import NamedTuple
 from rendezvous.admin import words
 from rendezvous.admin.words import HOUR, Clock
 from rendezvous.store.state import Hour, Rendezvous
+from rendezvous.wire.pipe import How
 
 TOGETHER_SECONDS = 60  # a browser fetches the parts of a page within such a time
 
@@ -21,6 +22,22 @@ class Visits(NamedTuple):
     received: int  # octets of all to them
     how: str
     times: int
+
+
+def ended(how: str) -> str:
+    """How a rendezvous ended, in words for a table: those that the log has, where nothing is
+    plainer.
+    """
+    return _ENDED.get(how, how)
+
+
+_ENDED = {
+    How.MOBILE_CLOSED.value: 'finished by mobile client',
+    How.HIDDEN_CLOSED.value: 'finished by hidden server',
+    How.MOBILE_RESET.value: 'broken off by mobile client',
+    How.HIDDEN_RESET.value: 'broken off by hidden server',
+    How.CHANGED.value: 'ended: disabled or new secret',
+}
 
 
 class Day(NamedTuple):

@@ -39,18 +39,31 @@ class OpenPipe(NamedTuple):
     received: int  # octets from the hidden server, so far
 
 
+class Told(NamedTuple):
+    """What the workers told."""
+
+    pipes: list[OpenPipe]  # the oldest first
+    silent: int  # workers that live and have not answered within half a second
+
+
 def open_pipes(entries: Entries, of: Server, uuid: str) -> list[OpenPipe]:
     """The open pipes of a hidden server, the oldest first. Raises StoreDown.
 
     A worker that does not answer within half a second is left out.
     """
-    answers = _ask(entries, [worker.name for worker in of.workers], {'pipes': uuid})
-    return sorted((pipe for each in answers for pipe in _pipes(each)), key=lambda pipe: pipe.at)
+    return told(entries, of, uuid).pipes
+
+
+def told(entries: Entries, of: Server, uuid: str) -> Told:
+    """The same, and how many workers are left out. Raises StoreDown."""
+    asked, answers = _ask(entries, [worker.name for worker in of.workers], {'pipes': uuid})
+    pipes = [pipe for each in answers for pipe in _pipes(each)]
+    return Told(sorted(pipes, key=lambda pipe: pipe.at), asked - len(answers))
 
 
 def end_pipe(entries: Entries, worker: str, pipe: str) -> bool:
     """Ends a pipe; False: it is over already, or its worker is. Raises StoreDown."""
-    return any(each.get('ended') is True for each in _ask(entries, [worker], {'end': pipe}))
+    return any(each.get('ended') is True for each in _ask(entries, [worker], {'end': pipe})[1])
 
 
 def answer(
@@ -79,19 +92,19 @@ def answer(
     entries.ask(lambda redis: redis.publish(to, json.dumps(found)))
 
 
-def _ask(entries: Entries, workers: list[str], question: Json) -> list[Json]:
-    """The answers of these workers."""
+def _ask(entries: Entries, workers: list[str], question: Json) -> tuple[int, list[Json]]:
+    """How many of these workers live, and their answers."""
     to = ANSWERS + secrets.token_hex(8)
     text = json.dumps(question | {'to': to})
 
-    def ask(redis: Redis) -> list[Json]:
+    def ask(redis: Redis) -> tuple[int, list[Json]]:
         with redis.pubsub(ignore_subscribe_messages=True) as subscription:
             subscription.subscribe(to)
             subscription.get_message(timeout=ANSWER_SECONDS)  # from now on nothing is missed
             asked = sum(redis.publish(f'live:{name}', text) for name in workers)
-            return _answers(subscription, asked)
+            return asked, _answers(subscription, asked)
 
-    return entries.ask(ask) if workers else []
+    return entries.ask(ask) if workers else (0, [])
 
 
 def _answers(subscription: Any, asked: int) -> list[Json]:

@@ -190,7 +190,7 @@ def test_disable_ends_an_open_download_and_enable_lets_it_begin_again(story, bro
         mobile_client.rest()
     mobile_client.close()
     browser.until_it_says('This hidden server is disabled')
-    browser.until_it_says('entry changed')  # how the rendezvous ended
+    browser.until_it_says('ended: disabled or new secret')  # how the rendezvous ended
     hidden.end()
     browser.click('Enable')
     browser.until_it_says('The entry is enabled')

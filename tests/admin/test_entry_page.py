@@ -37,6 +37,7 @@ from rendezvous.store import options as local
 from rendezvous.store.questions import MOST, OpenPipe
 from rendezvous.store.state import Change, Hour, Known, Rendezvous, Server
 from rendezvous.wire import codes
+from rendezvous.wire.pipe import How
 
 BERLIN = ZoneInfo('Europe/Berlin')
 WRONG_CODES = 3
@@ -148,7 +149,11 @@ def test_one_never_seen_says_what_to_run_and_then_that_it_is_online(site, uuid, 
     assert 'Online ✓' in after
     assert after.index('Mobile clients') < after.index('Set it up again')
     hidden.end()
-    assert 'It has registered ✓' in site.until_it_says(uuid, 'Offline since')
+    text = site.until_it_says(uuid, 'Offline since', 'It has not tried to register since')
+    assert '✓' not in text
+    assert 'python3 kitchen.pyz 127.0.0.1:8000' in text.partition('Mobile clients')[0]
+    assert site.knock(uuid, '00000000') == 401
+    assert '✓' not in site.until_it_says(uuid, 'Refused', 'Its code is wrong')
 
 
 def test_each_part_of_a_page_has_an_id_of_its_own_whatever_the_state(site, uuid, near):
@@ -182,7 +187,7 @@ def test_a_shown_page_learns_what_has_happened_without_being_loaded_again(
         hidden.end()
         browser.until_it_says('Offline since')
         site.knock(uuid, '00000000')
-        browser.until_it_says('Why it is not online, and what to do')
+        browser.until_it_says('Its code is wrong')
         assert browser.run('return window.isTheSame')
         assert browser.complaints() == []
     finally:
@@ -214,6 +219,7 @@ def test_the_secret_from_before_a_new_one_is_named(site, uuid, near):
     hidden = site.hide(uuid, near)
     text = site.until_it_says(uuid, 'It uses the secret from before the new one.')
     assert 'Bring the new file' in text
+    assert 'Download kitchen.pyz' in text.partition('Mobile clients')[0]
     assert re.search(r'Refused \d+ s ago: it uses the secret from before the new one\.', text)
     hidden.end()
     (site.folder.path / f'entries/{uuid}.json').write_text(new)
@@ -229,6 +235,8 @@ def test_two_processes_with_one_file_are_named(site, uuid, near):
     text = site.until_it_says(uuid, 'Two machines or processes use this file: both at 127.0.0.1.')
     assert 'Online since' in text
     assert 'Why it is not online' not in text
+    assert 'Refused in the last 24 hours' not in text  # nobody was
+    assert 'Two machines' not in text_of(site.html(uuid, '/history'))
     first.end()
     second.end()
 
@@ -238,6 +246,7 @@ def test_one_that_has_to_wait_is_let_in_by_a_button(site, uuid):
         assert site.knock(uuid, '00000000') == 401
     assert site.knock(uuid, site.code(uuid)) == 429
     text = site.until_it_says(uuid, 'It has to wait until', 'Let it try now')
+    assert re.search(r'Refused \d+ s ago: it has to wait until \d\d:\d\d\.', text)
     assert re.search(r'It has to wait until \d\d:\d\d\. Too many wrong codes came from 127', text)
     assert 'name="token"' in site.html(uuid).partition(f'{uuid}/clear"')[2][:200]
     response = site.page.change(uuid, 'clear')
@@ -251,6 +260,7 @@ def test_a_disabled_one_has_its_button_on_top(site, uuid, near):
     assert site.page.change(uuid, 'disable').status_code == 200
     text = site.until_it_says(uuid, 'This hidden server is disabled since')
     assert 'Disable…' not in text
+    assert 'more' not in text.partition('Mobile clients')[2].partition('Set it up again')[0]
     hidden.until_it_says('disabled')
     assert site.page.change(uuid, 'enable').status_code == 200
     hidden.end()
@@ -280,12 +290,32 @@ def test_an_open_pipe_is_shown_and_ended_by_its_button(site, uuid, near):
     hidden.end()
 
 
-def test_of_too_many_pipes_the_oldest_are_listed_and_no_worker_is_blamed():
+def test_pipes_are_missing_only_where_too_many_are_open_or_a_worker_was_silent():
+    """How many there are was counted up to a second ago: some may be over."""
     pipes = [OpenPipe('a', str(number), '192.0.2.1', 0, 0, 0) for number in range(MOST)]
-    now = entry_view.Now(Known(pipes=MOST + 7), [], [], pipes)
-    assert (now.silent, now.is_cut) == (7, True)
-    now = entry_view.Now(Known(pipes=MOST + 7), [], [], pipes[7:])
-    assert (now.silent, now.is_cut) == (14, False)
+
+    def now(told: list[OpenPipe], silent: int) -> entry_view.Now:
+        return entry_view.Now(Known(pipes=MOST + 7), Clock(), [], [], told, silent)
+
+    assert (now(pipes, 0).missing, now(pipes, 0).is_cut) == (7, True)
+    assert (now(pipes[7:], 0).missing, now(pipes[7:], 0).is_cut) == (0, False)
+    assert now(pipes[7:], 1).missing == 14
+
+
+def test_a_week_without_traffic_has_no_plot(site, uuid, near):
+    hidden = site.hide(uuid, near)
+    text = site.until_it_says(uuid, 'Online since', 'no traffic')
+    assert 'lines at' not in text
+    assert 'class="scale"' not in site.html(uuid)
+    site.folder.redis('HSET', f'hours:{uuid}', str(int(time.time()) // DAY), '0 1 2200 1 0')
+    assert 'lines at' in site.until_it_says(uuid, 'hidden.py keeps four')
+    hidden.end()
+
+
+@pytest.mark.parametrize('how', How)
+def test_each_end_of_a_rendezvous_is_said_in_short_words(how):
+    assert len(visits.ended(how.value)) < 30
+    assert visits.ended('tea time') == 'tea time'
 
 
 def test_labels_and_notes_are_texts(site):
