@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rendezvous.admin import entry_files as files
-from rendezvous.admin import listing, pack, pictures, why, words
+from rendezvous.admin import listing, pack, pictures, visits, why, words
 from rendezvous.admin.pictures import Span
-from rendezvous.admin.words import Clock
+from rendezvous.admin.why import Advice
+from rendezvous.admin.words import HOUR, Clock
 from rendezvous.store import entry_json, questions, state
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import Json, printable
@@ -41,8 +42,10 @@ class About(NamedTuple):
     known: Known
     refusals: list[Refusals]  # within a day, the newest first
     used_up: float | None  # when strangers used up their wrong codes for it
+    advice: list[Advice]  # what is wrong, and what to do
     pipes: list[OpenPipe]
     changes: list[Change]  # within a week and the last one before it, the oldest first
+    start: float  # of the week
     hours: list[Hour]  # those of the week
     week: list[Span]
     history: list[Rendezvous]  # the newest first
@@ -58,14 +61,18 @@ def find(entries: Entries, options: Options, server: Server, entry: Json, clock:
     start = clock.midnight(now, 1 - WEEK_DAYS)
     changes, hours = state.past(entries, [uuid], start, now)[uuid]
     changes = pictures.with_present(changes, known)
+    refusals, used_up = state.refusals(entries, uuid), entries.used_up(uuid)
+    file = _file(shown) if server.workers else ''  # else the server is the reason
     return About(
         entry,
         shown,
         known,
-        state.refusals(entries, uuid),
-        entries.used_up(uuid),
+        refusals,
+        used_up,
+        why.advice(refusals, known, clock, used_up, file),
         questions.open_pipes(entries, server, uuid),
         changes,
+        start,
         hours,
         pictures.spans(changes, start, now, server.down_since, server.outages),
         state.history(entries, uuid),
@@ -84,7 +91,10 @@ def for_programs(about: About, secret: bool) -> Json:
         ],
         'open_pipes': [each._asdict() for each in about.pipes],
         'changes': [each._asdict() for each in about.changes],
-        'hours': [each._asdict() for each in about.hours],
+        'hours': [
+            {'at': number * HOUR} | each._asdict()
+            for number, each in enumerate(about.hours, int(about.start // HOUR))
+        ],
         'rendezvous': [each._asdict() for each in about.history],
     }
     return found | _secret(about.entry) if secret else found
@@ -141,17 +151,17 @@ def _secret(entry: Json) -> dict[str, str]:
 
 
 def _why(about: About, clock: Clock) -> list[str]:
-    found = why.advice(about.refusals, about.known, clock, about.used_up)
     wrapped: list[str] = []
-    for each in why.lines(found, clock):
+    for each in why.lines(about.advice, clock):
         is_command = each.startswith(' ')
         wrapped += [each] if is_command else textwrap.wrap(each, COLUMNS - 4)
-    return ['what is wrong, and what to do:', *_indented(wrapped)] if found else []
+    return ['what is wrong, and what to do:', *_indented(wrapped)] if wrapped else []
 
 
 def _refusals(rows: list[Refusals], clock: Clock) -> list[str]:
     cells = [
-        (why.brief(row.why), f'{row.count:,}', clock.ago(row.last), row.address) for row in rows
+        (why.brief(row.why), f'{row.count:,}', clock.ago(row.last), row.address)
+        for row in filter(why.is_refusal, rows)
     ]
     return _titled('refused in the last 24 hours:', _REFUSED_HEADER, cells)
 
@@ -172,7 +182,7 @@ def _past(rows: list[Rendezvous], clock: Clock) -> list[str]:
             words.size(row.sent),
             words.size(row.received),
             row.address,
-            row.how,
+            visits.ended(row.how),
         )
         for row in rows
     ]
@@ -194,7 +204,7 @@ def _week(about: About) -> list[str]:
 def _commands(about: About, options: Options) -> list[str]:
     uuid, has_name = about.shown['uuid'], options.names_domain
     url = about.shown['url']
-    file = shlex.quote(pack.file_name(about.shown | {'uuid': [uuid]}))
+    file = shlex.quote(_file(about.shown))
     is_self_signed = 'ca' in files.how_to_reach(options)
     trusted = f'--cacert {Path(options.crt_file).name} ' if is_self_signed else ''
     return [
@@ -206,6 +216,10 @@ def _commands(about: About, options: Options) -> list[str]:
         *_indented(dict.fromkeys([url, files.url(options, uuid)])),
         f'    curl {trusted}{"" if has_name else f"--digest -u {uuid}:x "}{url}',
     ]
+
+
+def _file(shown: Json) -> str:
+    return pack.file_name(shown | {'uuid': [shown['uuid']]})
 
 
 def _titled(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -482,7 +482,7 @@ def test_show_tells_all_but_the_secret(folder, shell, uuid):
         f'    curl --cacert registrar.crt --digest -u {uuid}:x https://127.0.0.1:8899/',
     ):
         assert f'{line}\n' in said
-    columns = '1.5 s  900 B  2.5 MB  198.51.100.7  hidden server closed'
+    columns = '1.5 s  900 B  2.5 MB  198.51.100.7  finished by hidden server'
     assert f'    {then}  {columns}\n' in said
     secret = shell.stored(uuid)['authParams']['base32']
     assert secret not in said
@@ -505,6 +505,8 @@ def test_show_for_programs_has_the_secret_only_if_it_is_asked_for(folder, shell,
     folder.redis('HSET', f'hours:{uuid}', day, f'{hour} 5 70 2 1')
     refused = {'why': ['former', 0, True, ''], 'first': now - 90, 'last': now - 80, 'count': 3}
     folder.redis('HSET', f'refusals:{uuid}', 'former 192.0.2.7', json.dumps(refused))
+    twins = refused | {'why': ['twins', 0, True, '192.0.2.8'], 'last': now - 1000}
+    folder.redis('HSET', f'refusals:{uuid}', 'twins 192.0.2.1', json.dumps(twins))
     with worker(folder, {uuid: '4 0'}):
         said = shell.says('show', '--json', 'kitchen')
         text = shell.says('show', 'kitchen')
@@ -515,14 +517,27 @@ def test_show_for_programs_has_the_secret_only_if_it_is_asked_for(folder, shell,
     assert (found['state'], found['waiting'], found['note']) == ('online', 4, 'behind the boiler')
     assert [change['state'] for change in found['changes']] == ['online', 'offline', 'online']
     assert 6 * 24 < len(found['hours']) <= 7 * 24 + 2
-    assert found['hours'][-1] == {'up': 5, 'down': 70, 'visits': 2, 'failures': 1}
-    (refusal,) = found['refusals']
+    hour = {'at': now // 3600 * 3600, 'up': 5, 'down': 70, 'visits': 2, 'failures': 1}
+    assert found['hours'][-1] == hour
+    refusal, _ = found['refusals']
     assert (refusal['address'], refusal['count']) == ('192.0.2.7', 3)
     assert refusal['why']['text'] == 'Old secret: it needs the new file'
     assert '    online 99 % of it; offline once, 30 s\n' in text
     assert '    2 rendezvous: 70 B down, 5 B up\n' in text
     assert '    1 mobile client found it not online\n' in text
     assert re.search('^    Old secret.*  3  .*  192.0.2.7$', text, re.M)
+    assert 'Two machines' not in text  # nobody was refused, and it is over
+
+
+def test_show_says_what_to_do_about_one_that_is_offline(folder, shell, uuid):
+    shell.says('add', '--uuid', uuid, 'kitchen')
+    shell.knows(uuid, state='offline', since=1e9, first=1e8)
+    sentence = f'It has not tried to register since {words.Clock().at(1e9)}. '
+    with worker(folder, {}):
+        reason = shell.says('show', uuid).partition('what is wrong, and what to do:')[2]
+    assert reason.startswith(f'\n    {sentence}')
+    assert '\n    ' + '    python3 kitchen.pyz 127.0.0.1:8000\n' in reason
+    assert sentence not in shell.says('show', uuid)  # the server is down: that is the reason
 
 
 def test_with_names_the_uuid_is_in_the_address(folder, shell, uuid):
@@ -628,7 +643,7 @@ def test_commands_that_show_tells_work_until_there_is_a_new_secret(tmp_path, uui
         until(lambda: folder.redis('EXISTS', f'rendezvous:{uuid}'), 'the rendezvous is told')
         said = folder.run('users_app.py', 'show', uuid).stdout
         assert re.search('^state:      online ', said, re.M)
-        assert re.search('  127.0.0.1  .* closed$', said, re.M)
+        assert re.search('  127.0.0.1  finished by ', said)
         assert folder.run('users_app.py', 'rekey', '--yes', uuid).status == 0
         hiding.until_it_says('not registered .* 401')
 
