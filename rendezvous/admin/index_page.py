@@ -90,7 +90,7 @@ class Line(NamedTuple):
     """A row of the table."""
 
     row: Row
-    why: str  # it is refused, in a few words; '': it is not
+    why: str  # it is refused, or what is wrong although it is online, in a few words; '': nothing
     was_lost: bool  # it was online until the server went down
     bar: Markup
     today: Hour
@@ -162,6 +162,7 @@ class Index:
         midnight = clock.midnight(clock.present())
         first = min(end - DAY, midnight)  # a day with 25 hours begins earlier
         past = self._looks.past([ALL, *(row.uuid for row in rows)], first, end)
+        refused = self._looks.refusals([row.uuid for row in rows if row.known.state == ONLINE])
         lines = []
         for row in rows:
             changes, hours = past[row.uuid]
@@ -170,6 +171,9 @@ class Index:
             bar = pictures.bar(spans, pictures.day_words(spans, clock))
             known, today = row.known, _total(hours[int(midnight // HOUR - first // HOUR) :])
             reason = why.brief(known.why) if known.state == REFUSED and known.why else ''
+            if known.state == ONLINE:
+                found, used_up = refused[row.uuid]
+                reason = why.beside(found, known, clock, used_up)
             down = server.down_since
             was_lost = known.state == OFFLINE and bool(down and (known.since or 0) >= down)
             lines.append(Line(row, reason, was_lost, bar, today))

@@ -68,6 +68,16 @@ def _listed(shown: Json, known: Known, name: str, options: Options) -> Listed:
     return Listed(shown | more, known)
 
 
+def beside(entries: Entries, listed: Iterable[Listed], clock: Clock) -> dict[str, str]:
+    """What is wrong with those that are online, in a few words, by UUID. Raises StoreDown."""
+    online = {each.shown['uuid']: each.known for each in listed if each.known.state == ONLINE}
+    found = {
+        uuid: why.beside(refusals, online[uuid], clock, used_up)
+        for uuid, (refusals, used_up) in state.all_refusals(entries, online).items()
+    }
+    return {uuid: said for uuid, said in found.items() if said}
+
+
 def for_programs(each: Listed) -> Json:
     """Everything that is known of an entry, but its secret."""
     found, reason = each.known._asdict(), each.known.why

@@ -80,6 +80,7 @@ class Looks:
         self._changed: set[str] = set()  # entries whose row and state are to be put together
         self._today: dict[float, Shared[dict[str, int]]] = {}
         self._pasts: dict[tuple[str, float], tuple[list[state.Change], list[state.Hour]]] = {}
+        self._refusals: dict[str, tuple[list[state.Refusals], float | None]] = {}
 
     def current(self) -> Look:
         """As it is now, or was at most a second ago. Raises StoreDown."""
@@ -110,6 +111,16 @@ class Looks:
             pasts |= {(uuid, start): past for uuid, past in found.items()}
         return {uuid: pasts[uuid, start] for uuid in uuids}
 
+    def refusals(self, uuids: list[str]) -> dict[str, tuple[list[state.Refusals], float | None]]:
+        """What state.all_refusals gives of some entries, as of the present look; of those that have
+        none, too. Raises StoreDown.
+        """
+        known = self._refusals
+        if missing := [uuid for uuid in uuids if uuid not in known]:
+            known |= dict.fromkeys(missing, ([], None))
+            known |= state.all_refusals(self._entries, missing)
+        return {uuid: known[uuid] for uuid in uuids}
+
     def today(self, midnight: float) -> dict[str, int]:
         """The octets of all hidden servers since then, up and down, half a minute old at most.
 
@@ -127,7 +138,7 @@ class Looks:
         return {uuid: up + down for uuid, (up, down) in found.items()}
 
     def _take(self) -> Look:
-        server, self._pasts = self.server(), {}
+        server, self._pasts, self._refusals = self.server(), {}, {}
         self._changed |= self._book.read()
         self._changed |= self._facts.read(server)
         rows, known = self._book.rows, self._facts.known

@@ -107,9 +107,10 @@ def status_server(entries: Entries, options: Options, as_json: bool) -> None:
 def check(entries: Entries, options: Options, chosen: tuple[str, ...], offline_for: float) -> None:
     """Tells what is not well; for cron, and for programs that watch.
 
-    It prints a line for each entry that is refused or offline, or one where the server is not
-    running, and its exit status is 1 then. It is 0, and a program gets no output, where all is
-    well. Disabled entries are well. Those that were never seen are, too, unless they are named.
+    It prints a line for each entry that is refused or offline, or online while something is wrong
+    (two machines use its file, say), or one line where the server is not running, and its exit
+    status is 1 then. It is 0, and a program gets no output, where all is well. Disabled entries are
+    well. Those that were never seen are, too, unless they are named.
     """
     clock, server = Clock(now=time.time()), state.server(entries)
     if chosen:
@@ -118,7 +119,8 @@ def check(entries: Entries, options: Options, chosen: tuple[str, ...], offline_f
     else:
         listed = listing.everything(entries, options, server)
     found = summary.of(options, server, [], clock)
-    troubles = list(status.troubles(found, listed, bool(chosen), offline_for, clock))
+    beside = listing.beside(entries, listed, clock)
+    troubles = list(status.troubles(found, listed, beside, bool(chosen), offline_for, clock))
     say(troubles)
     if troubles:
         raise click.exceptions.Exit(1)

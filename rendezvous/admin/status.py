@@ -2,7 +2,7 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rendezvous.admin import certificate, entry_files, listing, summary, why, words
@@ -114,9 +114,15 @@ def _said(counts: dict[str, int]) -> str:
 
 
 def troubles(
-    found: Summary, listed: Sequence[Listed], named: bool, seconds: float, clock: Clock
+    found: Summary,
+    listed: Sequence[Listed],
+    beside: Mapping[str, str],
+    named: bool,
+    seconds: float,
+    clock: Clock,
 ) -> Iterator[str]:
-    """What is not well, a line each. `named`: these entries were chosen, and are not just all.
+    """What is not well, a line each. `beside`: what is wrong with those that are online, by UUID.
+    `named`: these entries were chosen, and are not just all.
 
     Whoever is refused needs help at once. What is offline may be so for `seconds`. One that was
     never seen is told only if it is `named`: it may not be set up yet.
@@ -129,8 +135,10 @@ def troubles(
     for shown, known in listed:
         since = (shown['created'] if known.state == NEVER else known.since) or 0
         is_late = known.state == OFFLINE or (named and known.state == NEVER)
-        if known.state == REFUSED or (is_late and since <= before):
-            reason = why.brief(known.why) if known.state == REFUSED and known.why else ''
+        reason = beside.get(shown['uuid'], '')
+        if known.state == REFUSED or reason or (is_late and since <= before):
+            if known.state == REFUSED and known.why:
+                reason = why.brief(known.why)
             cells = shown['uuid'], listing.said(known, clock), reason, listing.label_of(shown)
             yield '  '.join(filter(None, cells))
 

@@ -140,6 +140,12 @@ def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
     return row.last > known.since - (SLACK_SECONDS if known.state == OFFLINE else 0)
 
 
+def beside(found: list[Refusals], known: Known, clock: Clock, used_up: float | None = None) -> str:
+    """What is wrong although it is online, in a few words; '': all is well, or it is not online."""
+    some = advice(found, known, clock, used_up) if known.state == ONLINE else []
+    return some[0].brief if some else ''
+
+
 def lines(some: list[Advice], clock: Clock) -> list[str]:
     """For the shell: a sentence or two for each, and a command in a line of its own."""
     found = []

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -157,10 +158,24 @@ class Entries:
         """When unknown addresses used up their wrong codes for it, in seconds since 1970; None
         where that is over, or the codes were cleared. Raises StoreDown.
         """
-        with suppress(StoreRefuses, ValueError):  # another program wrote something else there
-            at = float(self.ask(lambda redis: redis.hget(rations.record(uuid), 'used_up')) or 0)
-            return at if abs(time.time() - at) < rations.DAY else None
-        return None
+        return self.all_used_up([uuid]).get(uuid)
+
+    def all_used_up(self, uuids: Iterable[str]) -> dict[str, float]:
+        """The same of several entries, without those for which it is None. Raises StoreDown."""
+
+        def read(some: list[str], client: redis.Redis) -> list:
+            with client.pipeline(transaction=False) as questions:
+                for uuid in some:
+                    questions.hget(rations.record(uuid), 'used_up')
+                return questions.execute(raise_on_error=False)
+
+        found = {}
+        for some in slices(uuids):
+            for uuid, at in zip(some, self.ask(partial(read, some)), strict=True):
+                with suppress(TypeError, ValueError):  # there is none, or another program wrote it
+                    if abs(time.time() - float(at)) < rations.DAY:
+                        found[uuid] = float(at)
+        return found
 
     def all(self) -> list[Json]:
         """What may be shown of each entry, sorted as people do; raises StoreDown."""

@@ -228,8 +228,35 @@ def _past(uuids: list[str], start: float, days: list[int], redis: Redis) -> list
 
 def refusals(entries: Entries, uuid: str) -> list[Refusals]:
     """Those within the last day, the newest first. Raises StoreDown."""
-    found = entries.ask(lambda redis: fields_of(redis, f'refusals:{uuid}'))
-    rows = [refusals_from(field, value) for field, value in found.items()]
+    return _fresh(entries.ask(lambda redis: fields_of(redis, f'refusals:{uuid}')))
+
+
+def all_refusals(
+    entries: Entries, uuids: Iterable[str]
+) -> dict[str, tuple[list[Refusals], float | None]]:
+    """The same of several entries, each with its Entries.used_up, without those that have neither.
+
+    Raises StoreDown.
+    """
+
+    def read(some: list[str], redis: Redis) -> list:
+        with redis.pipeline(transaction=False) as questions:
+            for uuid in some:
+                questions.hgetall(f'refusals:{uuid}')
+            return questions.execute(raise_on_error=False)  # a key may be no hash of ours
+
+    found = {}
+    for some in slices(uuids):
+        used_up = entries.all_used_up(some)
+        for uuid, fields in zip(some, entries.ask(partial(read, some)), strict=True):
+            rows = _fresh(fields) if isinstance(fields, dict) else []
+            if rows or uuid in used_up:
+                found[uuid] = rows, used_up.get(uuid)
+    return found
+
+
+def _fresh(fields: dict[str, str]) -> list[Refusals]:
+    rows = [refusals_from(field, value) for field, value in fields.items()]
     fresh = [row for row in rows if row and time.time() - row.last < DAY_SECONDS]
     return sorted(fresh, key=lambda row: -row.last)
 

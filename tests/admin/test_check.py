@@ -45,6 +45,19 @@ def test_check_tells_what_is_not_well_in_a_line_each(folder):
     here.until_it_says('registered')
     until(lambda: not check(folder, 'kitchen').stdout, 'it is online')
 
+    twin = folder.start('hidden.py', f'entries/{kitchen}.json', '127.0.0.1:9')
+    twins = 'Two machines use its file'
+    until_it_says(folder, rf'{kitchen}  online since \d\d:\d\d  {twins}  kitchen')
+    assert check(folder, '--offline-for', '1d', 'kitchen').status == 1
+    assert check(folder, 'camera', 'garage').stdout.count(twins) == 0
+    twin.end()
+
+    def is_over() -> bool:
+        folder.redis('DEL', f'refusals:{kitchen}')  # as if 2.5 minutes had passed
+        return not check(folder, 'kitchen').stdout
+
+    until(is_over, 'it is over')
+
     old = folder.path / 'old.json'
     old.write_text((folder.path / 'entries' / f'{camera}.json').read_text())
     assert folder.run('users_app.py', 'rekey', '--yes', 'camera').status == 0

@@ -17,6 +17,7 @@ from visitor import Visitor, files
 
 from rendezvous.store import options as local
 from rendezvous.store import presence, state
+from rendezvous.store.state import Why
 from rendezvous.wire import codes
 
 UUID = '10000000-0000-4000-8000-00000000000{}'
@@ -79,6 +80,19 @@ def test_each_row_says_its_state_and_since_when(page, soon, start, register, con
     assert 'All 5 Online 1 Refused 1 Offline 1 Disabled 1 Never seen 1' in text(shown)
     hidden.close()
     until_row(page, 'kitchen', 'Offline')
+
+
+def test_row_of_one_that_is_online_says_that_two_machines_use_its_file(page, soon, start, register):
+    kitchen, attic = add(page, 'kitchen', 'attic')
+    server = start()
+    for uuid in kitchen, attic:
+        register(server, uuid)
+    until_row(page, 'kitchen', 'Online')
+    server.rendezvous.presence.note_refusal(kitchen, '127.0.0.1', Why('twins', other='192.0.2.1'))
+    row = until_row(page, 'kitchen', 'Two machines use its file - 1 - none$')
+    assert 'Online since' in row
+    assert 'class="why">Two machines use its file</small>' in page.ask()
+    assert 'from 127.0.0.1' in until_row(page, 'attic', 'Online')
 
 
 def test_hidden_server_that_was_deleted_or_renamed_is_so_at_the_next_look(page):
