@@ -165,7 +165,7 @@ def _offline(since: float, file: str, clock: Clock) -> Advice:
         f'It has not tried to register since {clock.at(since)}',
         'It is off, has no network, its program does not run, or it does not find this server. '
         '(After a change of rendezvous_host or rendezvous_port it needs its new file.) '
-        'On that machine, see whether the program runs, and if not start it:',
+        'On that machine, see whether the program runs. If it does not, start it:',
         f'python3 {file} 127.0.0.1:8000',
         'It then says "registered at" and the name of this server, or what is wrong.',
         brief='Offline',
@@ -243,8 +243,8 @@ def _address(row: Refusals, is_other: bool, clock: Clock) -> Advice:
         *('address', row.last),
         f'The machine at {row.address} has to wait' if is_other else 'It has to wait',
         f'Too many wrong codes came from {row.address} within 15 minutes. Until then short codes '
-        f'from there are refused; after {MOST} wrong codes so are long ones, which hidden.py '
-        'sends.',
+        'from there are refused. A right long code, as hidden.py sends it, is let in; after '
+        f'{MOST} wrong codes no code is.',
         until=row.until,
         what=CLEAR,
         button='Let it try now',

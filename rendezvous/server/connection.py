@@ -43,7 +43,8 @@ PACE_SECONDS = 0.005
 LOOK_SECONDS = 0.02  # between two looks whether all connections have ended
 # Between two looks at how many octets have passed in open pipes: each costs a disk write.
 OCTETS_SECONDS = 10
-# Between two looks for hidden servers of which two processes wait: of 10,000, one takes 10 ms.
+# Between two looks for hidden servers of which two processes wait: of 10,000, one takes 30 ms, in
+# slices.
 TWINS_SECONDS = 60
 RETRY_SECONDS = 10  # then no other registration is tried: all may have died in silence
 
