@@ -68,6 +68,10 @@ class Admission:
         said = f'{uuid}: {self._sentence(entry, why, verdict.ration, place)}'
         raise _refusal(right, verdict, said)  # by no name here: that makes a cycle
 
+    def knows(self, uuid: str) -> bool:
+        """Whether somebody tried to register it here, and it has an entry."""
+        return uuid in self._known
+
     def forget_tries(self, place: str) -> None:
         """An administrator lets the address `place` try again."""
         self._tries.forget(place)

@@ -358,7 +358,7 @@ class Rendezvous:
         try:
             return self._join(connection, peer, uuid, octets)
         except Refusal:  # of whatever kind: it got no answer of the hidden server's
-            self.presence.note_failure(uuid)
+            self.presence.note_failure(uuid, self.admission.knows(uuid))
             raise
 
     def _join(self, connection: Connection, peer: Peer, uuid: str, octets: bytes) -> Close:

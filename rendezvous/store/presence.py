@@ -130,10 +130,16 @@ class Presence:
 
     def note_octets(self, uuid: str, sent: int, received: int) -> None:
         """So many more went through a pipe that is not over; they count in this hour."""
-        self._count(uuid, sent, received, 0)
+        self._count(uuid, sent, received)
 
-    def note_failure(self, uuid: str) -> None:
-        """A mobile client got no registration of it; there may be no such entry."""
+    def note_failure(self, uuid: str, is_known: bool = False) -> None:
+        """A mobile client got no registration of it; unless `is_known`, there may be no such entry.
+
+        Many that are made up push out no known one.
+        """
+        if is_known:
+            self._count(uuid, failures=1)
+            return
         key = uuid, int(time.time() // HOUR_SECONDS)
         self._failed[key] = self._failed.pop(key, 0) + 1
         if len(self._failed) > FAILED:
@@ -195,7 +201,9 @@ class Presence:
         self.write({})
         upkeep.leave(self._entries, self.name, self._heard(self._about(), stopped=True))
 
-    def _count(self, uuid: str, sent: int, received: int, rendezvous: int) -> None:
+    def _count(
+        self, uuid: str, sent: int = 0, received: int = 0, rendezvous: int = 0, failures: int = 0
+    ) -> None:
         key = uuid, int(time.time() // HOUR_SECONDS)
         hour = self._hours.get(key)
         if hour is None:
@@ -205,6 +213,7 @@ class Presence:
         hour[0] += sent
         hour[1] += received
         hour[2] += rendezvous
+        hour[3] += failures
 
     def _batch(self, counts: Counts, with_news: bool) -> Batch | None:
         """What is to be written, or a part of it; None: there is nothing, or nothing but news."""

@@ -1,5 +1,6 @@
 """Why a registration was refused, as the page is told: kinds and numbers, no sentences."""
 
+import math
 import socket
 import ssl
 import time
@@ -219,6 +220,24 @@ def test_mobile_clients_that_get_nobody_are_counted(server, connect, register, e
 
     until(lambda: failures(uuid) == 2, 'they are counted')
     assert failures(unknown) == 0
+
+
+def test_made_up_uuids_push_no_failure_out(server, connect, register, entries, uuid, monkeypatch):
+    monkeypatch.setattr(presence, 'FAILED', 1)
+    register(server, uuid).close()
+    until(lambda: not server.rendezvous.registry.counts(), 'it has left')
+    for each in (uuid, str(uuids.uuid4()), str(uuids.uuid4())):
+        mobile = connect(server)
+        mobile.send(get(each))
+        assert mobile.answer().status == 503
+    server.rendezvous.presence._hours_at = -math.inf
+
+    def failures() -> int:
+        now = time.time()
+        _, hours = state.past(entries, [uuid], now - 3600, now)[uuid]
+        return sum(hour.failures for hour in hours)
+
+    until(lambda: failures() == 1, 'it is counted')
 
 
 def test_note_on_an_entry_ends_nothing(server, join, register, entries, uuid):
