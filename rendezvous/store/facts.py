@@ -220,9 +220,12 @@ def is_fresh(refused: float, until: float) -> bool:
 def lost_at(seen: float, of: Server) -> float:
     """When one was lost that was there at `seen`, and is not there now: with the first outage since
     then, if there was one.
+
+    That may have begun a little before: the last sign of a server that is killed is ten seconds old
+    at most.
     """
-    down = (begin for begin, _ in of.outages if begin >= seen)
-    return next(down, max(seen, of.down_since or 0))
+    down = (begin for begin, end in of.outages if end > seen)
+    return max(seen, next(down, of.down_since or 0))
 
 
 def _why(value: object) -> Why | None:

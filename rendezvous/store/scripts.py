@@ -199,18 +199,18 @@ local function has(uuid) -- whether any worker does
 end
 
 local outages
-local function outage_since(at)
+local function lost_since(at) -- when one was lost that was there at that time, with an outage
   local found = not outages and redis.pcall('LRANGE', 'outages', 0, -1)
   outages = outages or found.err and {} or found
   local first
   for _, outage in ipairs(outages) do -- the newest first
-    local began = tonumber(string.match(outage, '^%S+'))
-    if began and began < at then
+    local began, ended = string.match(outage, '^(%S+) (%S+)$')
+    if not tonumber(ended) or tonumber(ended) <= at then
       break
     end
-    first = began or first
+    first = tonumber(began) or first
   end
-  return first
+  return first and math.max(first, at)
 end
 
 local function online(uuid, at)
@@ -220,7 +220,7 @@ local function online(uuid, at)
   end
   if known.state == 'online' then
     local elsewhere = batch.back[uuid] or has(uuid)
-    local lost = not elsewhere and outage_since(math.max(known.since, known.seen or 0))
+    local lost = not elsewhere and lost_since(math.max(known.since, known.seen or 0))
     if not lost or at - lost < batch.patience then
       return
     end
