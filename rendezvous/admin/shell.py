@@ -41,9 +41,15 @@ def cli(context: click.Context, port: int, host: str, no_login: bool) -> None:
         raise click.UsageError('--host must be an address, like 127.0.0.1')
     if no_login and not addresses.is_loopback(host):
         raise click.UsageError('--no-login needs a loopback --host: the network could use the page')
+    options = local.load()
+    if no_login and (options.page_url or options.page_host):
+        raise click.UsageError(
+            '--no-login needs a local.py without page_url and page_host: '
+            'whoever reaches the proxy there could use the page'
+        )
     # As click's LazyGroup: the commands start without Flask, which takes 0.2 s to import.
     page = importlib.import_module('rendezvous.admin.page')
-    page.serve(local.load(), host, port, login=not no_login)
+    page.serve(options, host, port, login=not no_login)
 
 
 for each in (

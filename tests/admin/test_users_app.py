@@ -817,6 +817,19 @@ def test_page_on_a_network_always_asks_for_a_login(shell):
         assert 'Error: --no-login needs a loopback --host' in ran.stderr
 
 
+@pytest.mark.parametrize(
+    'option', [{'page_url': 'https://admin.example.com/'}, {'page_host': 'admin.example.com'}]
+)
+def test_page_that_a_proxy_hands_on_always_asks_for_a_login(shell, option):
+    before = shell.folder.options
+    shell.folder.set(**option)
+    ran = shell.run('--port', '0', '--no-login')
+    shell.folder.options = before
+    shell.folder.set()
+    assert (ran.status, ran.stdout) == (2, '')
+    assert 'Error: --no-login needs a local.py without page_url and page_host' in ran.stderr
+
+
 def test_options_of_the_page_with_a_command_are_refused(shell):
     for options in (['--port', '1'], ['--port', '8893'], ['--host', '::1'], ['--no-login']):
         assert shell.run(*options, 'list').status == 2
