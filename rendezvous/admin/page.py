@@ -162,8 +162,7 @@ def serve(options: Options, host: str, port: int, login: bool) -> None:
     """Serves the page until SIGTERM or SIGINT. Raises ClickException or Mistake."""
     # Without it Flask would write the traceback of a fault where pywsgi throws it away.
     logging.basicConfig(format='%(message)s')
-    server, entries = page_server.listen(host, port), Entries(options)
-    entries.open()
+    server = page_server.listen(addresses.to_bind(host), port)
     url = _url(options, host, server.server_port)
 
     def link(code: str) -> str:
@@ -194,5 +193,5 @@ def _url(options: Options, host: str, port: int) -> str:
         log.warning('other machines can reach the page on %s, and nothing is encrypted', host)
     if options.page_url:
         return f'{options.page_origin}{options.page_prefix}'
-    name = host if is_loopback else options.page_host or '127.0.0.1'
+    name = addresses.to_bind(host) if is_loopback else options.page_host or '127.0.0.1'
     return f'http://{addresses.authority(name, port)}'

@@ -9,7 +9,7 @@ import socket
 import time
 
 from rendezvous.store.options import Options
-from rendezvous.wire.addresses import is_loopback
+from rendezvous.wire.addresses import is_loopback, to_bind
 from rendezvous.wire.programs import Mistake, PassingMistake
 
 log = logging.getLogger('listening')
@@ -33,7 +33,7 @@ def address(options: Options) -> tuple[str, int]:
         host = options.rendezvous_host if is_loopback(options.rendezvous_host) else '::'
     if host == '::' and not socket.has_dualstack_ipv6():
         host = '0.0.0.0'  # this machine has no IPv6
-    return host, options.rendezvous_port
+    return to_bind(host), options.rendezvous_port
 
 
 def listener(options: Options, before: socket.socket | None = None) -> socket.socket:

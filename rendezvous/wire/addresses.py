@@ -4,6 +4,7 @@ import ipaddress
 from functools import lru_cache
 from typing import NamedTuple
 
+LOCALHOST = 'localhost'
 REMEMBERED = 10_000  # addresses whose network is known already, some 3 MB
 
 
@@ -16,10 +17,24 @@ def is_number(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether it is this machine alone, for whoever is on it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host.lower() == 'localhost'
+        return host.lower() == LOCALHOST or is_below_localhost(host)
+
+
+def is_below_localhost(host: str) -> bool:
+    """Whether it is a name like rendezvous.localhost (RFC 6761 section 6.3).
+
+    It is a loopback address, and browsers and curl know that; not each system's resolver does.
+    """
+    return host.lower().endswith(f'.{LOCALHOST}')
+
+
+def to_bind(host: str) -> str:
+    """The same host by a name that each system's resolver knows."""
+    return LOCALHOST if is_below_localhost(host) else host
 
 
 def authority(host: str, port: int) -> str:

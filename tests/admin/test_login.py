@@ -165,6 +165,7 @@ def test_what_another_page_sends_is_refused_even_with_cookie_and_token(page, hea
         '127.0.0.1.evil.example:{port}',
         '127.0.0.1:{port}.evil.example',
         'localhost.evil.example',
+        'evil.localhost:{port}',
         'page.example.evil.example',
         '192.0.2.1',
         '[::ffff:192.0.2.1]',
@@ -318,6 +319,15 @@ def test_it_listens_beyond_loopback_only_with_host_and_warns(folder):
     assert program.end(signal.SIGTERM) == 0
     sentence = 'other machines can reach the page on 0.0.0.0, and nothing is encrypted'
     assert sentence in program.said()
+
+
+def test_host_below_localhost_is_this_machine_alone(folder):
+    program = folder.start('users_app.py', '--port', '0', '--host', 'page.localhost')
+    url, _ = link(program)
+    assert urlsplit(url).hostname == 'localhost'
+    assert requests.get(f'{url}/login', timeout=20).status_code == 200
+    assert program.end(signal.SIGTERM) == 0
+    assert 'other machines' not in program.said()
 
 
 def test_unusable_host_is_one_sentence(folder):

@@ -554,7 +554,7 @@ def reaches(sock: socket.socket, address: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize('name', ['localhost', 'LocalHost'])
+@pytest.mark.parametrize('name', ['localhost', 'LocalHost', 'rendezvous.localhost', 'A.LocalHost'])
 def test_localhost_is_this_machine_alone(name):
     given = {'rendezvous_host': name, 'rendezvous_port': 0}
     with listener(DEFAULTS | given) as sock:
