@@ -302,13 +302,21 @@ def test_killed_server_is_told_from_an_idle_one_and_from_a_stopped_one(folder):
     assert 'Online 0 Refused 0 Offline 1' in shown
     assert re.search('kitchen .* Offline since [0-9:]+ the server went down', shown)
     assert f'{socket.gethostname()} (process {server.pid})' in shown
-    assert 'systemctl status rendezvous; journalctl -u rendezvous -n 50 Copy' in shown
+    assert 'it was killed, hangs, or cannot reach the embedded store' in shown
+    for command in (
+        'journalctl -u rendezvous -n 50',
+        'sudo systemctl restart rendezvous',
+        'tail -n 20 server.log',
+        'bin/run.sh',
+    ):
+        assert f'{command} Copy' in shown
     assert '<title>Server down' in page.ask('GET').text
     server, port = folder.serve()
     until(lambda: 'Up for' in said() and 'is down' not in said(), 'it is up again')
     server.end()
     until(lambda: 'The rendezvous server was stopped' in said(), 'the page tells the difference', 5)
     assert 'journalctl' not in said()
+    assert 'bin/run.sh Copy' in said()
 
 
 def test_killed_store_is_an_error_and_the_page_is_there_again_with_it(folder, tmp_path):
