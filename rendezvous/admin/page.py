@@ -35,6 +35,7 @@ from rendezvous.admin.actions import LABEL_CHARACTERS, Unable
 from rendezvous.admin.changes_page import Changes
 from rendezvous.admin.entry_page import EntryPage
 from rendezvous.admin.index_page import Index
+from rendezvous.admin.local_file import LocalFile
 from rendezvous.admin.login import Login
 from rendezvous.admin.look import Looks
 from rendezvous.admin.metrics import Metrics
@@ -49,15 +50,21 @@ log = logging.getLogger('page')
 
 
 def create_app(
-    entries: Entries, options: Options, announce: Callable[[str], None] | None = None
+    entries: Entries,
+    options: Options,
+    announce: Callable[[str], None] | None = None,
+    local_file: LocalFile | None = None,
 ) -> Flask:
-    """The WSGI application. `announce` is given the login codes. None: no login is needed."""
+    """The WSGI application. `announce` is given the login codes. None: no login is needed.
+
+    `local_file`: where the options come from.
+    """
     app, looks = Flask(__name__), Looks(entries, options)
     app.extensions['looks'] = looks
     app.after_request(answers.finish)  # the first one is called last
     Login(app, options, announce, entries)
     _add_pages(app, entries, options, looks)
-    _add_words(app, options)
+    _add_words(app, options, local_file)
     app.register_error_handler(Mistake, _mistake_page)
     app.after_request(lambda response: _tell(looks, response))
     if options.page_prefix:
@@ -100,7 +107,7 @@ def _add_pages(app: Flask, entries: Entries, options: Options, looks: Looks) -> 
     app.register_error_handler(Unable, unable)
 
 
-def _add_words(app: Flask, options: Options) -> None:
+def _add_words(app: Flask, options: Options, local_file: LocalFile | None) -> None:
     """What every template may use."""
     app.jinja_env.filters |= {
         'brief': why.brief,
@@ -127,6 +134,7 @@ def _add_words(app: Flask, options: Options) -> None:
             'clock': reader.clock(),
             'in_utc': reader.in_utc(),
             'notice': certificate.notice(options),
+            'outdated': local_file.notice() if local_file else '',
             'done': changes_page.DONE.get(request.args.get('done', ''), ''),
         }
 
@@ -177,7 +185,8 @@ def serve(options: Options, host: str, port: int, login: bool) -> None:
         server.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, server.stop)
-        server.application = app = create_app(entries, options, announce if login else None)
+        to_tell = announce if login else None
+        server.application = app = create_app(entries, options, to_tell, LocalFile(options))
         make_code = app.extensions['login'].new_code
         with closing(login_link.listen(lambda: link(make_code()) if login else url)):
             gc.freeze()  # a search for garbage in all loaded modules would delay a request

@@ -679,6 +679,28 @@ def shown_at(page: Visitor, uuid: str) -> str:
     return page.ask('GET', url(uuid)).text
 
 
+def test_page_says_that_local_py_has_changed_since_it_was_started(folder):
+    page = Visitor(folder)
+    uuid, before = page.made(label='kitchen'), dict(folder.options)
+    notice = 'local.py has changed since this page was started'
+
+    def outdated(path: str = '/') -> str:
+        found = re.findall('id="outdated" role="note">(.*?)<', page.ask('GET', path).text)
+        return unescape(''.join(found))
+
+    assert outdated() == ''
+    folder.set(rendezvous_port=8443)
+    until(outdated, 'the page says so')
+    for path in ('/', url(uuid), '/log'):
+        assert outdated(path) == f'{notice}: start users_app.py again.'
+    (folder.path / 'local.py').write_text('options = {"rendezvous_prot": 1}\n')
+    mistake = f"{notice}, and has a mistake: local.py: there is no option 'rendezvous_prot'"
+    until(lambda: outdated().startswith(mistake), 'the page says that it makes no sense')
+    folder.options = before
+    folder.set()
+    until(lambda: not outdated(), 'all is well again')
+
+
 FAULT = """
 from gevent import monkey
 monkey.patch_all()
