@@ -130,11 +130,12 @@ def _add_words(app: Flask, options: Options, local_file: LocalFile | None) -> No
 
     @app.context_processor
     def of_request() -> dict[str, Any]:
+        is_admitted = request.environ[HANDLER].admitted  # strangers are not told what is wrong
         return {
             'clock': reader.clock(),
             'in_utc': reader.in_utc(),
             'notice': certificate.notice(options),
-            'outdated': local_file.notice() if local_file else '',
+            'outdated': local_file.notice() if local_file and is_admitted else '',
             'done': changes_page.DONE.get(request.args.get('done', ''), ''),
         }
 

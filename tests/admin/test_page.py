@@ -691,8 +691,9 @@ def test_page_says_that_local_py_has_changed_since_it_was_started(folder):
     assert outdated() == ''
     folder.set(rendezvous_port=8443)
     until(outdated, 'the page says so')
-    for path in ('/', url(uuid), '/log'):
+    for path in ('/', url(uuid), '/log', '/nothing'):
         assert outdated(path) == f'{notice}: start users_app.py again.'
+    assert notice not in requests.get(page.url, timeout=20).text  # to a stranger
     (folder.path / 'local.py').write_text('options = {"rendezvous_prot": 1}\n')
     mistake = f"{notice}, and has a mistake: local.py: there is no option 'rendezvous_prot'"
     until(lambda: outdated().startswith(mistake), 'the page says that it makes no sense')
