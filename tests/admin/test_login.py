@@ -39,6 +39,7 @@ def test_fetching_the_link_does_not_use_it_up(page, anonymous):
     for _ in range(3):
         response = anonymous('GET', f'/login?code={code}')
         assert (response.status_code, response.cookies.get_dict()) == (200, {})
+        assert 'press <strong>Log in</strong>' in response.text
     assert page.program.said() == before
     assert anonymous('POST', '/login', data={'code': code}, allow_redirects=False).ok
 
@@ -430,6 +431,20 @@ def test_next_is_only_ever_a_page_of_ours(fresh, path, posts):
     assert fresh.ask('GET').ok
 
 
+def test_old_login_form_that_is_reloaded_after_a_login_in_another_tab_is_what_was_wanted(fresh):
+    uuid = fresh.made(label='kitchen')
+    end_session(fresh)
+    assert 'Paste here the link' in fresh.ask('GET', f'/entries/{uuid}').text
+    sent = {'label': 'attic', 'token': fresh.token}
+    assert 'Paste here the link' in fresh.ask('POST', f'/entries/{uuid}/save', data=sent).text
+    fresh.log_in(link(fresh.program)[1])
+    assert fresh.ask('GET', f'/entries/{uuid}').ok
+    reloaded = fresh.ask('POST', f'/entries/{uuid}/save', data=sent)
+    fields = hidden(reloaded.text, f'/entries/{uuid}/save')
+    assert fresh.ask('POST', f'/entries/{uuid}/save', data=fields).ok
+    assert fresh.listed() == {uuid: 'attic'}
+
+
 def test_what_was_typed_when_a_session_ended_is_shown_again_and_done_when_they_say_so(fresh):
     uuid = fresh.made(label='kitchen')
     note = 'beside the "oven" &amp;\r\n<b>second</b> line'
@@ -519,6 +534,7 @@ def test_session_of_an_earlier_start_of_the_page_is_said_to_have_ended(folder):
     answer = requests.get(page.url, cookies=cookies, timeout=30)
     assert answer.status_code == 403
     assert 'Your session has ended.' in answer.text
+    assert 'Paste here the link' in answer.text
 
 
 def test_token_is_another_one_in_each_answer_and_all_of_a_session_work(fresh):
