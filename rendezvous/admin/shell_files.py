@@ -93,7 +93,10 @@ def import_entries(entries: Entries, options: Options, file: Path) -> None:
 def _put_back(entries: Entries, file: Path) -> Iterator[str]:
     for whole in export.read(file):
         uuid, name = whole['uuid'], whole.get('name')
-        if not store.put_back(entries, whole):
+        # put_back itself is tried again where Redis has not answered, and takes an equal entry as
+        # the one that it has just written.
+        is_there = entries.ask(lambda redis, key=uuid: redis.exists(key))
+        if is_there or not store.put_back(entries, whole):
             click.echo(f'skipped {uuid}: there is already an entry of that UUID', err=True)
             continue
         yield uuid
