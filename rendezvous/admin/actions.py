@@ -31,7 +31,10 @@ CANDIDATES = 5  # entries that an error names; the others are counted
 MADE, RENAMED, NOTED, NAMED, UNNAMED = 'made', 'renamed', 'notes', 'host name on', 'host name off'
 DISABLED, ENABLED, REKEYED, DELETED = 'disabled', 'enabled', 'new secret', 'deleted'
 CLEARED, ENDED, IMPORTED = 'wrong codes cleared', 'connection ended', 'imported'
-SECRET_SHOWN, LOGGED_IN, LOGGED_OUT = 'secret shown', 'logged in', 'logged out'
+LOGGED_IN, LOGGED_OUT = 'logged in', 'logged out'
+# Somebody has a secret now: they saw it, or got a file that holds it
+SECRET_SHOWN, FILE_GIVEN = 'secret shown', 'file given out'
+EXPORTED, BACKED_UP = 'exported', 'backup made'
 
 
 class Unable(click.ClickException):
@@ -231,6 +234,11 @@ def find_by(entries: Entries, text: str) -> dict[str, Any]:
         f'no entry has the label {wanted[:50]!r}, and no UUID begins so (with {BEGINNING} '
         'characters or more): users_app.py list shows all entries'
     )
+
+
+def secret_left(entries: Entries, what: str, uuid: str, who: Who, detail: str = '') -> None:
+    """Notes that the secret of an entry was shown, or in which file it was given out."""
+    noted(entries, what, uuid, _label(entries, uuid), who, detail)
 
 
 def noted(entries: Entries, what: str, uuid: str, label: str, who: Who, detail: str = '') -> None:

@@ -3,7 +3,7 @@
 import io
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -268,28 +268,36 @@ class Changes:
         """The one-file hidden ends, in a zip where there are several."""
         if len(uuids) == 1:
             return redirect(url_for('pack', uuid=uuids[0]), 303)
-        octets, results, names = io.BytesIO(), [], set[str]()
+        octets, results, given = io.BytesIO(), [], dict[str, str]()  # UUIDs by names of files
         with zipfile.ZipFile(octets, 'w') as archive:
             for entry in self._named(uuids):
                 sockets.take_turn()
-                try:
-                    found = actions.find(self._entries, entry['uuid'])
-                    document = files.document(found, self._options)
-                except StoreDown:
-                    raise
-                except (Unable, Mistake) as error:
-                    results.append(Result(entry, _sentence(error)))
-                    continue
-                info = zipfile.ZipInfo(_free(pack.file_name(document), entry['uuid'], names))
-                info.external_attr = 0o600 << 16  # it holds the secret
-                archive.writestr(info, pack.build(document))
-                results.append(Result(entry))
+                why = self._pack(archive, entry['uuid'], given)
+                results.append(Result(entry, why))
         if any(each.why for each in results):
             words = SEVERAL['pack']
             return render_template('several.html', what='pack', words=words, results=results)
+        for name, uuid in given.items():
+            secret = actions.FILE_GIVEN, uuid, login.who(), name
+            actions.secret_left(self._entries, *secret)
         response = Response(octets.getvalue(), mimetype='application/zip', headers=NO_REFERRER)
         response.headers.set('Content-Disposition', 'attachment', filename='hidden-servers.zip')
         return response
+
+    def _pack(self, archive: zipfile.ZipFile, uuid: str, given: dict[str, str]) -> str:
+        """Puts the file of an entry into the zip; why that cannot be done, or ''."""
+        try:
+            document = files.document(actions.find(self._entries, uuid), self._options)
+        except StoreDown:
+            raise
+        except (Unable, Mistake) as error:
+            return _sentence(error)
+        name = _free(pack.file_name(document), uuid, given)
+        info = zipfile.ZipInfo(name)
+        info.external_attr = 0o600 << 16  # it holds the secret
+        archive.writestr(info, pack.build(document))
+        given[name] = uuid
+        return ''
 
     def _named(self, uuids: list[str]) -> list[Json]:
         """What may be shown of each, in that order; only its UUID where there is no entry."""
@@ -303,11 +311,10 @@ def _uuids(texts: list[str]) -> list[str]:
     return [text for text in lower if codes.UUID.fullmatch(text)]
 
 
-def _free(name: str, uuid: str, taken: set[str]) -> str:
+def _free(name: str, uuid: str, taken: Iterable[str]) -> str:
     """A name that no other file has; those of entries with one label have a part of the UUID."""
-    if name.lower() in taken:
+    if name.lower() in {each.lower() for each in taken}:
         name = f'{name.removesuffix(".pyz")}-{uuid}.pyz'
-    taken.add(name.lower())
     return name
 
 

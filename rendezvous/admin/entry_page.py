@@ -87,19 +87,18 @@ class EntryPage:
         totp.name = ', '.join(entry['labels'])[:QR_CHARACTERS] or entry['uuid']
         with suppress(segno.DataOverflowError):  # another program has written a longer secret
             code = _qr_code(totp.provisioning_uri())
-        label = ', '.join(entry['labels'])
-        actions.noted(self._entries, 'secret shown', entry['uuid'], label, login.who())
+        actions.secret_left(self._entries, actions.SECRET_SHOWN, entry['uuid'], login.who())
         page = render_template('secret.html', entry=entry, parameters=parameters, code=code)
         return page, NO_REFERRER
 
     def file(self, uuid: UUID, suffix: str) -> Response:
         """One of the two files for the hidden server, with the entry as it is now."""
-        return _attachment(files.text(self._document(uuid), suffix), f'{uuid}.{suffix}')
+        return self._given(uuid, files.text(self._document(uuid), suffix), f'{uuid}.{suffix}')
 
     def pack(self, uuid: UUID) -> Response:
         """The hidden server's end in one file."""
         document = self._document(uuid)
-        return _attachment(pack.build(document), pack.file_name(document))
+        return self._given(uuid, pack.build(document), pack.file_name(document))
 
     def certificate(self) -> Response:
         """The certificate that clients have to trust. It is not secret."""
@@ -147,6 +146,13 @@ class EntryPage:
             'pack': _file(entry),
             'file': path if path.exists() else '',
         }
+
+    def _given(self, uuid: UUID, content: str | bytes, name: str) -> Response:
+        """A file with the secret, which the log of changes tells of."""
+        if request.method != 'HEAD':
+            given = actions.FILE_GIVEN, str(uuid), login.who(), name
+            actions.secret_left(self._entries, *given)
+        return _attachment(content, name)
 
     def _document(self, uuid: UUID) -> dict[str, Any]:
         """What its files hold, with its secret."""

@@ -49,6 +49,7 @@ def pack(entries: Entries, options: Options, chosen: tuple[str, ...], file: Path
         made.add(path)
         with _writes(path):
             atomic.write(path, packing.build(document), 0o600)
+        actions.secret_left(entries, actions.FILE_GIVEN, entry['uuid'], who(), path.name)
         click.echo(f'made {path}, with all that the hidden server needs: copy it there, and')
         click.echo(f'    python3 {shlex.quote(path.name)} 127.0.0.1:8000')
 
@@ -70,7 +71,12 @@ def export_entries(
     found = find_all(entries, chosen) if chosen else entries.all()
     with _writes(file):
         count = export.write(file, (store.whole(entries, each['uuid']) for each in found))
-    click.echo(f'made {file} with {words.plural(count, "entry", "entries")}; import takes it')
+    said = words.plural(count, 'entry', 'entries')
+    for uuid in (entry['uuid'] for entry in found if chosen):
+        actions.secret_left(entries, actions.EXPORTED, uuid, who())
+    if not chosen:
+        actions.noted(entries, actions.EXPORTED, '', '', who(), said)
+    click.echo(f'made {file} with {said}; import takes it')
     click.echo('It holds their secrets: keep it private.')
 
 
@@ -139,6 +145,7 @@ def backup(entries: Entries, options: Options, file: Path) -> None:
         raise Unable(f'{file} is in the folder of the store: choose another one')
     with _writes(file), store.backup(entries) as copy, atomic.writing(file, 0o600) as made:
         shutil.copyfileobj(copy, made)
+    actions.noted(entries, actions.BACKED_UP, '', '', who(), file.name)
     click.echo(f'made {file}, with all entries and their history. To restore it, end all programs')
     click.echo('of this folder, and then:')
     click.echo('    mv data data.old')

@@ -18,6 +18,7 @@ from rendezvous.admin.command import (
     say,
     say_json,
     some_argument,
+    who,
 )
 from rendezvous.admin.listing import ORDERS
 from rendezvous.admin.words import Clock
@@ -77,6 +78,8 @@ def show(entries: Entries, options: Options, entry: str, secret: bool, as_json: 
     clock = Clock(now=time.time())
     found = actions.find_by(entries, entry)
     known = about.find(entries, options, state.server(entries), found, clock)
+    if secret:
+        actions.secret_left(entries, actions.SECRET_SHOWN, found['uuid'], who())
     if as_json:
         say_json(about.for_programs(known, secret))
     else:

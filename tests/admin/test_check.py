@@ -149,6 +149,24 @@ def facts(folder: Folder) -> dict[str, str]:
     return {name: value.strip() for name, _, value in pairs}
 
 
+def test_log_tells_who_got_a_secret(shell, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shell.says('add', 'kitchen')
+    (kitchen,) = (each['uuid'] for each in shell.listed())
+    shell.says('show', 'kitchen')
+    shell.says('show', '--secret', 'kitchen')
+    shell.says('show', '--secret', '--json', 'kitchen')
+    shell.says('pack', 'kitchen')
+    shell.says('backup', 'copy')
+    rows = json.loads(shell.says('log', '--json'))
+    assert [(row['what'], row['uuid'], row['label'], row['detail']) for row in rows[:-1]] == [
+        ('backup made', '', '', 'copy'),
+        ('file given out', kitchen, 'kitchen', 'kitchen.pyz'),
+        ('secret shown', kitchen, 'kitchen', ''),
+        ('secret shown', kitchen, 'kitchen', ''),
+    ]
+
+
 def test_log_tells_what_was_done_by_whom_and_when(shell, monkeypatch):
     monkeypatch.setenv('SUDO_USER', 'alice')
     ran = shell.run('log')

@@ -73,6 +73,7 @@ def test_what_is_exported_and_deleted_comes_back_with_its_secret_and_its_past(
     shell.says('disable', '--yes', 'Küche')
     before = {uuid: everything(shell, uuid) for uuid in found}
     assert shell.says('export', '--out', str(file)).startswith(f'made {file} with 3 entries; ')
+    assert logged(shell)[0] == ('exported', '', '3 entries')
     shell.says('delete', '--yes', *found)
     assert shell.listed() == []
     ran = shell.run('import', str(file))
@@ -82,6 +83,12 @@ def test_what_is_exported_and_deleted_comes_back_with_its_secret_and_its_past(
     assert [each['name'] for each in shell.listed()] == ['kitchen', '', '']
     (done,) = json.loads(shell.says('log', '--json', '-n', '1'))
     assert (done['what'], done['uuid'], done['detail']) == ('imported', '', '3 entries')
+
+
+def logged(shell) -> list[tuple[str, str, str]]:
+    """What was done, to which entry, the last first."""
+    rows = json.loads(shell.says('log', '--json'))
+    return [(row['what'], row['uuid'], row['detail']) for row in rows]
 
 
 def lines(file: Path) -> list[str]:
@@ -100,6 +107,10 @@ def test_entry_that_is_there_stays_as_it_is(shell, tmp_path):
     said = shell.says('export', '--out', str(file), 'kitchen', garage[:8])
     assert said.startswith(f'made {file} with 2 entries; ')
     assert {uuid_of(line) for line in lines(file)} == {kitchen, garage}
+    assert logged(shell)[:2] == [('exported', garage, ''), ('exported', kitchen, '')]
+    ran = shell.run('import', str(file))  # all of it is there, and the same
+    assert (ran.status, ran.stdout, len(ran.stderr.splitlines())) == (0, '', 2)
+    assert logged(shell)[0] == ('exported', garage, '')
     shell.says('rename', 'kitchen', 'new')
     shell.says('rekey', '--yes', 'new')
     before = everything(shell, kitchen)

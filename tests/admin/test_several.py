@@ -284,6 +284,25 @@ def test_answer_that_is_loaded_again_does_nothing_again(page):
     assert [what for what, *_ in log(page)] == ['made', 'new secret']
 
 
+def test_log_has_each_file_with_a_secret_that_was_given_out(page):
+    kitchen, attic = (page.made(label=label) for label in ('kitchen', 'attic'))
+    for name in (f'{kitchen}.pyz', f'{kitchen}.json', f'{attic}.js'):
+        assert page.ask('HEAD', f'/entries/{name}').ok
+        assert page.ask('GET', f'/entries/{name}').ok
+    assert several(page, 'pack', [kitchen, attic]).ok
+    page.change(attic, 'secret')
+    rows = [json.loads(row) for row in page.folder.redis('LRANGE', 'log', 0, 5)]
+    assert len({row['who'] for row in rows}) == 1
+    assert [(row['what'], row['uuid'], row['label'], row['detail']) for row in rows] == [
+        ('secret shown', attic, 'attic', ''),
+        ('file given out', attic, 'attic', 'attic.pyz'),
+        ('file given out', kitchen, 'kitchen', 'kitchen.pyz'),
+        ('file given out', attic, 'attic', f'{attic}.js'),
+        ('file given out', kitchen, 'kitchen', f'{kitchen}.json'),
+        ('file given out', kitchen, 'kitchen', 'kitchen.pyz'),
+    ]
+
+
 def test_packs_of_several_come_as_one_zip_and_run(page, tmp_path):
     made = [page.made(label=label) for label in ('kitchen', 'Kitchen', 'attic')]
     response = several(page, 'pack', made)
