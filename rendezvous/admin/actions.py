@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import click
 
 from rendezvous.admin import entry_files as files
+from rendezvous.admin import words
 from rendezvous.store import action_log, entry_json, names, questions, saving, state
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
@@ -208,8 +209,28 @@ def find(entries: Entries, uuid: str) -> dict[str, Any]:
     """The entry. If its value in Redis makes no sense, only its UUID."""
     uuid = _checked_uuid(uuid)
     entry = entries.get(uuid)
-    entry or entries.ask(lambda redis: redis.exists(uuid)) or _no_entry(uuid)
+    entry or is_there(entries, uuid) or _no_entry(uuid)
     return entry or {'uuid': uuid}
+
+
+def is_there(entries: Entries, uuid: str) -> bool:
+    """Whether that UUID has an entry, even one that makes no sense."""
+    return bool(entries.ask(lambda redis: redis.exists(uuid)))
+
+
+def has_label(entry: dict[str, Any], wanted: str) -> bool:
+    """Whether it is one of an entry's labels, or all of them, in any case of letters."""
+    labels = entry['labels']
+    return wanted.casefold() in {each.casefold() for each in (*labels, ', '.join(labels))}
+
+
+def same_label(count: int) -> str:
+    """That so many others have the label of an entry; '' where none has."""
+    if not count:
+        return ''
+    has = 'has' if count == 1 else 'have'
+    others = words.plural(count, 'other entry', 'other entries')
+    return f'{others} {has} this label: commands need the UUID then.'
 
 
 def find_by(entries: Entries, text: str) -> dict[str, Any]:
@@ -223,7 +244,7 @@ def find_by(entries: Entries, text: str) -> dict[str, Any]:
     if not wanted:
         raise Unable('give the UUID of an entry, the beginning of it, or the label')
     every = entries.all()
-    found = [each for each in every if _has_label(each, wanted)]
+    found = [each for each in every if has_label(each, wanted)]
     if not found and len(wanted) >= BEGINNING:
         found = [each for each in every if each['uuid'].startswith(wanted.lower())]
     if len(found) == 1:
@@ -279,11 +300,6 @@ def _label(entries: Entries, uuid: str) -> str:
     with suppress(StoreDown):
         return ', '.join((entries.shown(uuid) or {}).get('labels', ()))
     return ''
-
-
-def _has_label(entry: dict[str, Any], wanted: str) -> bool:
-    labels = entry['labels']
-    return wanted.casefold() in {each.casefold() for each in (*labels, ', '.join(labels))}
 
 
 def _several(wanted: str, found: list[dict[str, Any]]) -> str:

@@ -16,7 +16,7 @@ from rendezvous.admin import entry_files as files
 from rendezvous.admin.actions import Unable
 from rendezvous.admin.login import NO_REFERRER
 from rendezvous.admin.look import Looks
-from rendezvous.store import action_log, state
+from rendezvous.store import action_log, names, state
 from rendezvous.store.entries import DIGITS, Entries, StoreDown
 from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
@@ -43,6 +43,13 @@ DONE = {
     'end': 'The connection is ended.',
     'delete': 'The entry is deleted.',
 }
+
+
+def said() -> str:
+    """What the page says was done, by its address; '' where that says nothing."""
+    done = DONE.get(request.args.get('done', ''), '')
+    others = max(request.args.get('others', 0, int), 0) if done else 0
+    return ' '.join(filter(None, (done, actions.same_label(others))))
 
 
 class Several(NamedTuple):
@@ -145,7 +152,8 @@ class Changes:
             asked,
             lambda: actions.create(self._entries, self._options, *asked, who),
         )
-        return redirect(url_for('entry', uuid=made.name, done='create'), 303)
+        others = self._with_label(request.form.get('label', ''), made.name)
+        return redirect(url_for('entry', uuid=made.name, done='create', others=others or None), 303)
 
     def change(self, uuid: UUID, what: str) -> ResponseReturnValue:
         """POST /entries/UUID/WHAT: does what one of the forms of an entry says."""
@@ -194,6 +202,12 @@ class Changes:
             number=number,
             last=last,
         )
+
+    def _with_label(self, label: str, uuid: str) -> int:
+        """How many entries but that one have the label, as far as the page knows."""
+        wanted = label.strip().casefold()
+        rows = self._looks.current().rows if wanted else []
+        return sum(row.words[0] == wanted and row.uuid != uuid for row in rows)
 
     def _change(self, uuid: str, what: str) -> str:
         """What to say then."""
@@ -262,7 +276,29 @@ class Changes:
         ]
         if not rows:
             raise Unable('these hidden servers have no entries any more')
-        return render_template('several.html', what=what, words=SEVERAL[what], rows=rows)
+        unnamed = self._unnamed([entry for entry, _ in rows]) if what == 'name' else {}
+        values = {'words': SEVERAL[what], 'rows': rows, 'unnamed': unnamed}
+        return render_template('several.html', what=what, **values)
+
+    def _unnamed(self, chosen: list[Json]) -> dict[str, str]:
+        """Why the labels of some cannot be host names, by UUID, as it is now."""
+        holders, why = names.known(self._entries), dict[str, str]()
+        uuids = {entry['uuid'] for entry in chosen}
+        for uuid, labels in ((entry['uuid'], entry['labels']) for entry in chosen):
+            try:
+                name = names.checked(labels[0]) if labels else ''
+            except Mistake as mistake:
+                why[uuid] = str(mistake)
+                continue
+            holder = holders.get(name) or str(uuid)
+            if not name:
+                why[uuid] = 'it has no label'
+            elif holder == uuid or not actions.is_there(self._entries, holder):
+                holders[name] = uuid
+            else:
+                others = 'another one of these' if holder in uuids else 'another entry'
+                why[uuid] = f'{others} has the host name {name}'
+        return why
 
     def _packs(self, uuids: list[str]) -> ResponseReturnValue:
         """The one-file hidden ends, in a zip where there are several."""

@@ -136,7 +136,7 @@ def _add_words(app: Flask, options: Options, local_file: LocalFile | None) -> No
             'in_utc': reader.in_utc(),
             'notice': certificate.notice(options),
             'outdated': local_file.notice() if local_file and is_admitted else '',
-            'done': changes_page.DONE.get(request.args.get('done', ''), ''),
+            'done': changes_page.said(),
         }
 
 

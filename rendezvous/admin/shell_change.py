@@ -11,6 +11,7 @@ from rendezvous.admin.command import (
     entries_argument,
     entry_argument,
     find_all,
+    say,
     show_files,
     who,
     yes_option,
@@ -39,6 +40,9 @@ def add(entries: Entries, options: Options, uuid: str, digits: int, label: str) 
     user = '' if options.names_domain else f', with any password and the user name {files.name}'
     click.echo(f'{entry_files.url(options, files.name)}  for mobile clients{user}')
     click.echo(entries.where())
+    if wanted := label.strip():
+        same = [each for each in entries.all() if actions.has_label(each, wanted)]
+        say(filter(None, [actions.same_label(len(same) - 1)]))
 
 
 @command

@@ -101,8 +101,7 @@ def _put_back(entries: Entries, file: Path) -> Iterator[str]:
         uuid, name = whole['uuid'], whole.get('name')
         # put_back itself is tried again where Redis has not answered, and takes an equal entry as
         # the one that it has just written.
-        is_there = entries.ask(lambda redis, key=uuid: redis.exists(key))
-        if is_there or not store.put_back(entries, whole):
+        if actions.is_there(entries, uuid) or not store.put_back(entries, whole):
             click.echo(f'skipped {uuid}: there is already an entry of that UUID', err=True)
             continue
         yield uuid

@@ -252,6 +252,37 @@ def test_several_are_disabled_enabled_rekeyed_and_deleted(page):
     assert [what for what, *_ in log(page)].count('deleted') == 3
 
 
+def test_question_tells_which_labels_cannot_be_host_names(names):
+    labels = 'kitchen', 'Kitchen', 'attic', 'in the loft', '', 'garden'
+    uuids = [names.made(label=label) for label in labels]
+    other, gone = (names.made(label=label) for label in ('attic', 'garden'))
+    for uuid in other, gone:
+        assert names.send(f'/entries/{uuid}/save', named='1').ok
+    names.folder.redis('DEL', gone)  # by another program; its name is free
+    question = several(names, 'name', uuids)
+    cells = re.findall('<td data-name="host name">(.*)', question.text)
+    first, second, third, fourth, fifth, sixth = (re.sub('<.*?>', '', cell) for cell in cells)
+    assert (first, sixth) == ('kitchen.names.example', 'garden.names.example')
+    assert second == 'none: another one of these has the host name kitchen'
+    assert third == 'none: another entry has the host name attic'
+    assert fourth.startswith('none: a name has 1 to 63 characters')
+    assert fifth == 'none: it has no label'
+    done = do(names, 'name', uuids)
+    assert text(done).startswith('Host names 2 are given a host name, 4 are not.')
+
+
+def test_page_says_that_other_entries_have_the_label(page):
+    assert 'this label' not in page.create(label='Kitchen').text
+    said = '1 other entry has this label: commands need the UUID then.'
+    assert said in text(page.create(label='kitchen'))
+    assert '2 other entries have this label: commands' in text(page.create(label=' kitchen '))
+    assert 'this label' not in page.create(label='').text
+    assert 'this label' not in page.create(label='').text
+    for nonsense in ('x', '-1', '<b>', '9' * 5000):
+        assert page.ask('GET', f'/?done=save&others={nonsense}').ok
+    assert 'this label' not in page.ask('GET', '/?others=3').text
+
+
 def test_one_that_cannot_be_is_told_with_why_and_the_others_are_done(names):
     kitchen, attic, none, gone = [
         names.made(label=label) for label in ('Kitchen', 'in the <b>attic</b>', '', 'gone')

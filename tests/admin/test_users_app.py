@@ -817,6 +817,15 @@ def test_page_on_a_network_always_asks_for_a_login(shell):
         assert 'Error: --no-login needs a loopback --host' in ran.stderr
 
 
+def test_label_that_other_entries_have_is_told(shell):
+    said = 'this label: commands need the UUID then.'
+    assert said not in shell.says('add', 'kitchen')
+    assert f'1 other entry has {said}' in shell.says('add', 'Kitchen')
+    assert f'2 other entries have {said}' in shell.says('add', 'kitchen')
+    for label in ('attic', '', ''):
+        assert said not in shell.says('add', label)
+
+
 @pytest.mark.parametrize(
     'option', [{'page_url': 'https://admin.example.com/'}, {'page_host': 'admin.example.com'}]
 )
