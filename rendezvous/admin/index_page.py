@@ -122,6 +122,7 @@ class Index:
             rows=len(rows),
             start=start,
             lines=lines,
+            shared=look.shared,
             last=last,
             server=summary.of(self._options, look.server, hours, clock),
             title=_title(look),

@@ -34,6 +34,7 @@ class Look(NamedTuple):
     server: state.Server
     rows: list[Row]  # sorted by label, as people do
     counts: dict[str, int]  # by state
+    shared: frozenset[str] = frozenset()  # labels that several have, in small letters
 
 
 class Shared(Generic[T]):
@@ -149,7 +150,9 @@ class Looks:
         self._changed = set()
         ordered = self._book.ordered()
         counts = Counter(row.known.state for row in ordered)
-        return Look(server, ordered, {each: counts[each] for each in state.STATES})
+        labels = Counter(row.words[0] for some in slices(ordered) for row in some)
+        shared = frozenset(label for label, count in labels.items() if count > 1)
+        return Look(server, ordered, {each: counts[each] for each in state.STATES}, shared)
 
 
 class Facts:
