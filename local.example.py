@@ -77,7 +77,8 @@ options = {
     # is one: 'https://admin.example.com/rendezvous/'. Its host counts as page_host, the login link
     # begins with it, and the cookie of the login goes over HTTPS alone.
     'page_url': None,
-    # The token with which Prometheus may fetch /metrics from that page; '': there is no such page.
-    # This prints one: .venv/bin/python -c 'import secrets; print(secrets.token_urlsafe())'
+    # The token with which Prometheus may fetch /metrics from that page, of at least 20 characters;
+    # '': there is no such page. This prints a token:
+    # .venv/bin/python -c 'import secrets; print(secrets.token_urlsafe())'
     'metrics_token': '',
 }
