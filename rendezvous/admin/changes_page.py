@@ -4,6 +4,7 @@ import io
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -206,8 +207,10 @@ class Changes:
     def _with_label(self, label: str, uuid: str) -> int:
         """How many entries but that one have the label, as far as the page knows."""
         wanted = label.strip().casefold()
-        rows = self._looks.current().rows if wanted else []
-        return sum(row.words[0] == wanted and row.uuid != uuid for row in rows)
+        with suppress(StoreDown):  # the entry is made all the same
+            rows = self._looks.current().rows if wanted else []
+            return sum(row.words[0] == wanted and row.uuid != uuid for row in rows)
+        return 0
 
     def _change(self, uuid: str, what: str) -> str:
         """What to say then."""
