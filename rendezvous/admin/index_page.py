@@ -127,6 +127,7 @@ class Index:
             server=summary.of(self._options, look.server, hours, clock),
             title=_title(look),
             icon=_icon(look),
+            missing=_missing(look),
             error=error,
             refresh=wanted.url(page=wanted.page),
         )
@@ -215,9 +216,14 @@ def _title(look: Look) -> str:
         return 'Server down'
     if not look.rows:
         return 'Hidden servers'
-    missing = look.counts[OFFLINE] + look.counts[REFUSED]
+    missing = _missing(look)
     said = f'{look.counts[ONLINE]} of {len(look.rows)} online'
     return f'({missing} offline) {said}' if missing else said
+
+
+def _missing(look: Look) -> int:
+    """How many should be online and are not. While the server is down that says it all: 0."""
+    return look.counts[OFFLINE] + look.counts[REFUSED] if look.server.workers else 0
 
 
 def _icon(look: Look) -> str:

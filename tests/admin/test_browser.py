@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import gevent
 import pytest
@@ -78,6 +78,8 @@ def test_it_comes_online_and_goes_offline_by_itself(story, browser, download):
     assert browser.run(ICON) != icon
     hidden.end(9)
     story.until_it_is('kitchen', 'offline')
+    assert browser.run('return document.title') == '(1 offline) 0 of 1 online · rendezvous'
+    assert '>1</text>' in unquote(browser.run(ICON)), 'the icon says how many'
     assert browser.run('return document.activeElement === window.link')  # nothing else changed
 
 
