@@ -82,7 +82,8 @@ def test_programs_that_start_together_share_one_store(folder):
     ]
     (server, port), page, entry = (each.get() for each in starting)
     assert registers(folder, port, entry)
-    assert set(page.listed()) == {entry['uuid'][0]}
+    listed = {entry['uuid'][0]}
+    until(lambda: set(page.listed()) == listed, 'the page looks again, after a second')
     until(lambda: len(folder.stores()) == 1, 'one store is left')
     ours = server.pid, page.program.pid
     assert os.getpgid(*folder.stores()) not in ours  # Ctrl-C does not reach it
