@@ -19,6 +19,7 @@ from rendezvous.store.options import DEFAULTS
 from rendezvous.store.presence import Presence
 from rendezvous.store.state import Hour, Known, Rendezvous, Why
 from rendezvous.wire import codes
+from rendezvous.wire.sockets import TURN_SECONDS
 
 
 def change(entries, uuid: str, **values) -> None:
@@ -599,7 +600,7 @@ def test_many_entries_keep_nobody_waiting(server, entries):
         told.note_online(uuid, '192.0.2.1')
         told.note_rendezvous(uuid, at=1.0, **ROW)
     text, took = json.dumps(entry), {}
-    all_at_once = seconds_for(made, text)  # some 50 ms, of which 20 were wanted
+    all_at_once = seconds_for(made, text)  # 10 to 50 ms
     for name, do in {
         'writes': lambda: told.write(dict.fromkeys(made, (1, 1))),
         'entries': entries.all,
@@ -620,9 +621,10 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     told.write({})
     entries.ask(lambda redis: redis.flushall())
     gc.unfreeze()
-    # The processor may have become slower meanwhile: the others of this machine decide.
+    # The processor may have become slower meanwhile: the others of this machine decide. A turn is
+    # 4 ms and a slice long, and on a fast one that is half of all.
     all_at_once = max(all_at_once, seconds_for(made, text))
-    assert max(took.values()) < all_at_once / 2, took
+    assert max(took.values()) < max(all_at_once / 2, 2 * TURN_SECONDS), took
 
 
 def test_what_happens_while_redis_is_away_is_written_later(
