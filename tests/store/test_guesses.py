@@ -207,7 +207,7 @@ def test_flood_of_an_address_asks_redis_a_hundred_times(server, guess, entries, 
     assert guess(server, uuid, code(entries, uuid), '127.0.0.2').status == 200
     statuses = Counter(each.get().status for each in flood)
     assert statuses == {401: 100, 429: 200}
-    assert asked[True] == 1
+    assert asked[True] in (1, 2)  # once more if it is told meanwhile that the entry was made
     assert asked[False] < 100 + rations.AT_ONCE
 
 
