@@ -135,9 +135,10 @@ def _matters(row: Refusals, known: Known, clock: Clock) -> bool:
     is_late = clock.present() - row.last > lately
     if known.state == ONLINE and (is_late or row.why.kind == 'wrong'):  # limits keep guessers out
         return False
-    if known.state in (REFUSED, NEVER) or known.since is None:
+    if known.state == NEVER or known.since is None:
         return True
-    return row.last > known.since - (SLACK_SECONDS if known.state == OFFLINE else 0)
+    slack = SLACK_SECONDS if known.state in (OFFLINE, REFUSED) else 0
+    return row.last > known.since - slack  # what was before it was last online is over
 
 
 def beside(found: list[Refusals], known: Known, clock: Clock, used_up: float | None = None) -> str:

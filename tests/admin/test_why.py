@@ -89,7 +89,7 @@ def test_what_was_before_it_came_online_is_over():
     rows = refused(AHEAD, 7200), refused(Why('former'), 60, ELSEWHERE)
     assert kinds(advised(*rows, of=known(ONLINE))) == ['former']
     assert kinds(advised(*rows, of=known(OFFLINE))) == ['former']
-    assert kinds(advised(*rows, of=known(REFUSED))) == ['former', 'clock']
+    assert kinds(advised(*rows, of=known(REFUSED))) == ['former']
     assert kinds(advised(*rows, of=known(NEVER))) == ['former', 'clock']
 
 
