@@ -189,4 +189,5 @@ class Facts:
     def _may_lapse(self, uuid: str) -> bool:
         """Whether it is in a state that ends by itself."""
         known = self.known.get(uuid)
-        return bool(known and known.state == state.REFUSED)
+        has_left = known and known.state == state.ONLINE and not (known.waiting or known.pipes)
+        return bool(has_left or (known and known.state == state.REFUSED))

@@ -14,6 +14,9 @@ from rendezvous.store.entry_json import Json, number, printable
 
 ONLINE, REFUSED, OFFLINE, DISABLED, NEVER = 'online', 'refused', 'offline', 'disabled', 'never seen'
 STATES = ONLINE, REFUSED, OFFLINE, DISABLED, NEVER
+# Since it left: a hidden server registers again at once after a visit, or with a new worker, which
+# tells of it within a second.
+LEFT_SECONDS = 2.5
 REFUSED_SECONDS = 5 * 60  # after the last refusal; hidden.py tries again each minute at the latest
 MINUTE, HOUR_SECONDS, DAY_SECONDS = 60, 3600, 86_400
 MAX_OCTETS = 2**53  # JavaScript's numbers are exact up to here
@@ -208,6 +211,8 @@ def known_from(text: object, counts: tuple[int, int], of: Server) -> Known:
     if found.first is None:
         return found
     if state == ONLINE:  # the workers that had it were killed, or it has left this moment
+        if seen and time.time() - seen < LEFT_SECONDS and of.down_since is None:
+            return found._replace(state=ONLINE, since=since)
         since = lost_at(max(since, seen or 0), of)
     return found._replace(state=OFFLINE, since=since)
 

@@ -65,7 +65,7 @@ def test_each_row_says_its_state_and_since_when(page, soon, start, register, con
     connect(server).send(connect_request(camera, '00000000'))
     page.entries.disable(pihole)
     clock = r'[012]\d:[0-5]\d'
-    row = until_row(page, 'kitchen', 'Online')
+    row = until_row(page, 'kitchen', 'Online.* 1 - none')
     assert re.fullmatch(f'kitchen {kitchen} Online since {clock} from 127.0.0.1 - 1 - none', row)
     row = until_row(page, 'camera', 'Refused')
     assert re.fullmatch(rf'camera {camera} Refused \d s ago Wrong code - - - none', row)

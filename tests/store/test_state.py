@@ -352,12 +352,29 @@ def test_killed_worker_is_gone_at_once(entries, uuid, work):
     there.write()
     here.kill()
     assert [each.name for each in state.server(entries).workers] == [there.name]
-    found = known(entries, uuid)
-    assert (found.state, found.waiting) == (OFFLINE, 0)
-    assert found.since <= time.time()
+    assert known(entries, uuid).waiting == 0
+
+    def is_offline() -> bool:
+        return state.known_of(entries, state.server(entries), uuid).state == OFFLINE
+
+    until(is_offline, 'it has not come to another worker')
+    assert known(entries, uuid).since <= time.time()
     there.kill()
     server = state.server(entries)
     assert (server.workers, server.down_since) == ([], server.heard.at)
+
+
+def test_one_that_changes_workers_is_online_all_the_time(entries, uuid, work):
+    """What it left is told at once, and that it is elsewhere a second later."""
+    here, there = work(), work()
+    here.online(uuid)
+    there.write()
+    here.presence.note_online(uuid, ADDRESS)
+    here.presence.stop()
+    left = known(entries, uuid)
+    assert (left.state, left.waiting) == (ONLINE, 0)
+    there.online(uuid)
+    assert known(entries, uuid)[:3] == (ONLINE, left.since, 1)
 
 
 def test_worker_that_hangs_is_gone_after_a_while(entries, uuid, work, monkeypatch):
