@@ -181,15 +181,18 @@ def serve(options: Options, host: str, port: int, login: bool) -> None:
         with suppress(OSError):  # nobody reads the output any more
             click.echo(f'To log in, open this link, which works once: {link(code)}')
 
+    def fresh_link() -> str:
+        return link(server.application.extensions['login'].new_code()) if login else url
+
     with closing(Entries(options)) as entries:
         entries.open()
         server.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, server.stop)
         to_tell = announce if login else None
-        server.application = app = create_app(entries, options, to_tell, LocalFile(options))
-        make_code = app.extensions['login'].new_code
-        with closing(login_link.listen(lambda: link(make_code()) if login else url)):
+        # It listens before the first link is told: who has read that may ask for another one.
+        with closing(login_link.listen(fresh_link)):
+            server.application = create_app(entries, options, to_tell, LocalFile(options))
             gc.freeze()  # a search for garbage in all loaded modules would delay a request
             if not login:
                 click.echo(f'The page is at {url}')
