@@ -192,7 +192,7 @@ def _past(rows: list[Rendezvous], clock: Clock) -> list[str]:
 def _week(about: About) -> list[str]:
     """How long of it the hidden server was online, and what went through."""
     total = Hour(*map(sum, zip(*about.hours, strict=True)))
-    said = [pictures.week_words(about.week)]
+    said = [pictures.week_words(about.week, about.week[-1].end)]
     if total.visits:
         traffic = f'{words.size(total.down)} down, {words.size(total.up)} up'
         said.append(f'{words.plural(total.visits, "rendezvous", "rendezvous")}: {traffic}')

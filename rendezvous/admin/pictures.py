@@ -9,7 +9,7 @@ a label, one sentence that says what it shows.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, dropwhile, groupby, pairwise
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Ch
 
 UNKNOWN = 'unknown'  # no server ran, or it is yet to come
 WIDTH, HEIGHT = 10_000, 16  # of a bar
+RETURN_SECONDS = 60  # after an outage; hidden.py tries again each minute at the latest
 COLUMNS = 1000  # of a bar, at most; a screen has hardly more pixels for it
 # Where each state stands in a bar, from the top, and how high: height and colour both tell them
 # apart. Never seen and unknown are a gap.
@@ -51,11 +52,13 @@ class Span(NamedTuple):
 
 
 class Share(NamedTuple):
-    """How a window was shared out, without the time that nothing is known of."""
+    """How a window was shared out, from when the hidden server first came online."""
 
     percent: int  # online; 100 only if it was never anything else
     times: int  # it was offline or refused
     seconds: float  # it was offline or refused in all
+    outages: int = 0  # of the server
+    down: float = 0  # seconds that these took in all
 
 
 def spans(
@@ -168,30 +171,59 @@ def day_words(found: list[Span], clock: Clock) -> str:
     return f'Last 24 hours: {state_words(found, clock)}'
 
 
-def week_words(found: list[Span]) -> str:
-    """`online 94 % of it; offline 3 times, 8 h 53 min`; '' where that says too little."""
-    part = share(found)
+def week_words(found: list[Span], now: float) -> str:
+    """`online 94 % of it; offline 3 times, 8 h 53 min; the server was down once, 1 min`; '' where
+    that says too little.
+    """
+    part = share(found, now)
     if not part or any(span.state == DISABLED for span in found):
         return ''
-    if not part.times:
-        return 'online throughout'
-    often = {1: 'once', 2: 'twice'}.get(part.times, f'{part.times} times')
-    return f'online {part.percent} % of it; offline {often}, {words.length(part.seconds)}'
+    said = [f'online {part.percent} % of it']
+    if part.times:
+        said.append(f'offline {_often(part.times)}, {words.length(part.seconds)}')
+    if part.outages:
+        said.append(f'the server was down {_often(part.outages)}, {words.length(part.down)}')
+    return '; '.join(said) if said[1:] else 'online throughout'
 
 
-def share(found: list[Span]) -> Share | None:
-    """None: it was never online, offline or refused, or nothing is known."""
-    kinds = groupby((span for span in found if span.state != UNKNOWN), _kind)
-    seconds = {'online': 0.0, 'offline': 0.0}
-    times = 0
-    for kind, some in kinds:
-        if kind in seconds:
-            seconds[kind] += sum(span.seconds for span in some)
-            times += kind == 'offline'
-    whole = sum(seconds.values())
-    if not whole:
+def _often(times: int) -> str:
+    return {1: 'once', 2: 'twice'}.get(times, f'{times} times')
+
+
+def share(found: list[Span], now: float) -> Share | None:
+    """None: it was never online."""
+    some = _with_returns(_since_first([Span(a, min(b, now), c) for a, b, c in found if a < now]))
+    online = sum(span.seconds for span in some if span.state == ONLINE)
+    if not online:
         return None
-    return Share(math.floor(100 * seconds['online'] / whole), times, seconds['offline'])
+    known = groupby((span for span in some if span.state != UNKNOWN), _kind)
+    times = sum(kind == 'offline' for kind, _ in known)
+    offline = sum(span.seconds for span in some if _kind(span) == 'offline')
+    downs = [
+        span.seconds
+        for before, span in pairwise([Span(0, 0, ONLINE), *some])
+        if span.state == UNKNOWN and before.state != DISABLED
+    ]
+    percent = math.floor(100 * online / (online + offline + sum(downs)))
+    return Share(percent, times, offline, len(downs), sum(downs))
+
+
+def _since_first(found: list[Span]) -> list[Span]:
+    """From when it came online for the first time, if that is within them."""
+    never = [number for number, span in enumerate(found) if span.state == NEVER]
+    after = found[never[-1] + 1 :] if never else found
+    return list(dropwhile(lambda span: span.state != ONLINE, after)) if never else after
+
+
+def _with_returns(found: list[Span]) -> list[Span]:
+    """An outage of the server lasts until the hidden server is back, where that is soon."""
+    some: list[Span] = []
+    bounds = [Span(0, 0, ''), *found, Span(0, 0, '')]
+    for before, span, after in zip(bounds, found, bounds[2:], strict=False):
+        is_return = span.state == OFFLINE and UNKNOWN in (before.state, after.state)
+        is_soon = span.seconds <= RETURN_SECONDS
+        _append(some, span._replace(state=UNKNOWN) if is_return and is_soon else span)
+    return some
 
 
 def _is_online(span: Span) -> bool:

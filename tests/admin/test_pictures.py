@@ -231,27 +231,65 @@ def test_words_say_that_the_server_was_not_there():
 def test_any_day_can_be_said(changes, outages, until):
     found = spans(changes, NOON - DAY, NOON, until, outages)
     assert re.fullmatch(r'Last 24 hours: [\w:;, ]+', pictures.day_words(found, CLOCK))
-    part = pictures.share(found)
+    part = pictures.share(found, NOON)
     assert part is None or 0 <= part.percent <= 100
 
 
 def test_share_never_says_100_percent_of_one_that_was_away():
     found = day('-9 00:00 online', '06:00 offline', '06:01 refused', '06:02 online')
-    assert pictures.share(found) == Share(99, 1, 120)
-    assert pictures.share(day('-9 00:00 online')) == Share(100, 0, 0)
-    assert pictures.share(day('-9 00:00 disabled')) is None
+    assert pictures.share(found, NOON) == Share(99, 1, 120)
+    assert pictures.share(day('-9 00:00 online'), NOON) == Share(100, 0, 0)
+    assert pictures.share(day('-9 00:00 disabled'), NOON) is None
     half = day('-9 00:00 online', '-1 18:00 offline', '00:00 disabled', until='11:00')
-    assert pictures.share(half) == Share(50, 1, 6 * HOUR)
+    assert pictures.share(half, at('11:00')) == Share(50, 1, 6 * HOUR)
 
 
 def test_week_in_words():
-    assert pictures.week_words(day('-9 00:00 online')) == 'online throughout'
-    found = day('-9 00:00 online', '06:00 offline', '06:30 online')
-    assert pictures.week_words(found) == 'online 97 % of it; offline once, 30 min'
-    found = day('-9 00:00 online', '-1 13:00 offline', '06:30 online', '08:00 offline')
-    assert pictures.week_words(found) == 'online 10 % of it; offline twice, 21 h 30 min'
-    assert pictures.week_words(day()) == ''
-    assert pictures.week_words(day('-9 00:00 online', '08:00 disabled')) == ''
+    assert week_of('-9 00:00 online') == 'online throughout'
+    found = week_of('-9 00:00 online', '06:00 offline', '06:30 online')
+    assert found == 'online 97 % of it; offline once, 30 min'
+    found = week_of('-9 00:00 online', '-1 13:00 offline', '06:30 online', '08:00 offline')
+    assert found == 'online 10 % of it; offline twice, 21 h 30 min'
+    assert week_of() == ''
+    assert week_of('-9 00:00 online', '08:00 disabled') == ''
+
+
+def test_outages_of_the_server_are_said_as_such_in_the_words_of_a_week():
+    outages = ('03:00', '03:10'), ('04:00', '04:10'), ('05:00', '05:10')
+    words = 'online 97 % of it; the server was down 3 times, 30 min'
+    assert week_of('-9 00:00 online', outages=outages) == words
+    # It takes the hidden server a moment to come back.
+    back = '-9 00:00 online', '03:00 offline', '03:11 online'
+    words = 'online 99 % of it; the server was down once, 11 min'
+    assert week_of(*back, outages=outages[:1]) == words
+    # One that did not come back then was offline, too.
+    away = '-9 00:00 online', '03:00 offline', '04:10 online'
+    words = 'online 95 % of it; offline once, 1 h; the server was down once, 10 min'
+    assert week_of(*away, outages=outages[:1]) == words
+
+
+def test_server_that_is_down_now_is_said_in_the_words_of_a_week_and_the_future_is_not():
+    online = Change(NOON - 9 * DAY, ONLINE)
+    to_midnight = spans([online], NOON - DAY, NOON + DAY / 2, NOON)
+    assert pictures.week_words(to_midnight, NOON) == 'online throughout'
+    words = 'online 66 % of it; the server was down once, 12 h'
+    assert pictures.week_words(to_midnight, NOON + DAY / 2) == words
+    just_left = spans([online, Change(NOON - 30, OFFLINE)], NOON - DAY, NOON + DAY / 2, NOON)
+    assert pictures.week_words(just_left, NOON) == 'online 99 % of it; offline once, 30 s'
+
+
+def test_what_was_before_it_came_online_for_the_first_time_is_no_outage_of_it():
+    assert week_of('11:00 refused') == ''
+    assert week_of('-9 00:00 offline') == ''
+    states = ('10:00', REFUSED), ('10:05', NEVER), ('10:30', REFUSED), ('11:00', ONLINE)
+    changes = [Change(at(when), state) for when, state in states]
+    outages = [(at('09:00'), at('09:10')), (at('10:10'), at('10:20'))]
+    found = spans(changes, NOON - DAY, NOON, outages=outages)
+    assert pictures.week_words(found, NOON) == 'online throughout'
+
+
+def week_of(*pairs: str, outages: tuple[tuple[str, str], ...] = ()) -> str:
+    return pictures.week_words(day(*pairs, outages=outages), NOON)
 
 
 @given(hours)
