@@ -97,7 +97,7 @@ class Week(NamedTuple):
 
     @property
     def gaps(self) -> list[Span]:
-        """When it was not online, or nothing is known; the latest one may end in the future."""
+        """When it was not online, or the server was down; the latest one may end in the future."""
         before = [span for span in self.spans if span.start < self.now]
         return [span for span in before if span.state not in (ONLINE, NEVER)]
 
@@ -108,6 +108,11 @@ class Week(NamedTuple):
     @property
     def has_traffic(self) -> bool:
         return any(hour.up or hour.down for hour in self.hours)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether there were times when the server was down."""
+        return any(span.state == pictures.UNKNOWN for span in self.gaps)
 
     @property
     def states(self) -> list[str]:

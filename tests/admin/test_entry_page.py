@@ -199,7 +199,7 @@ def test_a_shown_page_learns_what_has_happened_without_being_loaded_again(
 def test_a_wrong_clock_is_named_with_what_sets_it(site, uuid, near, wrong, said):
     hidden = site.hide(uuid, near, 'faketime', '--exclude-monotonic', '-f', wrong)
     text = site.until_it_says(
-        uuid, 'ago: the clock of the hidden machine is 6', 'Knocks from 127.0.0.1'
+        uuid, 'ago: the clock of the hidden machine is 6', 'Tries from 127.0.0.1'
     )
     assert re.search(f'The clock of the hidden machine is 6[01] minutes {said}\\.', text)
     assert 'sudo timedatectl set-ntp true' in text
@@ -417,7 +417,26 @@ def test_a_killed_server_is_said_here_too(site_with_names, near):
     text = site.until_it_says(uuid, 'The rendezvous server is down since')
     assert 'Offline since' in text
     assert '<span>down</span>' in site.html(uuid)
+    assert 'a gap is unknown: the server was down' in text
+    assert re.search(r'This week online \d+ % of it; the server was down once, \d', text)
+    assert re.search('From To State .* now server down', text)
     hidden.end()
+
+
+def test_an_outage_within_a_minute_is_told_with_seconds(site, uuid):
+    noon = Clock().midnight(time.time(), -1) + 12 * HOUR
+    known = {'state': 'offline', 'since': noon, 'first': noon - HOUR}
+    site.folder.redis('HSET', 'states', uuid, json.dumps(known))
+    changes = f'{noon - HOUR} online', f'{noon - 48} offline', f'{noon - 7} online'
+    site.folder.redis('RPUSH', f'changes:{uuid}', *changes)
+    text = site.until_it_says(uuid, 'From To State')
+    assert re.search('11:59:12 .*11:59:53 offline', text)
+    assert 'the server was down' not in text
+    site.folder.redis('LPUSH', 'outages', f'{noon - 48.2} {noon - 8}')
+    text = text_of(site.html(uuid))
+    site.folder.redis('DEL', 'outages')
+    assert re.search('% of it; offline once, [^;]*; the server was down once, 41 s', text)
+    assert re.search('11:59:11 .*11:59:52 server down', text)
 
 
 def test_an_entry_that_there_is_not(site):
