@@ -197,7 +197,7 @@ def _week(about: About) -> list[str]:
         traffic = f'{words.size(total.down)} down, {words.size(total.up)} up'
         said.append(f'{words.plural(total.visits, "rendezvous", "rendezvous")}: {traffic}')
     if total.failures:
-        said.append(f'{words.plural(total.failures, "mobile client")} found it not online')
+        said.append(f'{words.plural(total.failures, "mobile client")} failed')
     return ['the last 7 days:', *_indented(filter(None, said))] if any(said) else []
 
 

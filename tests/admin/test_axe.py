@@ -98,7 +98,7 @@ def test_everybody_can_use_each_screen(story, browser, download):
     for state, uuid in made.items():
         says = {'online': 'Open connections', 'refused': 'what to do'}.get(state, 'Facts')
         screens.visit(f'/entries/{uuid}', says, unfold=True)
-    screens.visit(f'/entries/{made["online"]}/history', 'In vain')
+    screens.visit(f'/entries/{made["online"]}/history', 'Failed')
     browser.visit(f'{story.url}/entries/{made["online"]}')
     browser.click('Show secret')
     browser.until_it_says('Hide it')

@@ -524,7 +524,7 @@ def test_show_for_programs_has_the_secret_only_if_it_is_asked_for(folder, shell,
     assert refusal['why']['text'] == 'Old secret: it needs the new file'
     assert '    online 99 % of it; offline once, 30 s\n' in text
     assert '    2 rendezvous: 70 B down, 5 B up\n' in text
-    assert '    1 mobile client found it not online\n' in text
+    assert '    1 mobile client failed\n' in text
     assert re.search('^    Old secret.*  3  .*  192.0.2.7$', text, re.M)
     assert 'Two machines' not in text  # nobody was refused, and it is over
 
