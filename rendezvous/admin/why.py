@@ -25,6 +25,7 @@ CLEAR, REKEY = 'clear', 'rekey'  # what a button does
 # wait. What is older is over while one is online.
 LATELY_SECONDS = 20 * MINUTE
 TWINS_SECONDS = 2.5 * MINUTE  # the workers note each minute that two wait with one file
+ENABLED_SECONDS = 90  # one that was refused while it was disabled tries again each minute
 SLACK_SECONDS = 2  # that it is offline, and the refusal that it goes with, are noted one by one
 
 
@@ -120,7 +121,7 @@ def advice(
             chosen[row.why.kind] = each._replace(brief=words)
     some = sorted(chosen.values(), key=lambda each: each.kind == 'address')
     if known.state == OFFLINE and known.since and file:
-        some.insert(0, _offline(known.since, file, clock))
+        some.insert(0, _offline(known.since, file, found, clock))
     return some
 
 
@@ -160,7 +161,11 @@ def lines(some: list[Advice], clock: Clock) -> list[str]:
     return found
 
 
-def _offline(since: float, file: str, clock: Clock) -> Advice:
+def _offline(since: float, file: str, found: list[Refusals], clock: Clock) -> Advice:
+    last = max(found, key=lambda row: row.last, default=None)
+    if last and last.why.kind == 'disabled' and clock.present() - last.last < ENABLED_SECONDS:
+        heading = 'It was refused while it was disabled, and tries again within a minute'
+        return Advice(OFFLINE, since, heading, brief='Offline')
     return Advice(
         *(OFFLINE, since),
         f'It has not tried to register since {clock.at(since)}',
@@ -291,7 +296,7 @@ def _twins(row: Refusals, is_other: bool, clock: Clock) -> Advice:
         *('twins', row.last),
         f'Two machines or processes use this file: {where}',
         'A visit reaches the one or the other by chance. Stop one of them, or make an entry of its '
-        'own for each.',
+        'own for each. This line goes by itself within three minutes after one has stopped.',
     )
 
 

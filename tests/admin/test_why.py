@@ -114,6 +114,18 @@ def test_one_that_is_offline_has_not_tried_and_a_command_starts_it():
         assert advised(of=known(state), file='kitchen.pyz') == []
 
 
+def test_one_that_was_enabled_just_now_tries_again_by_itself():
+    of = known(OFFLINE, 3600)
+    (advice,) = advised(refused(Why('disabled'), 89), of=of, file='kitchen.pyz')
+    assert why.lines([advice], CLOCK) == [
+        'It was refused while it was disabled, and tries again within a minute.'
+    ]
+    (later,) = advised(refused(Why('disabled'), 91), of=of, file='kitchen.pyz')
+    assert later.command
+    newer = refused(Why('disabled'), 60), refused(KINDS['wrong'], 20)
+    assert advised(*newer, of=of, file='kitchen.pyz')[0].command
+
+
 def test_while_the_server_is_down_the_hidden_server_is_not_the_reason():
     assert advised(of=known(OFFLINE), file='') == []
 
@@ -177,6 +189,7 @@ def test_two_machines_with_one_file_are_named():
     assert not why.is_refusal(turned)
     (advice,) = advised(refused(Why('twins', other=HERE)), of=known(ONLINE))
     assert advice.heading.endswith(f'both at {HERE}')
+    assert 'goes by itself within three minutes' in advice.text
 
 
 def test_used_up_wrong_codes_of_strangers_are_said_without_a_refusal():
