@@ -156,6 +156,13 @@ def test_one_never_seen_says_what_to_run_and_then_that_it_is_online(site, uuid, 
     assert '✓' not in site.until_it_says(uuid, 'Refused', 'Its code is wrong')
 
 
+def test_one_that_is_refused_before_it_was_ever_online_is_not_waited_for(site, uuid):
+    assert site.knock(uuid, '00000000') == 401
+    text = site.until_it_says(uuid, 'Its code is wrong', 'It is refused: see above')
+    assert 'Waiting for it' not in text
+    assert 'This page says so' not in text
+
+
 def test_each_part_of_a_page_has_an_id_of_its_own_whatever_the_state(site, uuid, near):
     for _ in range(2):
         html = site.html(uuid)
@@ -433,9 +440,8 @@ def test_an_outage_within_a_minute_is_told_with_seconds(site, uuid):
     assert re.search('11:59:12 .*11:59:53 offline', text)
     assert 'the server was down' not in text
     site.folder.redis('LPUSH', 'outages', f'{noon - 48.2} {noon - 8}')
-    text = text_of(site.html(uuid))
+    text = site.until_it_says(uuid, '% of it; offline once,', '; the server was down once, 41 s')
     site.folder.redis('DEL', 'outages')
-    assert re.search('% of it; offline once, [^;]*; the server was down once, 41 s', text)
     assert re.search('11:59:11 .*11:59:52 server down', text)
 
 
