@@ -184,7 +184,7 @@ def _past(rows: list[Rendezvous], clock: Clock) -> list[str]:
             row.address,
             visits.ended(row.how),
         )
-        for row in rows
+        for row in visits.by_beginning(rows)
     ]
     return _titled('the last connections:', _PAST_HEADER, cells)
 

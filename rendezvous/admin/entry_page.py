@@ -21,7 +21,7 @@ from rendezvous.admin.words import DAY
 from rendezvous.store import entry_json, names, state
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import Options
-from rendezvous.store.state import KEPT_DAYS, Known, Server
+from rendezvous.store.state import KEPT_DAYS, Known, Rendezvous, Server
 from rendezvous.wire import codes
 from rendezvous.wire.programs import Mistake
 
@@ -41,7 +41,7 @@ class EntryPage:
         key, known = entry['uuid'], self._known(entry, server)
         past = entry_view.past(self._entries, key, known, clock)
         week = entry_view.week(past, server, clock)
-        visited = visits.grouped(state.history(self._entries, key))
+        visited = visits.grouped(self._visits(key))
         page = render_template(
             'entry.html',
             entry=entry | self._addresses(entry),
@@ -64,7 +64,7 @@ class EntryPage:
         return render_template(
             'history.html',
             entry=entry,
-            visits=state.history(self._entries, entry['uuid']),
+            visits=self._visits(entry['uuid']),
             refusals=list(filter(why.is_refusal, state.refusals(self._entries, entry['uuid']))),
             week=entry_view.week(past, server, clock),
         )
@@ -123,6 +123,9 @@ class EntryPage:
         entry = entry or {}
         shown = {'uuid': key, 'digits': entry_json.digits(entry)}
         return shown | {'usable': entry_json.is_sound(entry)} | entry_json.summary(entry)
+
+    def _visits(self, key: str) -> list[Rendezvous]:
+        return visits.by_beginning(state.history(self._entries, key))
 
     def _known(self, entry: dict[str, Any], server: Server) -> Known:
         known = state.known_of(self._entries, server, entry['uuid'])

@@ -47,8 +47,13 @@ class Day(NamedTuple):
     of_all: Hour  # of its hours together
 
 
+def by_beginning(rows: list[Rendezvous]) -> list[Rendezvous]:
+    """Those that began last first; the store has them by their ends."""
+    return sorted(rows, key=lambda row: -row.at)
+
+
 def grouped(rows: list[Rendezvous]) -> list[Visits]:
-    """The newest first, as they come. Neighbours are alike within a minute of each other."""
+    """The newest first, as `by_beginning` has them. Neighbours are alike within a minute."""
     found: list[Visits] = []
     before = 0.0
     for row in rows:

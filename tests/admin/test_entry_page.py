@@ -589,10 +589,24 @@ def test_visits_in_a_row_that_are_alike_are_one_line():
         Rendezvous(789, 'b', 1, 1, 1, 'reset'),
         Rendezvous(788, 'a', 1, 1, 1, 'closed'),
     ]
-    found = visits.grouped(rows)
+    found = visits.grouped(visits.by_beginning(rows))
     assert [each.times for each in found] == [3, 1, 1, 1, 1]
     assert found[0] == visits.Visits(1000, 'a', 5, 60, 600, 'closed', 3)
     assert visits.grouped([]) == []
+
+
+def test_visits_are_listed_by_their_beginning_whichever_ended_first(site, uuid):
+    now = int(time.time())
+    ended = (60, 'b'), (3000, 'a'), (90, 'b')  # the newest end first: one took long
+    for before, address in ended:
+        row = {'at': now - before, 'address': address, 'seconds': 1, 'sent': 1, 'received': 1}
+        site.folder.redis('RPUSH', f'rendezvous:{uuid}', json.dumps(row | {'how': 'closed'}))
+    found = visits.by_beginning([Rendezvous(now - at, who, 1, 1, 1, '') for at, who in ended])
+    assert [now - each.at for each in found] == [60, 90, 3000]
+    said = text_of(site.html(uuid, '/history'))
+    times = re.findall(r'(\d\d:\d\d:\d\d) (?:a|b) ', said)
+    clock = Clock(datetime.UTC)
+    assert times == [clock.second(now - before)[-8:] for before in (60, 90, 3000)]
 
 
 def test_hours_of_a_zone_that_is_half_an_hour_off_count_once():

@@ -507,6 +507,9 @@ def test_show_for_programs_has_the_secret_only_if_it_is_asked_for(folder, shell,
     folder.redis('HSET', f'refusals:{uuid}', 'former 192.0.2.7', json.dumps(refused))
     twins = refused | {'why': ['twins', 0, True, '192.0.2.8'], 'last': now - 1000}
     folder.redis('HSET', f'refusals:{uuid}', 'twins 192.0.2.1', json.dumps(twins))
+    for before, address in (60, '192.0.2.3'), (3000, '192.0.2.4'), (90, '192.0.2.5'):
+        past = {'at': now - before, 'address': address, 'seconds': 1, 'sent': 1, 'received': 1}
+        folder.redis('RPUSH', f'rendezvous:{uuid}', json.dumps(past | {'how': 'closed'}))
     with worker(folder, {uuid: '4 0'}):
         said = shell.says('show', '--json', 'kitchen')
         text = shell.says('show', 'kitchen')
@@ -525,6 +528,8 @@ def test_show_for_programs_has_the_secret_only_if_it_is_asked_for(folder, shell,
     assert '    online 99 % of it; offline once, 30 s\n' in text
     assert '    2 rendezvous: 70 B down, 5 B up\n' in text
     assert '    1 mobile client failed\n' in text
+    connections = text.partition('the last connections:')[2]
+    assert re.findall(r'192\.0\.2\.\d', connections) == ['192.0.2.3', '192.0.2.5', '192.0.2.4']
     assert re.search('^    Old secret.*  3  .*  192.0.2.7$', text, re.M)
     assert 'Two machines' not in text  # nobody was refused, and it is over
 
