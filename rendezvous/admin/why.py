@@ -163,7 +163,8 @@ def lines(some: list[Advice], clock: Clock) -> list[str]:
 
 def _offline(since: float, file: str, found: list[Refusals], clock: Clock) -> Advice:
     last = max(found, key=lambda row: row.last, default=None)
-    if last and last.why.kind == 'disabled' and clock.present() - last.last < ENABLED_SECONDS:
+    before = max(since - SLACK_SECONDS, clock.present() - ENABLED_SECONDS)
+    if last and last.why.kind == 'disabled' and last.last > before:
         heading = 'It was refused while it was disabled, and tries again within a minute'
         return Advice(OFFLINE, since, heading, brief='Offline')
     return Advice(

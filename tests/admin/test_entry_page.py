@@ -276,6 +276,18 @@ def test_a_disabled_one_has_its_button_on_top(site, uuid, near):
     hidden.end()
 
 
+def test_one_that_was_refused_while_it_was_disabled_tries_again(site, uuid, near):
+    hidden = site.hide(uuid, near)
+    site.until_it_says(uuid, 'Online since')
+    hidden.end()
+    site.until_it_says(uuid, 'It has not tried to register since')
+    site.page.change(uuid, 'disable')
+    assert site.knock(uuid, site.code(uuid)) != 200
+    site.page.change(uuid, 'enable')
+    text = site.until_it_says(uuid, 'refused while it was disabled, and tries again within')
+    assert 'has no network' not in text
+
+
 def test_an_open_pipe_is_shown_and_ended_by_its_button(site, uuid, near):
     hidden = site.hide(uuid, near)
     site.until_it_says(uuid, 'Online since')

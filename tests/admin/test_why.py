@@ -122,6 +122,8 @@ def test_one_that_was_enabled_just_now_tries_again_by_itself():
     ]
     (later,) = advised(refused(Why('disabled'), 91), of=of, file='kitchen.pyz')
     assert later.command
+    since_online = advised(refused(Why('disabled'), 60), of=known(OFFLINE, 30), file='kitchen.pyz')
+    assert since_online[0].command
     newer = refused(Why('disabled'), 60), refused(KINDS['wrong'], 20)
     assert advised(*newer, of=of, file='kitchen.pyz')[0].command
 
