@@ -466,6 +466,21 @@ def test_what_was_typed_when_a_session_ended_is_shown_again_and_done_when_they_s
     assert fresh.folder.redis('GET', uuid).count('second') == 1
 
 
+def test_what_was_typed_without_any_session_is_said_to_come_again_after_the_login(fresh):
+    uuid = fresh.made(label='kitchen')
+    fresh.cookies.clear()
+    answer = fresh.change(uuid, 'save', label='attic')
+    assert 'You are not logged in, and <strong>nothing was changed</strong>' in answer.text
+    assert 'you see again what you typed' in answer.text
+    assert 'then you come back to what you typed' in answer.text
+    wrong = log_in_with(fresh, answer, 'wrong')
+    assert 'then you come back to what you typed' in wrong.text
+    again = log_in_with(fresh, wrong)
+    assert ('label', 'attic') in hidden(again.text, f'/entries/{uuid}/save')
+    fresh.cookies.clear()
+    assert 'nothing was changed' not in fresh.ask('GET', f'/entries/{uuid}').text
+
+
 def test_all_that_will_be_saved_is_shown_before(fresh):
     uuid = fresh.made(label='kitchen')
     fields = [('token', fresh.token), ('label', ''), ('note', ''), ('named', '0'), ('named', '1')]
