@@ -267,8 +267,21 @@ def test_question_tells_which_labels_cannot_be_host_names(names):
     assert third == 'none: another entry has the host name attic'
     assert fourth.startswith('none: a name has 1 to 63 characters')
     assert fifth == 'none: it has no label'
+    assert text(question).endswith('Make 2 of 6 labels host names Leave it')
     done = do(names, 'name', uuids)
     assert text(done).startswith('Host names 2 are given a host name, 4 are not.')
+
+
+def test_button_makes_as_many_host_names_as_there_can_be(names):
+    kitchen, attic, none = [names.made(label=label) for label in ('kitchen', 'in the attic', '')]
+    question = several(names, 'name', [kitchen])
+    assert text(question).endswith('Make the labels host names Leave it')
+    question = several(names, 'name', [kitchen, none])
+    assert text(question).endswith('Make 1 of 2 labels a host name Leave it')
+    question = several(names, 'name', [attic, none])
+    assert 'none: it has no label' in text(question)
+    assert text(question).endswith('None of these can have a host name. Leave it')
+    assert 'name="sure"' not in question.text
 
 
 def test_page_says_that_other_entries_have_the_label(page):
