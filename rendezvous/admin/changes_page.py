@@ -12,7 +12,7 @@ from flask import Response, abort, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from gevent.event import AsyncResult
 
-from rendezvous.admin import actions, login, pack
+from rendezvous.admin import actions, entry_form, login, pack
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.actions import Unable
 from rendezvous.admin.login import NO_REFERRER
@@ -214,9 +214,9 @@ class Changes:
 
     def _change(self, uuid: str, what: str) -> str:
         """What to say then."""
-        self._entries.shown(uuid) or abort(404, f'There is no entry {uuid}.')
+        entry = self._entries.shown(uuid) or abort(404, f'There is no entry {uuid}.')
         if what == 'save':
-            return self._save(uuid)
+            return self._save(entry)
         if what == 'end':
             pipe = request.form.get('worker', ''), request.form.get('pipe', '')
             actions.end_pipe(self._entries, uuid, *pipe, login.who())
@@ -226,18 +226,21 @@ class Changes:
             self._do(what, uuid)
         return what
 
-    def _save(self, uuid: str) -> str:
-        """Changes those of label, notes and host name that the form has; what to say then."""
-        form = request.form
+    def _save(self, entry: Json) -> str:
+        """Changes those of label, notes and host name that were typed; what to say then.
+
+        (Who changes one of them in the millisecond between the look and this change is not seen.)
+        """
+        name = actions.name_of(self._entries, self._options, entry['uuid'])
+        typed = entry_form.to_save(entry_form.shown(entry, name))
         saved = actions.save(
             self._entries,
             self._options,
-            uuid,
+            entry['uuid'],
             login.who(),
-            label=form.get('label'),
-            note=form.get('note'),
-            # A checkbox that is off is not sent: a hidden field before it says that it was there.
-            named=form.getlist('named')[-1] == '1' if 'named' in form else None,
+            label=typed.get('label'),
+            note=typed.get('note'),
+            named=typed['named'] == '1' if 'named' in typed else None,
         )
         if saved.name == saved.former or not self._options.names_domain:
             return 'save'

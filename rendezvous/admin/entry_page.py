@@ -13,7 +13,17 @@ from flask import Response, abort, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
-from rendezvous.admin import actions, certificate, entry_view, login, pack, reader, visits, why
+from rendezvous.admin import (
+    actions,
+    certificate,
+    entry_form,
+    entry_view,
+    login,
+    pack,
+    reader,
+    visits,
+    why,
+)
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.login import NO_REFERRER
 from rendezvous.admin.look import Looks
@@ -42,9 +52,13 @@ class EntryPage:
         past = entry_view.past(self._entries, key, known, clock)
         week = entry_view.week(past, server, clock)
         visited = visits.grouped(self._visits(key))
+        addresses = self._addresses(entry)
+        was = entry_form.shown(entry, addresses['name'])
         page = render_template(
             'entry.html',
-            entry=entry | self._addresses(entry),
+            entry=entry | addresses,
+            was=was,
+            fields=was | entry_form.typed(),
             now=entry_view.now(self._entries, server, key, known, clock, _file(entry)),
             server=server,
             left=past.left,

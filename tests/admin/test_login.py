@@ -490,6 +490,22 @@ def test_all_that_will_be_saved_is_shown_before(fresh):
     assert 'Hidden server kitchen Label none Notes none Host name its label Save it' in again
 
 
+def test_what_was_not_touched_before_the_login_is_neither_shown_nor_saved(fresh):
+    uuid = fresh.made(label='kitchen')
+    fields = {'was_label': 'kitchen', 'label': 'kitchen', 'was_note': '', 'note': 'a note'}
+    fields |= {'was_named': '0', 'named': '0'}
+    end_session(fresh)
+    answer = fresh.change(uuid, 'save', **fields)
+    log_in = log_in_with(fresh, answer)
+    again = ' '.join(re.sub('<[^>]*>', ' ', log_in.text).split())
+    assert 'Hidden server kitchen Notes a note Save it' in again
+    fresh.folder.run('users_app.py', 'rename', uuid, 'cellar')
+    fields = hidden(log_in.text, f'/entries/{uuid}/save')
+    assert fresh.ask('POST', f'/entries/{uuid}/save', data=fields).ok
+    assert fresh.listed() == {uuid: 'cellar'}
+    assert 'a note' in fresh.folder.redis('GET', uuid)
+
+
 def test_all_fields_of_a_name_are_kept_but_not_that_they_were_sure(fresh):
     uuids = [fresh.made(label=label) for label in ('kitchen', 'attic')]
     fields = [('token', fresh.token), ('what', 'delete'), ('sure', '1')]

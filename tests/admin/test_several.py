@@ -113,6 +113,75 @@ def test_nothing_is_saved_where_one_of_the_three_cannot_be_and_what_was_typed_st
         assert not names.folder.redis('EXISTS', 'names')
 
 
+def form(page, uuid: str, shown: str = '') -> dict[str, str]:
+    """The fields of the form of an entry, as a browser sends them where nothing was typed."""
+    shown = shown or page.ask('GET', f'/entries/{uuid}').text
+    (fields,) = re.findall(f'action="/entries/{uuid}/save".*?</form>', shown, re.S)
+    inputs = re.findall('<input (?:type="hidden" )?name="(.*?)"[^>]* value="([^"]*)">', fields)
+    note = re.search('<textarea[^>]*>\n(.*?)</textarea>', fields, re.S)[1]
+    box = {'named': '1'} if ' checked>' in fields else {}
+    every = dict(inputs) | {'note': note} | box
+    return {name: unescape(text).replace('\n', '\r\n') for name, text in every.items()}
+
+
+def test_fields_that_were_not_touched_undo_nothing_that_others_changed(names):
+    uuid = names.made(label='kitchen')
+    names.change(uuid, 'save', note='first\nsecond')
+    shown = form(names, uuid)
+    assert (shown['label'], shown['note'], shown['named']) == ('kitchen', 'first\r\nsecond', '0')
+    names.change(uuid, 'save', label='cellar', named='1')  # in another tab, or by the shell
+    assert names.change(uuid, 'save', **shown | {'note': 'third'}).ok
+    assert (entry(names, uuid)['labels'], entry(names, uuid)['note']) == (['cellar'], 'third')
+    assert names.folder.redis('HGET', 'names', uuid) == 'cellar'
+    lines = len(log(names))
+    assert names.change(uuid, 'save', **shown).ok  # nothing was typed
+    assert (entry(names, uuid)['note'], len(log(names))) == ('third', lines)
+
+
+def test_what_two_have_changed_is_not_saved_but_told_and_what_was_typed_stays(names):
+    uuid = names.made(label='kitchen')
+    typed = form(names, uuid) | {'label': 'attic', 'named': '1'}
+    names.change(uuid, 'save', label='cellar', note='beside the\ndoor')
+    before = names.folder.redis('GET', uuid)
+    answer = names.change(uuid, 'save', **typed)
+    sentence = 'the label was changed meanwhile to cellar: look, and save again'
+    assert names.refusal(answer) == sentence
+    assert names.folder.redis('GET', uuid) == before
+    again = form(names, uuid, answer.text)
+    assert (again['label'], again['was_label'], again['named']) == ('attic', 'cellar', '1')
+    assert again['note'] == again['was_note'] == 'beside the\r\ndoor'  # they did not touch it
+    assert names.change(uuid, 'save', **again).url.endswith('?done=name')
+    assert (entry(names, uuid)['labels'], entry(names, uuid)['note']) == (
+        ['attic'],
+        'beside the\ndoor',
+    )
+
+
+def test_each_field_that_two_have_changed_is_named(names):
+    uuid = names.made(label='kitchen')
+    names.change(uuid, 'save', note='old')
+    typed = form(names, uuid) | {'label': 'attic', 'note': 'mine'}
+    names.change(uuid, 'save', label='', note='theirs')
+    sentence = 'the label was removed meanwhile, the notes were changed meanwhile as is shown '
+    sentence += 'above: look, and save again'
+    assert names.refusal(names.change(uuid, 'save', **typed)) == sentence
+    names.change(uuid, 'save', label='attic', note='mine')
+    assert names.change(uuid, 'save', **typed).ok  # both wanted the same; or it was sent twice
+
+
+def test_label_that_was_never_seen_is_made_no_host_name(names):
+    uuid = names.made(label='kitchen')
+    typed = form(names, uuid) | {'named': '1'}
+    names.change(uuid, 'save', label='cellar')
+    answer = names.change(uuid, 'save', **typed)
+    assert names.refusal(answer).startswith('the label was changed meanwhile to cellar: ')
+    assert not names.folder.redis('EXISTS', 'names')
+    again = form(names, uuid, answer.text)
+    assert (again['label'], again['named']) == ('cellar', '1')
+    assert names.change(uuid, 'save', **again).ok
+    assert names.folder.redis('HGET', 'names', uuid) == 'cellar'
+
+
 @pytest.mark.parametrize('what', ['disable', 'enable', 'rekey', 'clear'])
 def test_what_is_done_is_said_on_the_page_of_the_entry(page, what):
     uuid = page.made(label='kitchen')
