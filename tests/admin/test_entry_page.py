@@ -195,7 +195,17 @@ def test_a_shown_page_learns_what_has_happened_without_being_loaded_again(
         browser.until_it_says('Offline since')
         site.knock(uuid, '00000000')
         browser.until_it_says('Its code is wrong')
+        browser.run('document.querySelector("[name=note]").value = "third shelf"')
+        site.folder.run('users_app.py', 'rename', uuid, 'cellar')
+        heading = 'return document.querySelector("h1").innerText'
+        until(lambda: browser.run(heading) == 'cellar', 'the heading changes')
+        assert browser.run('return document.querySelector("[name=label]").value') == 'kitchen'
         assert browser.run('return window.isTheSame')
+        browser.click('Save')
+        browser.until_it_says('It is saved.')
+        assert browser.run('return document.title').startswith('cellar: ')
+        assert site.page.listed()[uuid] == 'cellar'
+        assert json.loads(site.folder.redis('GET', uuid))['note'] == 'third shelf'
         assert browser.complaints() == []
     finally:
         browser.close()
