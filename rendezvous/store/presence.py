@@ -73,7 +73,6 @@ class Batch(TypedDict):
     """What one call of the script writes."""
 
     counts: dict[str, tuple[int, int] | None]  # None: the hidden server has gone
-    back: dict[str, bool]  # it had gone, for a moment
     gone: dict[str, float]  # it has gone for good, and when
     seen: dict[str, Sign]
     rows: list[tuple[str, str]]  # UUIDs, and rendezvous that are over, as JSON
@@ -230,10 +229,8 @@ class Presence:
         if not (changed or gone or news or is_due):
             return None
         self._number += 1
-        some = dict(islice(changed.items(), BATCH))
         return {
-            'counts': some,
-            'back': {uuid: True for uuid, count in some.items() if count and uuid in self._lost},
+            'counts': dict(islice(changed.items(), BATCH)),
             'gone': dict(islice(gone.items(), BATCH)),
             'seen': {uuid: self._seen.pop(uuid) for uuid in list(islice(self._seen, BATCH))},
             'rows': [self._rendezvous.popleft() for _ in range(min(BATCH, len(self._rendezvous)))],

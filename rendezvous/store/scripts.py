@@ -213,22 +213,24 @@ local function lost_since(at) -- when one was lost that was there at that time, 
   return first and math.max(first, at)
 end
 
+local function tell_outage(uuid, known, at) -- it was online before one, and is here again
+  local lost = lost_since(math.max(known.since, known.seen or 0))
+  if lost and at - lost >= batch.patience then
+    change(uuid, known, lost, 'offline')
+    change(uuid, known, at, 'online')
+    touched[uuid] = true
+  end
+end
+
 local function online(uuid, at)
   local known = record(uuid)
-  if known.state == 'disabled' and is_disabled(uuid) then
-    return
-  end
   if known.state == 'online' then
-    local elsewhere = batch.back[uuid] or has(uuid)
-    local lost = not elsewhere and lost_since(math.max(known.since, known.seen or 0))
-    if not lost or at - lost < batch.patience then
-      return
-    end
-    change(uuid, known, lost, 'offline')
+    tell_outage(uuid, known, at)
+  elseif known.state ~= 'disabled' or not is_disabled(uuid) then
+    lapse(uuid, known, at)
+    change(uuid, known, at, 'online')
+    touched[uuid] = true
   end
-  lapse(uuid, known, at)
-  change(uuid, known, at, 'online')
-  touched[uuid] = true
 end
 
 for uuid, counts in pairs(batch.counts) do
@@ -248,6 +250,8 @@ for uuid, seen in pairs(batch.seen) do
     if is_new and seen.at >= (known.refused or 0) then -- it came and left since the last batch
       known.first = known.first or seen.at
       change(uuid, known, seen.at, 'offline')
+    elseif known.state == 'online' then
+      tell_outage(uuid, known, seen.at)
     elseif known.state == 'offline' then
       known.since = math.max(known.since, seen.at)
     end
