@@ -376,6 +376,8 @@ def test_updated_page_is_as_the_server_sends_it(story, browser, download):
 def test_page_says_when_it_is_out_of_date(story, browser):
     story.create('kitchen')
     browser.visit(story.url)
+    has_script = 'return document.documentElement.matches(".js")'
+    until(lambda: browser.run(has_script), 'the script of the page is there')
     story.program.end()
     browser.until_it_says('The page does not answer since')
     assert 'kitchen' in browser.text
