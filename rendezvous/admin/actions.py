@@ -24,7 +24,7 @@ from rendezvous.wire.programs import Mistake
 
 log = logging.getLogger('actions')
 
-LABEL_CHARACTERS, NOTE_CHARACTERS = 100, 400
+LABEL_CHARACTERS = 100
 BEGINNING = 4  # characters of a UUID that may stand for it; fewer are a slip of the finger
 CANDIDATES = 5  # entries that an error names; the others are counted
 
@@ -336,8 +336,8 @@ def _checked_note(text: str) -> str:
     text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\t', ' ')
     lines = [line.rstrip() for line in text.split('\n')]
     text = '\n'.join(lines).strip().strip(entry_json.JOINERS).strip()
-    if len(text) > NOTE_CHARACTERS:
-        raise Unable(f'notes have at most {NOTE_CHARACTERS} characters, not {len(text)}')
+    if len(text) > entry_json.NOTE:
+        raise Unable(f'notes have at most {entry_json.NOTE} characters, not {len(text)}')
     if any(entry_json.printable(line) != line for line in lines):
         raise Unable('notes must not contain control characters or invisible characters')
     return text

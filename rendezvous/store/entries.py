@@ -20,7 +20,7 @@ import redis
 from gevent.lock import Semaphore
 
 from rendezvous.store import embedded, entry_json, rations, scripts
-from rendezvous.store.entry_json import DIGITS, NOTE, Json
+from rendezvous.store.entry_json import DIGITS, Json
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
 from rendezvous.wire.addresses import authority, network
@@ -240,20 +240,9 @@ class Entries:
         self._ask(self._redis.publish, CHANGES, uuid)
         return True
 
-    def rename(self, uuid: str, labels: list[str]) -> bool:
-        """Whether there was one; so do the next ones. Each is atomic and raises StoreDown."""
-        return bool(self._change(uuid, lambda entry: entry | {'labels': labels}))
-
-    def note(self, uuid: str, text: str) -> bool:
-        """Writes a note on it, of NOTE characters at most; '' is none."""
-
-        def noted(entry: Json) -> Json:
-            entry.pop('note', None)
-            return entry | ({'note': text[:NOTE]} if text else {})
-
-        return bool(self._change(uuid, noted))
-
     def disable(self, uuid: str) -> bool:
+        """Whether there was one; so does the next one. Both are atomic and raise StoreDown."""
+
         def disabled(entry: Json) -> Json:
             return entry | {'disabled': entry.get('disabled') or time.time()}
 

@@ -13,6 +13,7 @@ from programs import Folder, listens
 from visitor import TOKEN, Visitor, link
 
 from rendezvous.store import options as local
+from rendezvous.store import saving
 
 UUID = '10000000-0000-4000-8000-000000000001'
 OLD = 1_700_000_000  # an entry of that time is not `20 s ago`
@@ -61,7 +62,7 @@ def test_page_is_sent_anew_after_another_login(folder):
 
 def test_what_has_changed_is_sent(page):
     tag = page.get('/').headers['ETag']
-    page.entries.rename(UUID, ['garage'])
+    saving.save(page.entries, UUID, labels=['garage'])
     changed = until(
         lambda: (found := page.get('/', If_None_Match=tag)).status_code == 200 and found, 'new'
     )

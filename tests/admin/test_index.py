@@ -16,7 +16,7 @@ from programs import Folder, Outside
 from visitor import Visitor, files
 
 from rendezvous.store import options as local
-from rendezvous.store import presence, state
+from rendezvous.store import presence, saving, state
 from rendezvous.store.state import Why
 from rendezvous.wire import codes
 
@@ -98,7 +98,7 @@ def test_row_of_one_that_is_online_says_that_two_machines_use_its_file(page, soo
 def test_hidden_server_that_was_deleted_or_renamed_is_so_at_the_next_look(page):
     kitchen, attic = add(page, 'kitchen', 'attic')
     assert [*page.rows()] == ['attic', 'kitchen']
-    page.entries.rename(kitchen, ['Küche'])
+    saving.save(page.entries, kitchen, labels=['Küche'])
     page.entries.delete(attic)
     until(lambda: [*page.rows()] == ['Küche'], 'the page shows both changes', 5)
 
@@ -166,7 +166,7 @@ def test_chips_filter_with_one_click(page):
 
 def test_search_finds_labels_first(page):
     first, second, third, fourth = add(page, 'printer', 'camera 3', 'attic', 'barn')
-    page.entries.note(third, 'beside the Printer')
+    saving.save(page.entries, third, note='beside the Printer')
     record = {'state': 'offline', 'since': 1, 'first': 1, 'address': '2001:db8::7'}
     page.entries.ask(lambda redis: redis.hset('states', fourth, json.dumps(record)))
     until(lambda: len(page.rows('/?q=printer')) == 2, 'the note is there')
@@ -236,7 +236,7 @@ def test_fifty_are_on_a_page_and_all_that_is_wanted_stays(page):
 
 def test_hostile_labels_and_notes_are_inert(page):
     (uuid,) = add(page, '"><script>alert(1)</script>{{ 7 * 7 }}')
-    page.entries.note(uuid, '</p><img src=x>')
+    saving.save(page.entries, uuid, note='</p><img src=x>')
     until(lambda: page.rows(), 'it is shown')
     for shown in (page.ask(), page.ask('/?q=%22%3E%3Cscript')):
         assert '<script>alert' not in shown

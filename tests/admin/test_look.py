@@ -11,7 +11,7 @@ from pages import WORKER, Page, make, served
 
 from rendezvous.admin import book, look
 from rendezvous.store import options as local
-from rendezvous.store import state
+from rendezvous.store import saving, state
 from rendezvous.store.entries import StoreDown
 
 
@@ -39,7 +39,7 @@ def test_nothing_is_read_while_nobody_asks(page, monkeypatch):
     before = commands(page)
     gevent.sleep(0.05)
     assert commands(page) == before + 1  # the one that asks how many
-    page.entries.rename(uuid, ['garage'])
+    saving.save(page.entries, uuid, labels=['garage'])
     page.looks.changed([])
     assert [*page.rows()] == ['garage']  # what was missed meanwhile is read at once
 
@@ -49,7 +49,7 @@ def test_change_is_heard_and_costs_no_scan(page, monkeypatch):
     monkeypatch.setattr(book, 'SCAN_SECONDS', 600)
     kitchen, _ = make(page, 2)
     assert [*page.rows()] == ['Machine 0', 'Machine 1']
-    page.entries.rename(kitchen, ['kitchen'])
+    saving.save(page.entries, kitchen, labels=['kitchen'])
     until(lambda: 'kitchen' in page.rows(), 'the change is heard')
     other = str(uuids.uuid4())
     page.entries.ask(lambda redis: redis.set(other, '{}'))  # without a word

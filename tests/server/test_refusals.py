@@ -11,7 +11,7 @@ from asking import follows
 from conftest import Peer, code, connect_request, get, until
 
 from rendezvous.server import connection
-from rendezvous.store import presence, state
+from rendezvous.store import presence, saving, state
 from rendezvous.store.state import Why
 from rendezvous.wire import codes
 
@@ -245,8 +245,8 @@ def test_note_on_an_entry_ends_nothing(server, join, register, entries, uuid):
     hidden, mobile = join(server)
     follows(entries, server)
     changes = server.rendezvous.admission.admitted.changes
-    entries.note(uuid, 'in the cellar')
-    entries.rename(uuid, ['cellar'])
+    saving.save(entries, uuid, note='in the cellar')
+    saving.save(entries, uuid, labels=['cellar'])
     until(lambda: server.rendezvous.admission.admitted.changes >= changes + 2, 'it is told')
     hidden.send(b'answer')
     assert mobile.receive(6) == b'answer'

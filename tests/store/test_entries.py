@@ -4,12 +4,13 @@ import json
 import time
 import uuid as uuids
 from contextlib import closing
+from functools import partial
 
 import gevent
 import pytest
 from conftest import until
 
-from rendezvous.store import embedded, entry_json
+from rendezvous.store import embedded, entry_json, saving
 from rendezvous.store.entries import CHANGES, Entries, StoreDown
 from rendezvous.store.options import DEFAULTS
 
@@ -47,8 +48,8 @@ def test_it_is_said_where_the_entries_are(monkeypatch, tmp_path, host, where):
 
 
 def test_all_are_told_of_each_change(entries, uuid, told):
-    assert entries.rename(uuid, ['attic'])
-    assert entries.note(uuid, 'behind the door')
+    assert saving.save(entries, uuid, labels=['attic']).before
+    assert saving.save(entries, uuid, note='behind the door').before
     assert entries.disable(uuid)
     assert entries.enable(uuid)
     assert entries.rekey(uuid)
@@ -64,17 +65,17 @@ def test_there_is_nothing_to_change_where_there_is_no_entry(entries, uuid):
     entries.delete(uuid)
     changes = entries.disable, entries.enable, entries.rekey, entries.delete
     assert not any(change(uuid) for change in changes)
-    assert not entries.rename(uuid, ['attic'])
+    assert not saving.save(entries, uuid, labels=['attic']).before
     assert entries.get(uuid) is None
 
 
 def test_changes_at_the_same_time_lose_nothing(entries, uuid):
     """Each reads the entry, changes a part of it and writes it back."""
-    before = entries.get(uuid)['authParams']['base32']
+    before, save = entries.get(uuid)['authParams']['base32'], partial(saving.save, entries)
     changes = [
         gevent.spawn(change, uuid, *more)
         for number in range(10)
-        for change, *more in [(entries.rename, [f'{number}']), (entries.rekey,), (entries.disable,)]
+        for change, *more in [(save, [f'{number}']), (entries.rekey,), (entries.disable,)]
     ]
     gevent.joinall(changes, timeout=20, raise_error=True)
     entry = entries.get(uuid)
@@ -210,11 +211,11 @@ def test_what_has_changed_is_read_anew_and_what_has_not_is_not_parsed(entries, u
 
 
 def test_note_is_kept_until_it_is_taken_away(entries, uuid):
-    assert entries.note(uuid, 'in the attic\nbehind the door')
+    assert saving.save(entries, uuid, note='in the attic\nbehind the door').before
     assert entries.shown(uuid)['note'] == 'in the attic\nbehind the door'
-    assert entries.note(uuid, '')
+    assert saving.save(entries, uuid, note='').before
     assert 'note' not in entries.get(uuid)
-    assert not entries.note(str(uuids.uuid4()), 'x')
+    assert not saving.save(entries, str(uuids.uuid4()), note='x').before
 
 
 def test_messages_on_other_channels_come_with_the_changes(entries, uuid):
@@ -223,7 +224,7 @@ def test_messages_on_other_channels_come_with_the_changes(entries, uuid):
     listening = gevent.spawn(lambda: [found.append(each) for each in changes])
     until(lambda: found, 'it has subscribed')
     entries.ask(lambda redis: redis.publish('mine', 'hello'))
-    entries.rename(uuid, ['attic'])
+    saving.save(entries, uuid, labels=['attic'])
     until(lambda: len(found) == 3, 'they are told')
     assert found == [(CHANGES, ''), ('mine', 'hello'), (CHANGES, uuid)]
     entries.ask(lambda redis: redis.execute_command('CLIENT KILL TYPE pubsub'))

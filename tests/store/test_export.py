@@ -12,7 +12,7 @@ import gevent
 import pytest
 from conftest import until
 
-from rendezvous.store import embedded, export, names, state
+from rendezvous.store import embedded, export, names, saving, state
 from rendezvous.store.entries import CHANGES, Entries
 from rendezvous.store.options import DEFAULTS
 from rendezvous.store.presence import Presence
@@ -31,7 +31,7 @@ def busy(entries, uuid):
     told.write({uuid: (1, 0)})
     told.note_refusal(uuid, '192.0.2.1', Why('wrong'))
     told.write({})
-    entries.note(uuid, 'in the attic\nbehind the door')
+    saving.save(entries, uuid, note='in the attic\nbehind the door')
     entries.disable(uuid)
     assert names.switch_on(entries, uuid, f'n-{uuid[:8]}') == ''
     return uuid
@@ -68,7 +68,7 @@ def test_entry_is_put_back_with_its_secret_and_its_past(entries, busy):
 def test_entry_that_is_there_stays_as_it_is(entries, busy):
     kept = export.whole(entries, busy)
     assert export.put_back(entries, kept)  # as where the first answer was lost
-    entries.rename(busy, ['attic'])
+    saving.save(entries, busy, labels=['attic'])
     before = past(entries, busy)
     assert not export.put_back(entries, kept)
     assert past(entries, busy) == before

