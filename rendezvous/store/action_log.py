@@ -11,11 +11,10 @@ from redis import Redis
 
 from rendezvous.store import entry_json
 from rendezvous.store.entries import Entries
-from rendezvous.store.entry_json import number, printable
+from rendezvous.store.entry_json import TEXT, number, text_in
 
 LOG = 'log'
 KEPT = 2000  # actions, some 400 kB
-TEXT = 200  # characters of each text
 
 # Where another program wrote something else under that key, nothing is noted: the action is done,
 # and that it cannot be noted is no reason to say otherwise.
@@ -63,9 +62,8 @@ def _action(text: str) -> Action | None:
     when = number(row.get('when'))
     if when is None:
         return None
-    texts = {name: row.get(name) for name in ('what', 'uuid', 'label', 'who', 'detail')}
-    shown = {
-        name: printable(text[:TEXT]) if isinstance(text, str) else ''
-        for name, text in texts.items()
-    }
-    return Action(when=when, **shown)
+    return Action(
+        text_in(row.get('what')),
+        when,
+        *(text_in(row.get(name)) for name in ('uuid', 'label', 'who', 'detail')),
+    )

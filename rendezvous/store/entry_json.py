@@ -18,6 +18,7 @@ SECRET_CHARACTERS = 64  # of base32: 40 octets, as node-rendezvous made them
 JOINERS = '\u200c\u200d'  # they join letters, in Persian, and pictures
 CHARACTERS = 64 * 1024  # of an entry: hundreds of times what we write
 NOTE = 400  # characters of a note
+TEXT = 200  # characters of another text that is shown
 LEVELS = 20  # of lists and objects within each other; ours has two
 LATEST = 253402300800  # the year 10000, in seconds since 1970, where calendars end
 
@@ -144,6 +145,11 @@ def number(value: object, most: int = LATEST) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 <= value < most else None
+
+
+def text_in(value: object) -> str:
+    """One that can be shown, of TEXT characters at most; '' where it is something else."""
+    return printable(value[:TEXT]) if isinstance(value, str) else ''
 
 
 def printable(value: object) -> str:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from rendezvous.store import entry_json
-from rendezvous.store.entry_json import Json, number, printable
+from rendezvous.store.entry_json import Json, number, text_in
 
 ONLINE, REFUSED, OFFLINE, DISABLED, NEVER = 'online', 'refused', 'offline', 'disabled', 'never seen'
 STATES = ONLINE, REFUSED, OFFLINE, DISABLED, NEVER
@@ -20,7 +20,6 @@ LEFT_SECONDS = 2.5
 REFUSED_SECONDS = 5 * 60  # after the last refusal; hidden.py tries again each minute at the latest
 MINUTE, HOUR_SECONDS, DAY_SECONDS = 60, 3600, 86_400
 MAX_OCTETS = 2**53  # JavaScript's numbers are exact up to here
-TEXT = 200  # characters of a text that are shown
 
 
 class Why(NamedTuple):
@@ -144,17 +143,17 @@ def worker_from(name: str, value: object) -> Worker | None:
     return Worker(
         name=name,
         at=number(about.get('at')) or 0,
-        node=_text(about.get('node')),
+        node=text_in(about.get('node')),
         number=_whole(about.get('number')),
         workers=_whole(about.get('workers')),
         pid=_whole(about.get('pid')),
-        version=_text(about.get('version')),
+        version=text_in(about.get('version')),
         since=number(about.get('since')) or 0,
         connections=_whole(about.get('connections')),
         most=_whole(about.get('most')),
         memory=_whole(about.get('memory')),
         counters={
-            _text(key): value
+            text_in(key): value
             for key, value in (counters.items() if isinstance(counters, dict) else ())
             if number(value, MAX_OCTETS) is not None
         },
@@ -168,9 +167,9 @@ def heard_from(value: object) -> Heard | None:
         return None
     return Heard(
         at,
-        _text(sign.get('node')),
+        text_in(sign.get('node')),
         _whole(sign.get('pid')),
-        _text(sign.get('version')),
+        text_in(sign.get('version')),
         number(sign.get('since')) or at,
         sign.get('stopped') is True,
     )
@@ -191,7 +190,7 @@ def known_from(text: object, counts: tuple[int, int], of: Server) -> Known:
     found = Known(
         waiting=counts[0],
         pipes=counts[1],
-        address=_text(record.get('address')),
+        address=text_in(record.get('address')),
         first=number(record.get('first')),
         refused=refused,
         why=_why(record.get('why')),
@@ -237,7 +236,7 @@ def _why(value: object) -> Why | None:
     if not isinstance(value, list) or len(value) != len(Why._fields):
         return None
     kind, seconds, sure, other = value
-    return Why(_text(kind), _signed(seconds), bool(sure), _text(other))
+    return Why(text_in(kind), _signed(seconds), bool(sure), text_in(other))
 
 
 def _signed(value: Any) -> float:
@@ -287,7 +286,7 @@ def refusals_from(field: str, value: str) -> Refusals | None:
     why, first, last = _why(row.get('why')), number(row.get('first')), number(row.get('last'))
     if why is None or first is None or last is None:
         return None
-    address, until = _text(field.partition(' ')[2]), number(row.get('until')) or 0
+    address, until = text_in(field.partition(' ')[2]), number(row.get('until')) or 0
     return Refusals(why, address, first, last, _whole(row.get('count')) or 1, until)
 
 
@@ -297,7 +296,7 @@ def rendezvous_from(row: Json | None) -> Rendezvous | None:
     sent, received = (number(row.get(name), MAX_OCTETS) for name in ('sent', 'received'))
     if at is None or seconds is None or sent is None or received is None:
         return None
-    ends = _text(row.get('address')), _text(row.get('how'))
+    ends = text_in(row.get('address')), text_in(row.get('how'))
     return Rendezvous(at, ends[0], seconds, int(sent), int(received), ends[1])
 
 
@@ -315,7 +314,3 @@ def numbers_in(value: object, count: int) -> list[float] | None:
 
 def _whole(value: object) -> int:
     return int(number(value, MAX_OCTETS) or 0)
-
-
-def _text(value: object) -> str:
-    return printable(value[:TEXT]) if isinstance(value, str) else ''

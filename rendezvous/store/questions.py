@@ -18,8 +18,8 @@ from redis import Redis
 
 from rendezvous.store import entry_json
 from rendezvous.store.entries import Entries
-from rendezvous.store.entry_json import Json, number, printable
-from rendezvous.store.state import MAX_OCTETS, TEXT, Server
+from rendezvous.store.entry_json import Json, number, text_in
+from rendezvous.store.state import MAX_OCTETS, Server, live
 
 log = logging.getLogger('questions')
 
@@ -101,7 +101,7 @@ def _ask(entries: Entries, workers: list[str], question: Json) -> tuple[int, lis
         with redis.pubsub(ignore_subscribe_messages=True) as subscription:
             subscription.subscribe(to)
             subscription.get_message(timeout=ANSWER_SECONDS)  # from now on nothing is missed
-            asked = sum(redis.publish(f'live:{name}', text) for name in workers)
+            asked = sum(redis.publish(live(name), text) for name in workers)
             return asked, _answers(subscription, asked)
 
     return entries.ask(ask) if workers else (0, [])
@@ -115,12 +115,12 @@ def _answers(subscription: Any, asked: int) -> list[Json]:
         message = subscription.get_message(timeout=left)
         said = entry_json.read(message['data']) if message else None
         if said:
-            found[_text(said.get('from'))] = said
+            found[text_in(said.get('from'))] = said
     return list(found.values())
 
 
 def _pipes(answer: Json) -> list[OpenPipe]:
-    rows, name = answer.get('pipes'), _text(answer.get('from'))
+    rows, name = answer.get('pipes'), text_in(answer.get('from'))
     found = (_pipe(name, row) for row in rows) if isinstance(rows, list) else ()
     return [each for each in found if each]
 
@@ -132,8 +132,4 @@ def _pipe(worker: str, row: object) -> OpenPipe | None:
     sent, received = (number(each, MAX_OCTETS) for each in octets)
     if number(at) is None or sent is None or received is None:
         return None
-    return OpenPipe(worker, _text(pipe), _text(address), at, int(sent), int(received))
-
-
-def _text(value: object) -> str:
-    return printable(value[:TEXT]) if isinstance(value, str) else ''
+    return OpenPipe(worker, text_in(pipe), text_in(address), at, int(sent), int(received))

@@ -11,7 +11,7 @@ from redis import Redis
 
 from rendezvous.store import entry_json, scripts
 from rendezvous.store.entries import ANY_UUID, SCANNED, Entries, fields_of, scan, slices
-from rendezvous.store.entry_json import Json, number
+from rendezvous.store.entry_json import TEXT, Json, number
 from rendezvous.store.facts import lost_at
 from rendezvous.store.state import (
     ABOUT,
@@ -30,7 +30,6 @@ from rendezvous.wire.codes import UUID
 OLD_KEYS = '[sr]e[ef]*:' + ANY_UUID  # seen:UUID and refused:UUID, as Redis matches keys
 OLD = 'seen:', 'refused:'
 MIGRATED = 500  # entries in a question
-TEXT = 200  # characters of an address
 
 
 def arrive(entries: Entries, name: str, least: float, heard: str) -> None:
