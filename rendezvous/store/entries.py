@@ -43,29 +43,6 @@ SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
 EVICTS = 'Redis may delete entries when its memory is full: set maxmemory-policy %s to noeviction'
 
-# Gives the entry KEYS[2] the name ARGV[1], and takes the one away that it had; '' is none. Answers
-# with the UUID of another entry that has that name, and changes nothing then. A name that points to
-# a deleted entry is free. The key may be another program's: an entry can be deleted all the same.
-SWITCH_NAME = """
-local names, uuid, name = KEYS[1], KEYS[2], ARGV[1]
-local holder = name ~= '' and redis.call('HGET', names, name)
-if holder and holder ~= uuid and redis.call('EXISTS', holder) == 1 then
-  return holder
-end
-local old = redis.pcall('HGET', names, uuid)
-if type(old) == 'string' then
-  redis.call('HDEL', names, uuid)
-  if redis.call('HGET', names, old) == uuid then
-    redis.call('HDEL', names, old)
-  end
-end
-if name ~= '' and redis.call('EXISTS', uuid) == 1 then
-  redis.call('HSET', names, name, uuid, uuid, name)
-end
-redis.call('PUBLISH', 'entries', uuid)
-return ''
-"""
-
 
 class StoreDown(Mistake):
     """Redis does not answer, or not as it should."""
@@ -283,7 +260,9 @@ class Entries:
         def forget(client: redis.Redis) -> bool:
             with client.pipeline() as transaction:
                 transaction.eval(scripts.DELETE, 1 + len(keys), uuid, *keys)
-                transaction.eval(SWITCH_NAME, 2, NAMES, uuid, '')  # which tells the servers, too
+                transaction.eval(
+                    scripts.SWITCH_NAME, 2, NAMES, uuid, ''
+                )  # which tells the servers, too
                 return bool(transaction.execute()[0])
 
         return self.ask(forget)

@@ -10,7 +10,8 @@ from typing import Any
 
 from redis import Redis
 
-from rendezvous.store.entries import NAMES, SWITCH_NAME, Entries, fields_of, slices
+from rendezvous.store import scripts
+from rendezvous.store.entries import NAMES, Entries, fields_of, slices
 from rendezvous.wire.codes import UUID
 from rendezvous.wire.programs import Mistake
 
@@ -42,15 +43,16 @@ def known(entries: Entries) -> dict[str, str]:
 
 def of(entries: Entries, uuid: str) -> str:
     """The name of an entry; '' where it has none. Raises StoreDown."""
+    return entries.ask(lambda redis: read(redis, uuid))
 
-    def read(redis: Redis) -> object:
-        if redis.type(NAMES) != 'hash':  # another program's key, or none
-            return ''
-        name: Any = redis.hget(NAMES, uuid)
-        is_ours = name and _NAME.fullmatch(name) and redis.hget(NAMES, name) == uuid
-        return name if is_ours else ''
 
-    return entries.ask(read)
+def read(redis: Redis, uuid: str) -> str:
+    """The same, of a client or of a transaction that watches."""
+    if redis.type(NAMES) != 'hash':  # another program's key, or none
+        return ''
+    name: Any = redis.hget(NAMES, uuid)
+    is_ours = name and _NAME.fullmatch(name) and redis.hget(NAMES, name) == uuid
+    return name if is_ours else ''
 
 
 def switch_on(entries: Entries, uuid: str, name: str) -> str:
@@ -59,7 +61,7 @@ def switch_on(entries: Entries, uuid: str, name: str) -> str:
     The UUID of another entry that has that name already, and nothing is changed; else ''. Nothing
     is switched on where there is no entry of that UUID. Raises StoreDown.
     """
-    return entries.ask(lambda redis: redis.eval(SWITCH_NAME, 2, NAMES, uuid, name))
+    return entries.ask(lambda redis: redis.eval(scripts.SWITCH_NAME, 2, NAMES, uuid, name))
 
 
 def switch_off(entries: Entries, uuid: str) -> None:

@@ -4,8 +4,8 @@ import json
 from functools import partial
 from typing import Any, NamedTuple
 
-from rendezvous.store import entry_json, names
-from rendezvous.store.entries import CHANGES, NAMES, SWITCH_NAME, Entries
+from rendezvous.store import entry_json, names, scripts
+from rendezvous.store.entries import CHANGES, NAMES, Entries
 from rendezvous.store.entry_json import Json
 from rendezvous.wire.programs import Mistake
 
@@ -43,7 +43,7 @@ def _exchange(
     transaction: Any, uuid: str, labels: list[str] | None, note: str | None, named: bool | None
 ) -> Saved:
     (value,) = transaction.mget(uuid)
-    former = _name(transaction, uuid)
+    former = names.read(transaction, uuid)
     if value is None:
         transaction.multi()
         return Saved(None)
@@ -62,7 +62,7 @@ def _exchange(
     transaction.multi()
     transaction.set(uuid, json.dumps(after))
     if name != former:
-        transaction.eval(SWITCH_NAME, 2, NAMES, uuid, name)
+        transaction.eval(scripts.SWITCH_NAME, 2, NAMES, uuid, name)
     transaction.publish(CHANGES, uuid)
     return Saved(before, name, former)
 
@@ -71,14 +71,6 @@ def _changed(entry: Json, labels: list[str] | None, note: str | None) -> Json:
     after = entry | ({} if labels is None else {'labels': labels})
     after |= {} if note is None else {'note': note}
     return after if note != '' else {name: after[name] for name in after if name != 'note'}
-
-
-def _name(transaction: Any, uuid: str) -> str:
-    """Its host name; '' where it has none, or the key is another program's."""
-    if transaction.type(NAMES) != 'hash':
-        return ''
-    name = transaction.hget(NAMES, uuid)
-    return name if name and transaction.hget(NAMES, name) == uuid else ''
 
 
 def _of_label(transaction: Any, uuid: str, entry: Json) -> str:

@@ -435,6 +435,29 @@ redis.pcall('HDEL', 'states', KEYS[1])
 return there
 """
 
+# Gives the entry KEYS[2] the name ARGV[1], and takes the one away that it had; '' is none. Answers
+# with the UUID of another entry that has that name, and changes nothing then. A name that points to
+# a deleted entry is free. The key may be another program's: an entry can be deleted all the same.
+SWITCH_NAME = """
+local names, uuid, name = KEYS[1], KEYS[2], ARGV[1]
+local holder = name ~= '' and redis.call('HGET', names, name)
+if holder and holder ~= uuid and redis.call('EXISTS', holder) == 1 then
+  return holder
+end
+local old = redis.pcall('HGET', names, uuid)
+if type(old) == 'string' then
+  redis.call('HDEL', names, uuid)
+  if redis.call('HGET', names, old) == uuid then
+    redis.call('HDEL', names, old)
+  end
+end
+if name ~= '' and redis.call('EXISTS', uuid) == 1 then
+  redis.call('HSET', names, name, uuid, uuid, name)
+end
+redis.call('PUBLISH', 'entries', uuid)
+return ''
+"""
+
 # KEYS: an entry's and `names`; ARGV: JSON, as export.py gives it. The answer is 0 where there is an
 # entry already. Where the first answer was lost and this comes again, the entry there is ours.
 PUT_BACK = """
