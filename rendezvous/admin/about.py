@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rendezvous.admin import entry_files as files
 from rendezvous.admin import listing, pack, pictures, visits, why, words
+from rendezvous.admin.entry_view import WEEK_DAYS
 from rendezvous.admin.pictures import Span
 from rendezvous.admin.why import Advice
 from rendezvous.admin.words import HOUR, Clock
@@ -26,7 +27,6 @@ from rendezvous.store.state import (
 )
 
 COLUMNS = 80  # of a text
-WEEK_DAYS = 7
 _BEFORE = ' ' * len('first seen: ')  # before each fact
 _NO_FILES = 'not here: download them from the page; rekey makes new ones with a new secret'
 _REFUSED_HEADER = 'WHY', 'TIMES', 'LAST', 'ADDRESS'
@@ -62,7 +62,7 @@ def find(entries: Entries, options: Options, server: Server, entry: Json, clock:
     changes, hours = state.past(entries, [uuid], start, now)[uuid]
     changes = pictures.with_present(changes, known)
     refusals, used_up = state.refusals(entries, uuid), entries.used_up(uuid)
-    file = _file(shown) if server.workers else ''  # else the server is the reason
+    file = pack.file_of(shown) if server.workers else ''  # else the server is the reason
     return About(
         entry,
         shown,
@@ -191,7 +191,7 @@ def _past(rows: list[Rendezvous], clock: Clock) -> list[str]:
 
 def _week(about: About) -> list[str]:
     """How long of it the hidden server was online, and what went through."""
-    total = Hour(*map(sum, zip(*about.hours, strict=True)))
+    total = visits.total(about.hours)
     said = [pictures.week_words(about.week, about.week[-1].end)]
     if total.visits:
         traffic = f'{words.size(total.down)} down, {words.size(total.up)} up'
@@ -204,7 +204,7 @@ def _week(about: About) -> list[str]:
 def _commands(about: About, options: Options) -> list[str]:
     uuid, has_name = about.shown['uuid'], options.names_domain
     url = about.shown['url']
-    file = shlex.quote(_file(about.shown))
+    file = shlex.quote(pack.file_of(about.shown))
     is_self_signed = 'ca' in files.how_to_reach(options)
     trusted = f'--cacert {Path(options.crt_file).name} ' if is_self_signed else ''
     return [
@@ -216,10 +216,6 @@ def _commands(about: About, options: Options) -> list[str]:
         *_indented(dict.fromkeys([url, files.url(options, uuid)])),
         f'    curl {trusted}{"" if has_name else f"--digest -u {uuid}:x "}{url}',
     ]
-
-
-def _file(shown: Json) -> str:
-    return pack.file_name(shown | {'uuid': [shown['uuid']]})
 
 
 def _titled(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

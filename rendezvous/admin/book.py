@@ -45,9 +45,7 @@ class Row(NamedTuple):
 
     def with_known(self, known: state.Known) -> 'Row':
         """With another state of its hidden server."""
-        if self.disabled:
-            known = known.disabled(self.disabled if self.disabled > 1 else None)
-        return self._replace(known=known)
+        return self._replace(known=known.disabled(self.disabled))
 
 
 class Book:

@@ -81,8 +81,8 @@ def find_all(entries: Entries, texts: Iterable[str]) -> list[Json]:
 
 
 def each_of(found: Sequence[Json], do: Callable[[Json], None]) -> None:
-    """Does the same with several entries. Those with which it cannot be done keep none of the
-    others from it, and make the exit status 1.
+    """Does the same with several entries. Where it cannot be done with one, it is done with the
+    others all the same, and the exit status is 1.
     """
     undone = 0
     for entry in found:

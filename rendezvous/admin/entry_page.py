@@ -59,7 +59,7 @@ class EntryPage:
             entry=entry | addresses,
             was=was,
             fields=was | entry_form.typed(),
-            now=entry_view.now(self._entries, server, key, known, clock, _file(entry)),
+            now=entry_view.now(self._entries, server, key, known, clock, pack.file_of(entry)),
             server=server,
             left=past.left,
             week=week,
@@ -90,7 +90,7 @@ class EntryPage:
         present = clock.present()
         start = max(clock.midnight(present, 1 - count), present - KEPT_DAYS * DAY)
         _, hours = state.past(self._entries, [entry['uuid']], start, present)[entry['uuid']]
-        name = f'{_file(entry).removesuffix(".pyz")}-hours.csv'
+        name = f'{pack.file_of(entry).removesuffix(".pyz")}-hours.csv'
         return _attachment(visits.as_csv(hours, start), name, 'text/csv')
 
     def secret(self, uuid: UUID) -> ResponseReturnValue:
@@ -142,14 +142,12 @@ class EntryPage:
         return visits.by_beginning(state.history(self._entries, key))
 
     def _known(self, entry: dict[str, Any], server: Server) -> Known:
-        known = state.known_of(self._entries, server, entry['uuid'])
-        since = entry['disabled']
-        return known.disabled(since if since > 1 else None) if since else known
+        return state.known_of(self._entries, server, entry['uuid']).disabled(entry['disabled'])
 
     def _addresses(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Where mobile clients find it, what they have to trust, and what its files are called."""
         key, options = entry['uuid'], self._options
-        name = names.of(self._entries, key) if options.names_domain else ''
+        name = actions.name_of(self._entries, options, key)
         is_ours, has_authority = self._what_to_trust()
         url, path = files.url(options, key, name), files.FILES / f'{key}.json'
         return {
@@ -160,7 +158,7 @@ class EntryPage:
             'code': _qr_code_of_url(url),
             'self_signed': is_ours,
             'authority': has_authority,
-            'pack': _file(entry),
+            'pack': pack.file_of(entry),
             'file': path if path.exists() else '',
         }
 
@@ -193,10 +191,6 @@ def _name(labels: list[str]) -> str:
         return names.checked(labels[0]) if labels else ''
     except Mistake:
         return ''
-
-
-def _file(entry: dict[str, Any]) -> str:
-    return pack.file_name(entry | {'uuid': [entry['uuid']]})
 
 
 def _qr_code(text: str) -> Markup:

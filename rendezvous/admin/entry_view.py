@@ -47,8 +47,8 @@ class Now(NamedTuple):
         own = (each for each in self.advice if last and each.kind == last.kind)
         if each := next(own, None):
             until = f' until {self.clock.at(each.until)}' if each.until else ''
-            return f'{each.heading[:1].lower()}{each.heading[1:]}{until}'
-        return f'{why.brief(last)[:1].lower()}{why.brief(last)[1:]}' if last else ''
+            return f'{words.lowered(each.heading)}{until}'
+        return words.lowered(why.brief(last)) if last else ''
 
     @property
     def is_kept_out(self) -> bool:

@@ -13,7 +13,7 @@ from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
-from rendezvous.admin import pictures, reader, summary, why
+from rendezvous.admin import pictures, reader, summary, visits, why
 from rendezvous.admin.book import Row, in_order
 from rendezvous.admin.look import Look, Looks
 from rendezvous.admin.words import DAY, HOUR, MINUTE, Clock
@@ -171,8 +171,8 @@ class Index:
             changes = pictures.with_present(changes, row.known)
             spans = pictures.spans(changes, end - DAY, end, server.down_since, server.outages)
             bar = pictures.bar(spans, pictures.day_words(spans, clock))
-            known, today = row.known, _total(hours[int(midnight // HOUR - first // HOUR) :])
-            reason = why.brief(known.why) if known.state == REFUSED and known.why else ''
+            known, today = row.known, visits.total(hours[int(midnight // HOUR - first // HOUR) :])
+            reason = why.reason(known)
             if known.state == ONLINE:
                 found, used_up = refused[row.uuid]
                 reason = why.beside(found, known, clock, used_up)
@@ -180,10 +180,6 @@ class Index:
             was_lost = known.state == OFFLINE and bool(down and (known.since or 0) >= down)
             lines.append(Line(row, reason, was_lost, bar, today))
         return lines, past[ALL][1][int((end - DAY) // HOUR - first // HOUR) :]
-
-
-def _total(hours: list[Hour]) -> Hour:
-    return Hour(*map(sum, zip(*hours, strict=True))) if hours else Hour()
 
 
 def _found(rows: list[Row], text: str) -> list[Row]:

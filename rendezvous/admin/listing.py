@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 from unicodedata import east_asian_width
 
-from rendezvous.admin import actions, why
+from rendezvous.admin import actions, why, words
 from rendezvous.admin import entry_files as files
 from rendezvous.admin.words import Clock
 from rendezvous.store import entry_json, state
@@ -18,7 +18,7 @@ from rendezvous.store.action_log import Action
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import Json, printable
 from rendezvous.store.options import Options
-from rendezvous.store.state import DISABLED, ONLINE, REFUSED, STATES, Known, Server
+from rendezvous.store.state import DISABLED, ONLINE, STATES, Known, Server
 
 LABEL_COLUMNS = 100  # if the output is not a terminal
 _INDENT = '    '
@@ -62,10 +62,8 @@ def one(entries: Entries, options: Options, server: Server, entry: Json) -> List
 
 
 def _listed(shown: Json, known: Known, name: str, options: Options) -> Listed:
-    if since := shown['disabled']:  # it is that, whatever its hidden server does
-        known = known.disabled(since if since > 1 else None)  # 1: nobody knows since when
     more = {'name': name, 'url': files.url(options, shown['uuid'], name)}
-    return Listed(shown | more, known)
+    return Listed(shown | more, known.disabled(shown['disabled']))
 
 
 def beside(entries: Entries, listed: Iterable[Listed], clock: Clock) -> dict[str, str]:
@@ -113,7 +111,7 @@ def _block(row: Sequence[str], widths: list[int], columns: int) -> list[str]:
 
 def _row(each: Listed, clock: Clock) -> tuple[str, ...]:
     shown, known = each
-    reason = why.brief(known.why) if known.state == REFUSED and known.why else ''
+    reason = why.reason(known)
     label = f'{label_of(shown)}  {shown["url"]}' if shown['name'] else label_of(shown)
     counts = str(known.waiting), str(known.pipes)
     return shown['uuid'], said(known, clock), *counts, printable(known.address), reason, label
@@ -132,8 +130,7 @@ def done(actions: Sequence[Action], columns: int | None, clock: Clock) -> list[s
 
 def said(known: Known, clock: Clock) -> str:
     """The state in words: `online since 09:12`, `refused 12 s ago`, `never seen`."""
-    words = why.said(known, clock)
-    return words[:1].lower() + words[1:]
+    return words.lowered(why.said(known, clock))
 
 
 def _seen(known: Known) -> float:

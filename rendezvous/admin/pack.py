@@ -41,6 +41,11 @@ def build(document: dict[str, Any]) -> bytes:
     return octets.getvalue()
 
 
+def file_of(shown: dict[str, Any]) -> str:
+    """What the .pyz of an entry is called, of which `shown` may be shown."""
+    return file_name(shown | {'uuid': [shown['uuid']]})
+
+
 def file_name(document: dict[str, Any]) -> str:
     """What the .pyz is called: LABEL.pyz, or UUID.pyz where the label has no letter for it."""
     label = unicodedata.normalize('NFKD', ' '.join(document['labels'])).encode('ascii', 'ignore')

@@ -137,8 +137,7 @@ def troubles(
         is_late = known.state == OFFLINE or (named and known.state == NEVER)
         reason = beside.get(shown['uuid'], '')
         if known.state == REFUSED or reason or (is_late and since <= before):
-            if known.state == REFUSED and known.why:
-                reason = why.brief(known.why)
+            reason = why.reason(known) or reason
             cells = shown['uuid'], listing.said(known, clock), reason, listing.label_of(shown)
             yield '  '.join(filter(None, cells))
 

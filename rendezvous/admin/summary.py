@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cryptography.x509.oid import NameOID
 
-from rendezvous.admin import certificate, words
+from rendezvous.admin import certificate, visits, words
 from rendezvous.admin.certificate import Found
 from rendezvous.admin.words import Clock
 from rendezvous.store.entry_json import printable
@@ -47,7 +47,7 @@ class Summary(NamedTuple):
     @property
     def day(self) -> Hour:
         """All of the last 24 hours."""
-        return Hour(*map(sum, zip(*self.hours, strict=True)))
+        return visits.total(self.hours)
 
 
 def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Summary:

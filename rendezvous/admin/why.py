@@ -65,6 +65,11 @@ _BRIEF = {
 }
 
 
+def reason(known: Known) -> str:
+    """Why it is refused, in a few words; '' where it is not."""
+    return brief(known.why) if known.state == REFUSED and known.why else ''
+
+
 def _beside(why: Why) -> str:
     """The same, where the hidden server itself is online: mostly it is another machine."""
     if why.kind == 'clock':

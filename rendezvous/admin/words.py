@@ -126,6 +126,11 @@ def apart(seconds: float) -> str:
     return plural(round(seconds / DAY), 'day')
 
 
+def lowered(sentence: str) -> str:
+    """The same as a part of another sentence."""
+    return sentence[:1].lower() + sentence[1:]
+
+
 def plural(count: int, noun: str, nouns: str = '') -> str:
     """`1 entry`, `2 entries`; without `nouns` an s is added."""
     return f'{count:,} {noun if count == 1 else nouns or f"{noun}s"}'

@@ -260,9 +260,8 @@ class Entries:
         def forget(client: redis.Redis) -> bool:
             with client.pipeline() as transaction:
                 transaction.eval(scripts.DELETE, 1 + len(keys), uuid, *keys)
-                transaction.eval(
-                    scripts.SWITCH_NAME, 2, NAMES, uuid, ''
-                )  # which tells the servers, too
+                # This one tells the servers, too.
+                transaction.eval(scripts.SWITCH_NAME, 2, NAMES, uuid, '')
                 return bool(transaction.execute()[0])
 
         return self.ask(forget)

@@ -54,8 +54,13 @@ class Known(NamedTuple):
     why: Why | None = None  # of the last refusal
 
     def disabled(self, since: float | None) -> 'Known':
-        """The same, of an entry that is disabled."""
-        return self._replace(state=DISABLED, since=since)
+        """The same, where its entry is disabled since then, whatever the hidden server does.
+
+        None: it is not disabled; 1: nobody knows since when.
+        """
+        if not since:
+            return self
+        return self._replace(state=DISABLED, since=since if since > 1 else None)
 
 
 class Worker(NamedTuple):
