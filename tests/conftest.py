@@ -28,7 +28,7 @@ from rendezvous.server.shares import Shares
 from rendezvous.server.worker import Worker
 from rendezvous.store import options as local
 from rendezvous.store import rations
-from rendezvous.store.entries import Entries
+from rendezvous.store.entries import NAMES, Entries
 from rendezvous.wire import codes
 
 # Where pytest-xdist waits for the next test, another thread wakes it: the hub must not end before.
@@ -108,6 +108,19 @@ def uuid(entries):
     entries.add(made, ['kitchen'])
     yield made
     entries.delete(made)
+
+
+@pytest.fixture
+def two(entries):
+    """The UUIDs of two entries; nobody has a name before and after."""
+    made = [str(uuids.uuid4()) for _ in range(2)]
+    for uuid in made:
+        entries.add(uuid, ['kitchen'])
+    entries.ask(lambda redis: redis.delete(NAMES))
+    yield made
+    for uuid in made:
+        entries.delete(uuid)
+    entries.ask(lambda redis: redis.delete(NAMES))
 
 
 @pytest.fixture

@@ -12,19 +12,6 @@ from rendezvous.store.entries import NAMES, StoreRefuses
 from rendezvous.wire.programs import Mistake
 
 
-@pytest.fixture
-def two(entries):
-    """The UUIDs of two entries; nobody has a name before and after."""
-    made = [str(uuids.uuid4()) for _ in range(2)]
-    for uuid in made:
-        entries.add(uuid, ['kitchen'])
-    entries.ask(lambda redis: redis.delete(NAMES))
-    yield made
-    for uuid in made:
-        entries.delete(uuid)
-    entries.ask(lambda redis: redis.delete(NAMES))
-
-
 @pytest.mark.parametrize(
     'label', ['kitchen', 'Kitchen', 'KITCHEN-2', 'a', '7', '1-1', 'a--b', 'xn--kche-0ra', 'x' * 63]
 )

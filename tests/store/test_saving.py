@@ -10,19 +10,6 @@ from rendezvous.store import entry_json, names, saving
 from rendezvous.store.entries import CHANGES, NAMES
 
 
-@pytest.fixture
-def two(entries):
-    """The UUIDs of two entries; nobody has a name before and after."""
-    made = [str(uuids.uuid4()) for _ in range(2)]
-    for uuid in made:
-        entries.add(uuid, ['kitchen'])
-    entries.ask(lambda redis: redis.delete(NAMES))
-    yield made
-    for uuid in made:
-        entries.delete(uuid)
-    entries.ask(lambda redis: redis.delete(NAMES))
-
-
 def kept(entries, uuid: str) -> tuple[list[str], str, str]:
     """Labels, note and host name."""
     entry = entries.get(uuid)
