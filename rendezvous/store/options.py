@@ -52,6 +52,10 @@ class Options:
     redis_host: str | None = None  # the embedded store
     redis_port: int = 6379
     redis_auth: str = ''
+    redis_url: str = ''
+    node_host: str | None = None  # the server is no node: it has no others
+    node_port: int = 8900
+    node_secret: str = ''
     wrong_codes_per_address: int = 10
     wrong_codes_per_day: int = 50
     unknown_per_minute: int = 100
@@ -100,6 +104,7 @@ _KINDS = {  # in sentences
 _LIMITS = {  # the least and the most that it may be
     'rendezvous_port': (0, 65535),
     'redis_port': (1, 65535),
+    'node_port': (1, 65535 - 64),  # each worker has one
     'wrong_codes_per_address': (0, 1000),
     'wrong_codes_per_day': (0, 1000),
     'unknown_per_minute': (0, 100_000),
