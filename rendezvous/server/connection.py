@@ -29,7 +29,7 @@ from rendezvous.store.options import Options
 from rendezvous.store.presence import Presence
 from rendezvous.store.state import Why
 from rendezvous.wire import proxy_line
-from rendezvous.wire.addresses import Peer
+from rendezvous.wire.addresses import Peer, authority
 from rendezvous.wire.http_head import Head, Refusal
 from rendezvous.wire.pipe import End, How, Pipe
 from rendezvous.wire.programs import VERSION
@@ -87,6 +87,7 @@ class Rendezvous:
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
         self.hands_over = False
+        self.draining = 0.0  # since when, in seconds since 1970; 0: it is not
         self._noted_at = self._twins_at = 0.0  # time.monotonic()
         self._warn = ThrottledWarning()
 
@@ -211,16 +212,23 @@ class Rendezvous:
 
     def about(self) -> dict:
         """What this worker says of itself, with each sign that it lives."""
-        number, _, workers = self.which.partition('/')
+        number, workers = map(int, self.which.split('/'))
+        host, node, port = socket.gethostname(), self.options.node_host, self.options.node_port
+        waiting, pipes = self.registry.totals()
         return {
-            'node': socket.gethostname(),
-            'number': int(number),
-            'workers': int(workers),
+            'node': node or host,
+            'host': host,
+            'address': authority(node, port + number - 1) if node else '',
+            'number': number,
+            'workers': workers,
             'pid': os.getppid(),
             'version': VERSION,
             'since': self.since,
             'connections': self.limits.taken,
             'most': self.limits.places,
+            'waiting': waiting,
+            'pipes': pipes,
+            'draining': self.draining,
             'memory': _memory(),
             'counters': self.counters.now(self.visits, self.entries.errors),
         }

@@ -5,6 +5,7 @@ handshakes         of TLS that succeeded
 handshakes_failed  those that did not: a peer that hangs up, takes too long or speaks no TLS
 registrations      that got their 200
 rendezvous         of mobile clients that this worker accepted
+crossed            those of them whose registration was on another node
 octets_up          from mobile clients, in these rendezvous; of pipes that are open, too
 octets_down        to them
 store_errors       questions that the store did not answer, or refused
@@ -24,7 +25,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.began = time.time()
-        self.handshakes = self.handshakes_failed = self.registrations = 0
+        self.handshakes = self.handshakes_failed = self.registrations = self.crossed = 0
         self._refused: dict[tuple[int, str], int] = {}
 
     def refused(self, refusal: Refusal) -> None:
@@ -47,6 +48,7 @@ class Counters:
             'handshakes_failed': self.handshakes_failed,
             'registrations': self.registrations,
             'rendezvous': visits.count,
+            'crossed': self.crossed,
             'octets_up': up,
             'octets_down': down,
             'store_errors': store_errors,

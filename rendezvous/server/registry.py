@@ -125,6 +125,12 @@ class Registry:
         uuids = self._registrations.keys() | self._pipes.keys()
         return {uuid: (self.count(uuid), len(self._pipes.get(uuid, ()))) for uuid in uuids}
 
+    def totals(self) -> tuple[int, int]:
+        """All registrations that wait, and all pipes."""
+        kinds = self._registrations, self._pipes
+        waiting, pipes = (sum(map(len, kind.values())) for kind in kinds)
+        return waiting, pipes
+
     def wanted(self) -> dict[str, int]:
         """By UUID, the mobile clients that wait."""
         return {uuid: len(waiting) for uuid, waiting in self._mobile_clients.items()}

@@ -68,7 +68,7 @@ class Worker(NamedTuple):
 
     name: str  # random, and new at each start
     at: float  # its last sign
-    node: str  # the host name of its machine
+    node: str  # `node_host`, or the host name of its machine where that is not set
     number: int  # from 1 on, among the `workers` of its machine
     workers: int
     pid: int  # of their parent, which is what systemd started
@@ -77,7 +77,14 @@ class Worker(NamedTuple):
     connections: int
     most: int  # connections that it takes
     memory: int  # octets of its own
-    counters: dict[str, float]  # since it began; presence.py has their names
+    counters: dict[str, float]  # since it began; counters.py has their names
+    host: str = ''  # the host name of its machine
+    address: str = ''  # HOST:PORT, where workers of other nodes reach it; '': it is no node
+    draining: float = 0  # since when it takes no new connections, to end; 0: it does take them
+    waiting: int = 0  # registrations
+    pipes: int = 0
+    links: int = 0  # connections to workers of other nodes and from them
+    ahead: float = 0  # seconds that its clock is ahead of that of Redis
 
 
 class Heard(NamedTuple):
@@ -97,6 +104,7 @@ class Server(NamedTuple):
     workers: list[Worker]  # none: it is down
     heard: Heard | None  # None: it never ran
     outages: list[tuple[float, float]]  # from, to; the oldest first; without the present one
+    gone: tuple[Heard, ...] = ()  # the last signs of nodes that were not stopped, but have gone
 
     @property
     def down_since(self) -> float | None:
@@ -162,6 +170,12 @@ def worker_from(name: str, value: object) -> Worker | None:
             for key, value in (counters.items() if isinstance(counters, dict) else ())
             if number(value, MAX_OCTETS) is not None
         },
+        host=text_in(about.get('host')),
+        address=text_in(about.get('address')),
+        draining=number(about.get('draining')) or 0,
+        waiting=_whole(about.get('waiting')),
+        pipes=_whole(about.get('pipes')),
+        links=_whole(about.get('links')),
     )
 
 

@@ -6,6 +6,7 @@ Redis are:
     servers          a sorted set: the workers' names, by the time of their last sign
     live:WORKER      a hash that expires: `about`, JSON, and "WAITING PIPES" by UUID
     heard            JSON: the last sign of any worker
+    gone:{servers}   a hash: JSON by node: the last sign of a worker that has ended there
     outages          a list of "FROM TO", the newest first: when no worker ran
     states           a hash: JSON by UUID
     changes:UUID     a list of "AT STATE", the oldest first
@@ -26,7 +27,7 @@ import re
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis, ResponseError
 
@@ -64,6 +65,7 @@ from rendezvous.store.facts import (
     rendezvous_from,
     worker_from,
 )
+from rendezvous.store.keys import GONE
 
 # Of facts.py, for those who read here.
 __all__ = [
@@ -84,6 +86,7 @@ FEW = 25  # records that are read without a pause, some 0.5 ms
 SERVERS, HEARD, OUTAGES, STATES_KEY = 'servers', 'heard', 'outages', 'states'
 ALL = 'all'  # in place of a UUID: what all hidden servers had together
 ABOUT = 'about'  # the field of a live:WORKER that is no UUID
+GONE_SECONDS = 60 * 60  # a node that was not stopped is told for so long after its last sign
 AGE_SECONDS = 30  # a worker that has given no sign for so long is gone, or frozen
 HISTORY = 100  # rendezvous of an entry that are kept
 KINDS = 20  # of refusals of an entry that are kept
@@ -97,22 +100,40 @@ def server(entries: Entries) -> Server:
     """The workers that live, and when none did. Raises StoreDown."""
 
     def read(redis: Redis) -> tuple:
-        names = _names(redis)
+        signs = _signs(redis)
         with redis.pipeline(transaction=False) as questions:
             questions.get(HEARD)
             questions.lrange(OUTAGES, 0, -1)
-            for name in names:
-                questions.hget(live(name), ABOUT)
-            heard, outages, *abouts = questions.execute(raise_on_error=False)
-        return names, heard, outages, abouts
+            questions.hvals(GONE)
+            for sign in signs:
+                questions.hget(live(sign.name), ABOUT)
+            heard, outages, gone, *abouts = questions.execute(raise_on_error=False)
+        return signs, heard, outages, gone, abouts
 
-    names, heard, outages, abouts = entries.ask(read)
-    workers = [worker_from(name, about) for name, about in zip(names, abouts, strict=True)]
+    signs, heard, outages, gone, abouts = entries.ask(read)
+    alive, ended = [], [heard_from(each) for each in gone] if isinstance(gone, list) else []
+    for sign, about in zip(signs, abouts, strict=True):
+        worker = worker_from(sign.name, about)
+        if worker and sign.lives:
+            alive.append(worker._replace(ahead=worker.at - sign.at))
+        elif worker:
+            ended.append(heard_from(about))
     found = [numbers_in(each, 2) for each in outages] if isinstance(outages, list) else []
     return Server(
-        sorted(filter(None, workers), key=lambda each: (each.node, each.number)),
+        sorted(alive, key=lambda each: (each.node, each.number)),
         heard_from(heard),
         [(each[0], each[1]) for each in reversed(found) if each],
+        _gone({each.node for each in alive}, filter(None, ended)),
+    )
+
+
+def _gone(alive: set[str], ended: Iterable[Heard]) -> tuple[Heard, ...]:
+    """The last sign of each node that has none that lives, and was not stopped."""
+    last = {each.node: each for each in sorted(ended, key=lambda each: each.at)}
+    return tuple(
+        each
+        for node, each in sorted(last.items())
+        if node not in alive and not each.stopped and time.time() - each.at < GONE_SECONDS
     )
 
 
@@ -283,14 +304,26 @@ def clock(redis: Redis) -> float:
     return seconds + microseconds / 1e6
 
 
-def _names(redis: Redis) -> list[str]:
-    """The workers that live."""
+class _Sign(NamedTuple):
+    name: str  # of a worker
+    at: float  # by the clock of Redis
+    lives: bool
+
+
+def _signs(redis: Redis) -> list[_Sign]:
+    """The last ones of the workers that live, and of those that ended without a word just now."""
     if redis.type(SERVERS) != 'zset':  # there was none yet
         return []
-    found: Any = redis.zrangebyscore(SERVERS, clock(redis) - AGE_SECONDS, '+inf')
-    names = [name for name in found if WORKER.fullmatch(name)]
+    now = clock(redis)
+    found: Any = redis.zrangebyscore(SERVERS, now - 2 * AGE_SECONDS, '+inf', withscores=True)
+    named = (each for each in found if WORKER.fullmatch(each[0]))
+    signs = [_Sign(name, at, now - at < AGE_SECONDS) for name, at in named]
+    names = [live(sign.name) for sign in signs]
     try:
-        counted: Any = redis.pubsub_numsub(*map(live, names)) if names else []
+        counted: Any = redis.pubsub_numsub(*names) if names else []
     except ResponseError:  # without that permission, those that were killed age out
-        return names
-    return [name for name, (_, count) in zip(names, counted, strict=True) if count]
+        return signs
+    return [
+        sign._replace(lives=sign.lives and bool(count))
+        for sign, (_, count) in zip(signs, counted, strict=True)
+    ]

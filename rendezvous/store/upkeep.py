@@ -4,15 +4,25 @@ brings over what older versions wrote.
 
 import json
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 from redis import Redis
 
 from rendezvous.store import entry_json, scripts
-from rendezvous.store.entries import ANY_UUID, SCANNED, Entries, fields_of, scan, slices
+from rendezvous.store.entries import (
+    ANY_UUID,
+    SCANNED,
+    Entries,
+    StoreRefuses,
+    fields_of,
+    scan,
+    slices,
+)
 from rendezvous.store.entry_json import TEXT, Json, number
-from rendezvous.store.facts import lost_at
+from rendezvous.store.facts import Heard, heard_from, lost_at
+from rendezvous.store.keys import GONE
 from rendezvous.store.state import (
     ABOUT,
     AGE_SECONDS,
@@ -43,6 +53,20 @@ def arrive(entries: Entries, name: str, least: float, heard: str) -> None:
 def leave(entries: Entries, name: str, heard: str) -> None:
     """A worker ends; `heard` is kept where it was the last one. Raises StoreDown."""
     entries.run(scripts.LEAVE, arguments=[name, time.time(), heard])
+    _note_end(entries, heard)
+
+
+def _note_end(entries: Entries, text: str) -> None:
+    """A worker has ended, and that was its last sign, as state.Heard has it. Raises StoreDown.
+
+    One that had died before its node was stopped may be found later: the node was stopped.
+    """
+    ended = heard_from(text)
+    if ended:
+        with suppress(StoreRefuses):  # another program has that key
+            known = heard_from(entries.ask(partial(Redis.hget, name=GONE, key=ended.node)))
+            if not (known and known.stopped and known.at > ended.at):
+                entries.ask(partial(Redis.hset, name=GONE, key=ended.node, value=text))
 
 
 class Others(NamedTuple):
@@ -87,6 +111,8 @@ def bury(entries: Entries, name: str) -> dict[str, float]:
         redis.delete(live(name))
 
     entries.ask(remove)
+    if about:
+        _note_end(entries, json.dumps({name: about.get(name) for name in Heard._fields}))
     return dict.fromkeys(fields, at)
 
 

@@ -34,6 +34,25 @@ def test_worker_says_who_it_is(start, connect):
     until(lambda: server.rendezvous.about()['connections'] == 1, 'it is counted')
 
 
+def test_worker_of_a_node_says_where_others_reach_it(start):
+    alone = start(which='2/3').rendezvous.about()
+    assert (alone['host'], alone['node'], alone['address']) == (*[socket.gethostname()] * 2, '')
+    for host, address in ('192.0.2.7', '192.0.2.7:9001'), ('2001:db8::1', '[2001:db8::1]:9001'):
+        server = start(which='2/3')
+        server.rendezvous.options |= {'node_host': host, 'node_port': 9000}
+        about = server.rendezvous.about()
+        assert (about['host'], about['node']) == (socket.gethostname(), host)
+        assert about['address'] == address
+
+
+def test_worker_says_how_many_wait_and_how_many_pipes_there_are(server, join, register, uuid):
+    join(server)
+    register(server, uuid)
+    register(server, uuid)
+    about = server.rendezvous.about()
+    assert (about['waiting'], about['pipes'], about['draining']) == (2, 1, 0)
+
+
 def test_handshakes_are_counted_and_so_are_those_that_fail(start, connect):
     server = start()
     connect(server)

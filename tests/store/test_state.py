@@ -14,6 +14,7 @@ from conftest import ROOT, until
 
 from rendezvous.store import presence, state, upkeep
 from rendezvous.store.entries import StoreDown
+from rendezvous.store.keys import GONE
 from rendezvous.store.presence import Presence
 from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Hour, Why
 
@@ -31,7 +32,7 @@ ABOUT = {
     'memory': 2**24,
     'counters': {'handshakes': 3, 'refused 401 no such UUID': 1},
 }
-OURS = 'servers', 'heard', 'outages', 'states', 'hours:all'
+OURS = 'servers', 'heard', 'outages', 'states', 'hours:all', GONE
 
 
 @pytest.fixture(autouse=True)
@@ -329,7 +330,9 @@ def test_worker_says_who_it_is(entries, work):
     assert [each.name for each in server.workers] == [second.name, first.name]
     told = server.workers[1]
     assert before <= told.at <= time.time()
-    assert told[2:] == ('attic', 2, *list(ABOUT.values())[2:])
+    assert told[2:12] == ('attic', 2, *list(ABOUT.values())[2:])
+    assert (told.host, told.address, told.draining, told.waiting) == ('', '', 0, 0)
+    assert abs(told.ahead) < 2
     assert (server.heard.node, server.heard.pid, server.heard.stopped) == ('attic', 77, False)
     assert (server.down_since, server.outages) == (None, [])
 
@@ -344,6 +347,66 @@ def test_worker_signs_when_nobody_is_registered(entries, work, monkeypatch):
     monkeypatch.setattr(time, 'monotonic', lambda: later)
     worker.write()
     assert state.server(entries).workers[0].at > before.at
+
+
+def test_worker_tells_of_its_node(entries, work):
+    more = {'host': 'vps1', 'address': '192.0.2.1:8900', 'draining': 12.5}
+    work(**more, waiting=3, pipes=2, links=4).write()
+    (told,) = state.server(entries).workers
+    assert told[12:-1] == ('vps1', '192.0.2.1:8900', 12.5, 3, 2, 4)
+
+
+@pytest.mark.parametrize('seconds', [-90, 90])
+def test_clock_that_differs_from_that_of_redis_is_known(entries, work, monkeypatch, seconds):
+    worker, ours = work(), time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(time, 'time', lambda: ours() + seconds)
+        worker.write()
+    (told,) = state.server(entries).workers
+    assert abs(told.ahead - seconds) < 5
+
+
+def gone(entries) -> list[tuple[str, bool]]:
+    return [(each.node, each.stopped) for each in state.server(entries).gone]
+
+
+def test_node_that_was_killed_is_told_until_it_is_there_again(entries, work, at_once, monkeypatch):
+    here, there, other = work(node='here'), work(node='there'), work(node='there')
+    for worker in (here, there, other):
+        worker.write()
+    there.kill()
+    assert gone(entries) == []  # its other worker lives
+    other.kill()
+    assert gone(entries) == [('there', False)]
+    monkeypatch.setattr(presence, 'MISSED_SECONDS', -1)
+    here.presence._look_around()
+    assert not entries.ask(lambda redis: redis.exists(there.presence.key, other.presence.key))
+    assert gone(entries) == [('there', False)]
+    again = work(node='there')
+    again.write()
+    assert gone(entries) == []
+    again.presence.stop()
+    again.kill()
+    assert gone(entries) == []  # somebody has stopped it
+    with monkeypatch.context() as patch:
+        patch.setattr(state, 'GONE_SECONDS', 0)
+        here.kill()
+        assert gone(entries) == []  # so long ago that it says nothing
+
+
+def test_node_that_was_stopped_is_not_told_for_a_worker_that_had_died_before(
+    entries, work, at_once, monkeypatch
+):
+    here, there, other = work(node='here'), work(node='there'), work(node='there')
+    for worker in (here, there, other):
+        worker.write()
+    there.kill()
+    other.presence.stop()
+    other.kill()
+    monkeypatch.setattr(presence, 'MISSED_SECONDS', -1)
+    here.presence._look_around()
+    assert not entries.ask(lambda redis: redis.exists(there.presence.key))
+    assert gone(entries) == []
 
 
 def test_killed_worker_is_gone_at_once(entries, uuid, work):
@@ -843,7 +906,7 @@ KEYS = ['changes:{}', 'hours:{}', 'refusals:{}', 'rendezvous:{}', *OURS]
 @pytest.mark.parametrize('kind', ['string', 'list', 'hash', 'zset'])
 @pytest.mark.parametrize('key', KEYS)
 def test_key_of_another_kind_costs_nobody_else_anything(entries, uuid, work, at_once, key, kind):
-    other, key = str(uuids.uuid4()), key.format(uuid)
+    other, key = str(uuids.uuid4()), key.replace('{}', uuid)
     entries.add(other, [])
     write = {
         'string': lambda redis: redis.set(key, 'x'),
