@@ -18,8 +18,9 @@ from prometheus_client.core import CounterMetricFamily as Count
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import Metric
 
-from rendezvous.admin import certificate
+from rendezvous.admin import certificate, nodes
 from rendezvous.admin.look import Look, Looks
+from rendezvous.admin.nodes import Node
 from rendezvous.admin.page_server import HANDLER
 from rendezvous.store import state
 from rendezvous.store.entries import Entries, StoreDown, slices
@@ -37,9 +38,14 @@ _COUNTERS = {  # of a worker: its name there, its name here, what it counts
     'handshakes_failed': ('handshakes_failed', 'TLS handshakes that failed.'),
     'registrations': ('registrations', 'Registrations of hidden servers that were accepted.'),
     'rendezvous': ('made', 'Rendezvous: mobile clients that were joined to a hidden server.'),
+    'crossed': ('crossed', 'Rendezvous whose hidden server waited on another node.'),
     'store_errors': ('store_errors', 'Questions to Redis that got no answer, or an error.'),
 }
+_AHEAD = 'Seconds that the clock of a node is ahead of that of Redis.'
 _DIRECTIONS = {'octets_up': 'up', 'octets_down': 'down'}
+
+
+Labelled = list[tuple[list[str], Worker]]  # workers with the values of WORKER
 
 
 class Metrics:
@@ -88,8 +94,9 @@ class Collected:
         yield _value('store_up', '1: Redis answers the page. 0: it does not.', bool(self._look))
         if self._look:
             yield from _of_server(self._look.server)
+            yield from _of_nodes(nodes.of(self._look.server))
             yield from _of_entries(self._look)
-            workers = _newest(self._look.server.workers)
+            workers = _labelled(self._look.server.workers)
             yield from _of_workers(workers)
             yield from _counters(workers)
         yield _ends(self._options)
@@ -99,19 +106,25 @@ def _of_server(server: Server) -> Iterator[Metric]:
     yield _value('server_up', '1: a worker gives signs. 0: none does.', bool(server.workers))
     text = 'When a worker gave its last sign, in seconds since 1970.'
     yield _value('last_sign_timestamp_seconds', text, server.heard.at if server.heard else None)
+    yield _value('nodes_gone', 'Nodes that ended without a word.', len(server.gone))
+
+
+def _of_nodes(found: list[Node]) -> Iterator[Metric]:
     text = 'When the server of a node began, in seconds since 1970; an upgrade changes nothing.'
     began = _gauge('server_start_timestamp_seconds', text, 'node')
     info = _gauge('server_info', 'Always 1; a label says the version.', 'node', 'version')
     ready = _gauge('workers', 'Workers of a node that give signs.', 'node')
     wanted = _gauge('workers_wanted', 'Workers that a node shall have.', 'node')
-    for node in sorted({worker.node for worker in server.workers}):
-        here = _newest([worker for worker in server.workers if worker.node == node])
-        began.add_metric([node], min(worker.since for worker in here))
-        ready.add_metric([node], len(here))
-        wanted.add_metric([node], max(worker.workers for worker in here))
-        for version in sorted({worker.version for worker in here}):
-            info.add_metric([node, version], 1)
-    yield from (began, info, ready, wanted)
+    draining = _gauge('draining', '1: the node takes no new connections, to end.', 'node')
+    ahead = _gauge('clock_ahead_seconds', _AHEAD, 'node')
+    for node in found:
+        began.add_metric([node.name], node.since)
+        ready.add_metric([node.name], node.workers)
+        wanted.add_metric([node.name], node.wanted)
+        info.add_metric([node.name, node.version], 1)
+        draining.add_metric([node.name], bool(node.draining))
+        ahead.add_metric([node.name], node.ahead)
+    yield from (began, info, ready, wanted, draining, ahead)
 
 
 def _of_entries(look: Look) -> Iterator[Metric]:
@@ -125,22 +138,24 @@ def _of_entries(look: Look) -> Iterator[Metric]:
     yield _value('pipes', 'Rendezvous that are not over.', sum(each.pipes for each in known))
 
 
-def _of_workers(workers: list[Worker]) -> Iterator[Metric]:
+def _of_workers(workers: Labelled) -> Iterator[Metric]:
     taken = _gauge('connections', 'Open connections of a worker.', *WORKER)
     most = _gauge('connections_max', 'Connections that a worker takes at the most.', *WORKER)
     memory = _gauge('memory_bytes', 'Memory that a worker has for itself alone.', *WORKER)
-    for worker in workers:
-        taken.add_metric(_labels(worker), worker.connections)
-        most.add_metric(_labels(worker), worker.most)
-        memory.add_metric(_labels(worker), worker.memory)
-    yield from (taken, most, memory)
+    links = _gauge('links', 'Connections of a worker to those of other nodes.', *WORKER)
+    for labels, worker in workers:
+        taken.add_metric(labels, worker.connections)
+        most.add_metric(labels, worker.most)
+        memory.add_metric(labels, worker.memory)
+        links.add_metric(labels, worker.links)
+    yield from (taken, most, memory, links)
 
 
-def _counters(workers: list[Worker]) -> Iterator[Metric]:
+def _counters(workers: Labelled) -> Iterator[Metric]:
     for there, (here, text) in _COUNTERS.items():
         counter = _counter(here, text)
-        for worker in workers:
-            counter.add_metric(_labels(worker), worker.counters.get(there, 0))
+        for labels, worker in workers:
+            counter.add_metric(labels, worker.counters.get(there, 0))
         yield counter
     traffic = _counter(
         'traffic_bytes',
@@ -148,12 +163,12 @@ def _counters(workers: list[Worker]) -> Iterator[Metric]:
         'direction',
     )
     refused = _counter('refused', 'Requests that were refused.', 'status', 'reason')
-    for worker in workers:
+    for labels, worker in workers:
         for there, direction in _DIRECTIONS.items():
-            traffic.add_metric([*_labels(worker), direction], worker.counters.get(there, 0))
+            traffic.add_metric([*labels, direction], worker.counters.get(there, 0))
         for name, count in worker.counters.items():
             if found := _REFUSED.fullmatch(name):
-                refused.add_metric([*_labels(worker), *found.groups()], count)
+                refused.add_metric([*labels, *found.groups()], count)
     yield from (traffic, refused)
 
 
@@ -172,14 +187,13 @@ def _ends(options: Options) -> Metric:
     return ends
 
 
-def _newest(workers: list[Worker]) -> list[Worker]:
-    """Of each number on a node that one which began last: two have it during an upgrade."""
-    ordered = sorted(workers, key=lambda worker: (worker.counters.get('began', 0), worker.at))
-    return list({(worker.node, worker.number): worker for worker in ordered}.values())
-
-
-def _labels(worker: Worker) -> list[str]:
-    return [worker.node, str(worker.number)]
+def _labelled(workers: list[Worker]) -> Labelled:
+    """Each with its labels: Prometheus takes no two samples that have the same ones."""
+    return [
+        ([node, str(worker.number)], worker)
+        for node, some in nodes.by_name(workers).items()
+        for worker in nodes.newest(some)
+    ]
 
 
 def _value(name: str, text: str, value: float | None) -> Metric:

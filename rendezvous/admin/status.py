@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from rendezvous.admin import certificate, entry_files, listing, summary, why, words
+from rendezvous.admin import certificate, entry_files, listing, nodes, summary, why, words
 from rendezvous.admin.listing import Listed
 from rendezvous.admin.summary import Summary
 from rendezvous.admin.words import Clock
@@ -58,6 +58,8 @@ def for_programs(status: Status) -> Json:
         'heard': found.heard and found.heard._asdict(),
         'workers': [each._asdict() for each in server.workers],
         'missing_workers': found.missing,
+        'nodes': [each._asdict() for each in found.nodes],
+        'gone_nodes': [each._asdict() for each in found.gone],
         'outages': [{'from': begin, 'to': end} for begin, end in server.outages],
         'certificate': found.certificate and found.certificate._asdict(),
         'notice': status.notice,
@@ -74,8 +76,7 @@ def lines(status: Status, options: Options, clock: Clock) -> list[str]:
     facts = {
         'address': entry_files.authority(options),
         'server': server_said(found, clock),
-        'workers': f'{workers} on {words.plural(len(found.nodes), "machine")}, '
-        f'{words.size(found.memory)} of memory',
+        'workers': f'{workers} {found.where}, {words.size(found.memory)} of memory',
         'connections': f'{found.connections:,} of {found.most:,}',
         'certificate': _certificate(found, options, clock),
         'store': status.where,
@@ -86,6 +87,9 @@ def lines(status: Status, options: Options, clock: Clock) -> list[str]:
     if not found.is_up:
         del facts['workers'], facts['connections']
     said = [f'{name + ":":13} {fact}' for name, fact in facts.items()]
+    if found.has_nodes:
+        for name, some in nodes.lines(found.nodes, found.gone, clock).items():
+            said += [f'node {name}:', *('    ' + each for each in some)]
     return said + textwrap.wrap(status.notice, COLUMNS, break_long_words=False)
 
 
@@ -132,6 +136,7 @@ def troubles(
         if (found.heard.at if found.heard else 0) <= before:
             yield f'the rendezvous server is not running: {server_said(found, clock)}'
         return
+    yield from nodes.troubles(found.nodes, found.gone, clock)
     for shown, known in listed:
         since = (shown['created'] if known.state == NEVER else known.since) or 0
         is_late = known.state == OFFLINE or (named and known.state == NEVER)

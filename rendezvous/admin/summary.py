@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from cryptography.x509.oid import NameOID
 
-from rendezvous.admin import certificate, visits, words
+from rendezvous.admin import certificate, nodes, visits, words
 from rendezvous.admin.certificate import Found
+from rendezvous.admin.nodes import Node
 from rendezvous.admin.words import Clock
 from rendezvous.store.entry_json import printable
 from rendezvous.store.options import Options
@@ -34,12 +35,13 @@ class Summary(NamedTuple):
     lasted: str  # it is up for so long, or was until `heard`
     silent: str  # no worker has given a sign for so long
     versions: str
-    nodes: list[str]  # the machines, by host name
+    nodes: list[Node]  # those that live
+    gone: tuple[Heard, ...]  # the last signs of those that ended without a word
     workers: int
     missing: int  # workers that there should be
     memory: int  # octets
     connections: int
-    most: int  # connections that all machines together take
+    most: int  # connections that all nodes together take
     store: str  # where the entries are
     certificate: Certificate | None  # None: it has none, or the notice says what is wrong
     hours: list[Hour]  # the last 24 of all hidden servers together
@@ -49,13 +51,24 @@ class Summary(NamedTuple):
         """All of the last 24 hours."""
         return visits.total(self.hours)
 
+    @property
+    def has_nodes(self) -> bool:
+        """Whether there are several: one alone is the server, and needs no list."""
+        return len(self.nodes) + len(self.gone) > 1
+
+    @property
+    def where(self) -> str:
+        """The workers are `on 1 machine`, or `on 3 nodes`."""
+        count = len(self.nodes)
+        return f'on {words.plural(count, "node" if self.has_nodes else "machine")}' if count else ''
+
 
 def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Summary:
     """`hours`: the last 24 of all hidden servers together."""
     workers, heard, now = server.workers, server.heard, clock.present()
     since = min((each.since for each in workers), default=heard and heard.since)
     end = now if workers or not heard else heard.at
-    of_node = {each.node: each.workers for each in workers}
+    found = nodes.of(server)
     versions = {each.version for each in workers} or {heard.version if heard else ''}
     return Summary(
         is_up=bool(workers),
@@ -64,12 +77,13 @@ def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Sum
         lasted=_length(end - since) if since else '',
         silent=_length(now - heard.at) if heard else '',
         versions=' and '.join(sorted(versions)),
-        nodes=sorted(of_node),
+        nodes=found,
+        gone=server.gone,
         workers=len(workers),
-        missing=max(0, sum(of_node.values()) - len(workers)),
+        missing=sum(each.missing for each in found),
         memory=sum(each.memory for each in workers),
         connections=sum(each.connections for each in workers),
-        most=sum(each.most for each in workers),  # those of a machine share them
+        most=sum(each.most for each in workers),  # those of a node share them
         store=_store(options),
         certificate=_certificate(options, now),
         hours=hours,

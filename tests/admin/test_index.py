@@ -361,9 +361,9 @@ def test_top_says_how_many_machines_and_which_workers_are_missing(page):
     until(lambda: 'Up for' in page.ask(), 'they live')
     shown = text(page.ask())
     assert 'Server Up for 2 h since ' in shown
-    said = 'Workers 3 of 4 on 2 machines 120 MB of memory; store: Redis at 127.0.0.1:'
+    said = 'Workers 3 of 4 on 2 nodes 120 MB of memory; store: Redis at 127.0.0.1:'
     assert said in shown
-    assert '; on attic, cellar Connections 15 of 3,000' in shown
+    assert 'Connections 15 of 3,000' in shown
     assert 'aria-label="0 % of the connections that are allowed"' in page.ask()
     lives.kill()
     until(lambda: 'The rendezvous server is down' in text(page.ask()), 'all have gone')

@@ -1,0 +1,131 @@
+"""The nodes: servers that share one Redis, each with a parent process and its workers.
+
+Times are in seconds since 1970.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from rendezvous.admin import words
+from rendezvous.admin.words import Clock
+from rendezvous.store.entry_json import printable
+from rendezvous.store.state import Heard, Server, Worker
+
+# Signs are up to two seconds late, and a code is still right with a clock that is 30 seconds off.
+CLOCK_SECONDS = 10
+
+
+class Node(NamedTuple):
+    """One that lives: at least one of its workers does."""
+
+    name: str  # `node_host`, or the host name; with more where several have the same one
+    host: str  # the host name
+    address: str  # where other nodes reach its first worker; '': they cannot
+    pid: int  # of its parent
+    since: float  # when that began
+    draining: float  # since then it takes no new connections, to end; 0: it does take them
+    version: str  # of the workers that began last
+    workers: int  # that live
+    wanted: int  # workers that there should be
+    connections: int
+    most: int  # connections that it takes
+    memory: int  # octets
+    waiting: int  # registrations
+    pipes: int
+    links: int
+    ahead: float  # seconds that its clock is ahead of that of Redis
+
+    @property
+    def missing(self) -> int:
+        """Workers that there should be; one that ends loses them one after the other."""
+        return 0 if self.draining else max(0, self.wanted - self.workers)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether its clock is."""
+        return abs(self.ahead) > CLOCK_SECONDS
+
+
+def by_name(workers: Sequence[Worker]) -> dict[str, list[Worker]]:
+    """The workers of each node. Two servers of one machine are two."""
+    ordered = sorted(workers, key=_of)
+    groups = {key: list(some) for key, some in groupby(ordered, _of)}
+    alike = Counter(node for node, _ in groups)
+    return {node if alike[node] == 1 else more: some for (node, more), some in groups.items()}
+
+
+def _of(worker: Worker) -> tuple[str, str]:
+    """The name of its node, and what only this one can have where several have that name."""
+    host, _, port = worker.address.rpartition(':')
+    if host and port.isdecimal():
+        return worker.node, f'{host}:{int(port) - worker.number + 1}'
+    return worker.node, f'{worker.node} (process {worker.pid})'
+
+
+def newest(workers: Sequence[Worker]) -> list[Worker]:
+    """Of each number on a node that one which began last: two have it during an upgrade."""
+    ordered = sorted(workers, key=lambda worker: (worker.counters.get('began', 0), worker.at))
+    return list({worker.number: worker for worker in ordered}.values())
+
+
+def of(server: Server) -> list[Node]:
+    return [_node(name, some) for name, some in by_name(server.workers).items()]
+
+
+def _node(name: str, workers: list[Worker]) -> Node:
+    now = newest(workers)
+    first = min(now, key=lambda worker: worker.number)
+    return Node(
+        name=name,
+        host=first.host,
+        address=_of(first)[1] if first.address else '',
+        pid=first.pid,
+        since=min(worker.since for worker in workers),
+        draining=max(worker.draining for worker in now),
+        version=max(now, key=lambda worker: worker.counters.get('began', 0)).version,
+        workers=len(now),
+        wanted=max(worker.workers for worker in now),
+        connections=sum(worker.connections for worker in workers),
+        most=sum(worker.most for worker in workers),  # they share what the node takes
+        memory=sum(worker.memory for worker in workers),
+        waiting=sum(worker.waiting for worker in workers),
+        pipes=sum(worker.pipes for worker in workers),
+        links=sum(worker.links for worker in workers),
+        ahead=min((worker.ahead for worker in now), key=abs),  # a batch may have come late
+    )
+
+
+def troubles(nodes: Sequence[Node], gone: Sequence[Heard], clock: Clock) -> list[str]:
+    """What is not well, a sentence each."""
+    found = [f'node {printable(each.node)} {gone_said(each, clock)}' for each in gone]
+    return found + [
+        f'node {printable(each.name)}: {clock_said(each)}' for each in nodes if each.is_off
+    ]
+
+
+def gone_said(heard: Heard, clock: Clock) -> str:
+    why = 'it was killed, hangs, or cannot reach Redis'
+    return f'gave its last sign at {clock.at(heard.at)}: {why}'
+
+
+def clock_said(node: Node) -> str:
+    way = 'ahead of' if node.ahead > 0 else 'behind'
+    return f'its clock is {words.apart(node.ahead)} {way} that of Redis: set it, with NTP'
+
+
+def lines(nodes: Sequence[Node], gone: Sequence[Heard], clock: Clock) -> dict[str, list[str]]:
+    """What `status` says of each, by name."""
+    found = {printable(each.name): _said(each, clock) for each in nodes}
+    return found | {printable(each.node): [gone_said(each, clock)] for each in gone}
+
+
+def _said(node: Node, clock: Clock) -> list[str]:
+    since = clock.since(node.draining or node.since)
+    version = printable(node.version)
+    state = f'{"draining" if node.draining else "up"} since {since}, version {version}'
+    counts = f'{node.connections:,} of {node.most:,} connections, {node.waiting:,} waiting'
+    counts += f', {words.plural(node.pipes, "pipe")}, {words.plural(node.links, "link")}'
+    workers = f'{node.workers} of {words.plural(node.wanted, "worker")}, {words.size(node.memory)}'
+    return [state, counts, workers, *([clock_said(node)] if node.is_off else [])]
