@@ -457,7 +457,7 @@ def test_every_query_of_the_dashboard_finds_data_in_a_real_prometheus(prometheus
 
 def test_alerts_are_silent_while_all_is_well(prometheus):
     alerts = re.findall(r'(?m)^#     (\S.*)', (ROOT / 'deploy/prometheus.yml').read_text())
-    assert len(alerts) == 6
+    assert len(alerts) == 8
     until(lambda: prometheus.found('rendezvous_server_up == 1'), 'it has scraped the page')
     for alert in alerts:
         assert prometheus.found(alert) == []
