@@ -3,6 +3,7 @@
 Times are in seconds since 1970.
 """
 
+import re
 from typing import NamedTuple
 
 from cryptography.x509.oid import NameOID
@@ -57,6 +58,11 @@ class Summary(NamedTuple):
         return len(self.nodes) + len(self.gone) > 1
 
     @property
+    def newest(self) -> str:
+        """The newest version of a node; another one waits for its upgrade."""
+        return max((each.version for each in self.nodes), key=_numbers, default='')
+
+    @property
     def where(self) -> str:
         """The workers are `on 1 machine`, or `on 3 nodes`."""
         count = len(self.nodes)
@@ -88,6 +94,10 @@ def of(options: Options, server: Server, hours: list[Hour], clock: Clock) -> Sum
         certificate=_certificate(options, now),
         hours=hours,
     )
+
+
+def _numbers(version: str) -> list[int]:
+    return [*map(int, re.findall('[0-9]+', version))]
 
 
 def _length(seconds: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import gevent
 import pytest
+from browser import Browser
 from conftest import free_port, until
 from pages import Page, served, text
 from programs import Folder, Outside
@@ -99,16 +100,25 @@ def test_each_node_is_a_row_with_what_its_workers_have_together(page, tell):
     assert re.fullmatch(said, other)
     assert 'Workers 3 of 4 on 2 nodes 120 MB of memory; store: Redis at ' in text(page.ask())
     assert 'Connections 15 of 3,000' in text(page.ask())
-    assert '<small class="why">' not in page.ask()
+    assert '<small class="why">' not in page.ask()  # nothing is wrong
 
 
-def test_version_that_differs_stands_out(page, tell):
-    tell()
-    second(tell, version='1.1')
+def test_version_that_is_older_than_that_of_others_stands_out(page, tell):
+    tell(version='1.9')
+    second(tell, version='1.10')
     until(lambda: len(rows(page)) == 2, 'both are there')
-    shown = page.ask()
-    for version in '1.0', '1.1':
-        assert f'<small class="why">version {version}</small>' in shown
+    assert '<small class="why">version 1.9, others have 1.10</small>' in page.ask()
+    assert '<small>version 1.10</small>' in page.ask()
+
+
+def test_many_nodes_are_folded(page, tell):
+    for number in range(1, 11):
+        tell(node=f'192.0.2.{number}', address=f'192.0.2.{number}:8900')
+    until(lambda: len(rows(page)) == 10, 'all are there')
+    assert '<details class="more">' not in page.ask().partition('</section>')[0]
+    second(tell, node='192.0.2.11', address='192.0.2.11:8900').kill()
+    until(lambda: len(rows(page)) == 11, 'that one has gone', 5)
+    assert '<details class="more"><summary>10 nodes, 1 gone</summary>' in page.ask()
 
 
 def test_node_that_drains_misses_no_worker(page, tell):
@@ -156,6 +166,24 @@ def test_two_nodes_at_two_ports_of_one_host_are_two(page, tell):
     tell(number=2, address='192.0.2.1:8951')
     found = until(lambda: len(found := rows(page)) == 2 and found, 'both are there')
     assert [row.split()[0] for row in found] == ['192.0.2.1:8900', '192.0.2.1:8950']
+
+
+def test_everybody_can_read_the_nodes_on_each_screen(page, tell, tmp_path):
+    tell(workers=1)
+    second(tell, node='2001:db8:1234:5678:9abc:def0:1234:5678', version='1.1')
+    second(tell, draining=time.time(), host='averylonghostname' * 3)
+    tell(node='192.0.2.3', address='192.0.2.3:8900').kill()
+    until(lambda: len(rows(page)) == 4, 'all are there', 5)
+    browser = Browser(tmp_path)
+    try:
+        browser.visit(page.url)
+        browser.until_it_says('Draining since')
+        for width in 390, 720, 768, 1030, 1280:
+            for scheme in 'light', 'dark':
+                browser.look(width, 800, scheme)
+                assert browser.barriers() == []
+    finally:
+        browser.close()
 
 
 def told(page: Page) -> list:
