@@ -18,8 +18,9 @@ from rendezvous.server.accepted import Connection
 from rendezvous.server.admission import Admission
 from rendezvous.server.counters import Counters
 from rendezvous.server.following import Following
+from rendezvous.server.hop import Visitor
 from rendezvous.server.limits import ConnectionLimits, Evicted, ThrottledWarning, UnknownUuids
-from rendezvous.server.meeting import HeldElsewhere, Meeting, Visitor
+from rendezvous.server.meeting import HeldElsewhere, Meeting
 from rendezvous.server.names import Names
 from rendezvous.server.registry import Held, Registration, Registry
 from rendezvous.server.shares import Shares

@@ -3,19 +3,10 @@
 Each worker listens on a Unix socket in `workers/`, a folder that only its own user can enter. A
 worker that has no registration of a UUID asks all others: a line with the UUID, the seconds that
 the mobile client waits, its address and its port, and, where they are known, the address and the
-port to which it connected. The answers are one octet each:
-
-    Y   a registration is reserved; this connection is that visit's from now on
-    E   none waits, but the hidden server is expected: Y or N follows
-    N   there is none; the connection is kept for the next question
+port to which it connected. hop.py has the answers, and the visits.
 
 The worker that holds a registration decides, between two yields: so none is given twice, nothing
 is stale, and Redis is not needed. To hang up gives a reservation back, and ends a question.
-
-Behind a Y come the octets of the mobile client. Before the first octets of the answer comes an A;
-an R instead says that the hidden server was gone before it got anything, so that another one may
-be tried. An answer that is whole ends by a shutdown, and its sender waits until the other side has
-closed; where it is cut off, be it by a kill -9, both sides are closed at once (POLLHUP).
 """
 
 import logging
@@ -32,87 +23,32 @@ from gevent.event import AsyncResult, Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
+from rendezvous.server.hop import EXPECTED, NO, YES, Asked, NearVisitor, OtherWorker, Visitor
 from rendezvous.server.registry import AskOthers, Held, Others, Registry
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.sockets import Ended, Socket, is_polled
+from rendezvous.wire.sockets import Ended, is_polled
 
 log = logging.getLogger('meeting')
 
 FOLDER = Path('workers')  # in the working directory: a path from the root may be too long
-YES, EXPECTED, NO = b'Y', b'E', b'N'
-ANSWER, RETRY = b'A', b'R'
 ANSWER_SECONDS = 0.3  # a worker that has not answered by then hangs, and expects nobody
 RESERVED_SECONDS = 5  # until the first octets of a visit come: they are there already
 LINE_BYTES = 1000
-# Wait in the kernel for a slow worker, at most, with what it adds: by the usual 208 KB one worker
-# waits for the other after every other chunk. Where net.core.wmem_max is less, that is the bound.
-UNREAD_BYTES = 512 * 1024
 PLACE_SECONDS = 1  # between two looks whether the socket is still there
 CLOSE_SECONDS = 2  # for visits whose pipes have ended, when this worker does
 KEPT = 8  # idle connections to each other worker
 
 
-class OtherWorker(Socket):
-    """A connection to another worker: for questions, and then for a visit that it serves."""
-
-    def __init__(self, path: str) -> None:
-        """Raises OSError."""
-        super().__init__(socket.socket(socket.AF_UNIX))
-        try:
-            self.raw.connect(path)
-        except BaseException:
-            self.close()
-            raise
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
-        self._began, self.has_ended, self.got_nothing = False, False, False
-
-    def answer(self) -> bytes:
-        """To a question: YES, EXPECTED or NO."""
-        return self.raw.recv(1)
-
-    def recv_into(self, buffer: memoryview) -> int:
-        """Of a visit, as a socket's. Raises ConnectionError where the answer is cut off."""
-        if not self._began:
-            mark = self.raw.recv(1)
-            self._began, self.got_nothing = bool(mark), mark == RETRY
-        count = super().recv_into(buffer) if self._began and not self.got_nothing else 0
-        if not count:
-            self.has_ended = True
-            if not self.got_nothing and is_polled(self, select.POLLHUP):
-                raise ConnectionResetError('cut off')
-        return count
-
-
 class HeldElsewhere(Held):
     """A registration that another worker has reserved for a mobile client of ours."""
 
-    def __init__(self, uuid: str, link: OtherWorker):
+    def __init__(self, uuid: str, link: Asked):
         super().__init__(link)
         self.uuid, self.link = uuid, link
 
     def got_nothing(self) -> bool:
         return self.link.got_nothing if self.link.has_ended else not self.octets
-
-
-class Visitor(Socket):
-    """The holder's end of such a visit: says that an answer begins, or that there is none."""
-
-    waits_for_end = True  # the other worker closes in any case; a close before is a cut
-
-    def __init__(self, raw: socket.socket):
-        super().__init__(raw)
-        self._began = False
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
-
-    def send(self, octets: bytes | memoryview) -> None:
-        mark, self._began = b'' if self._began else ANSWER, True
-        super().send(mark + octets if mark else octets)
-
-    def retry(self) -> None:
-        """The hidden server is gone and got nothing. Raises OSError."""
-        self._began = True
-        self.raw.send(RETRY)
 
 
 # Serves the visit of a mobile client on such an end, whose first octets are given.
@@ -150,7 +86,7 @@ class Meeting:
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(str(self._path))
         sock.listen(1024)
-        self._server = StreamServer(sock, self._answer, spawn=self._connections)
+        self._server = StreamServer(sock, self._answer_neighbour, spawn=self._connections)
         self._server.max_accept = 1  # in a turn: questions come one by one
         self._server.start()
 
@@ -202,19 +138,21 @@ class Meeting:
         else:
             sock.close()
 
-    def _answer(self, sock: socket.socket, _) -> None:
-        """Answers one question after the other, until one becomes a visit."""
+    def _answer_neighbour(self, sock: socket.socket, _) -> None:
+        self.answer(NearVisitor(sock))
+
+    def answer(self, visitor: Visitor) -> None:
+        """Answers one question after the other, until one becomes a visit; and closes."""
         try:
-            while not self._stopping and (line := _line(sock)):
+            while not self._stopping and (line := _line(visitor)):
                 uuid, seconds, peer = _asked(line)
                 if not self._registry.count(uuid) and self._registry.expects(uuid):
-                    sock.sendall(EXPECTED)
+                    visitor.say(EXPECTED)
                 try:
-                    held = self._registry.claim(uuid, seconds, sock)
+                    held = self._registry.claim(uuid, seconds, visitor)
                 except Refusal:
-                    sock.sendall(NO)
+                    visitor.say(NO)
                     continue
-                visitor = Visitor(sock)
                 if octets := self._first_octets(visitor, held):
                     self._visits.add(gevent.getcurrent())
                     self._visit(visitor, peer, uuid, held, octets)
@@ -223,13 +161,13 @@ class Meeting:
             log.debug('a question ended: %s', error)
         finally:
             self._visits.discard(gevent.getcurrent())
-            sock.close()
+            visitor.close()
 
     def _first_octets(self, visitor: Visitor, held: Held) -> bytes:
         """What the mobile client says; b'' where it has left: the registration waits on."""
         octets = b''
         try:
-            visitor.raw.sendall(YES)
+            visitor.say(YES)
             with gevent.Timeout(RESERVED_SECONDS, False):
                 octets = visitor.receive()
         finally:
@@ -306,11 +244,11 @@ def _asked(line: bytes) -> tuple[str, float, Peer]:
     return uuid, float(seconds), peer
 
 
-def _line(sock: socket.socket) -> bytes:
+def _line(visitor: Visitor) -> bytes:
     """The next line; b'' where the other side has ended."""
     octets = b''
     while not octets.endswith(b'\n') and len(octets) < LINE_BYTES:
-        more = sock.recv(LINE_BYTES)
+        more = visitor.receive()
         if not more:
             return b''
         octets += more

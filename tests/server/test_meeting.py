@@ -11,7 +11,7 @@ import gevent
 import pytest
 from conftest import code, connect_request, cut_off, get, until
 
-from rendezvous.server import meeting
+from rendezvous.server import hop
 
 HELLO = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
 
@@ -228,7 +228,7 @@ def test_registrations_of_another_worker_that_died_in_silence_are_not_all_tried(
 
 def test_reservation_that_is_not_used_goes_back(workers, register, colleague, connect, uuid):
     hidden = register(workers[0], uuid)
-    assert ask(colleague, uuid) == meeting.YES
+    assert ask(colleague, uuid) == hop.YES
     assert workers[0].rendezvous.registry.count(uuid) == 0
     colleague.close()
     until(lambda: workers[0].rendezvous.registry.count(uuid) == 1, 'it waits on')
@@ -241,38 +241,38 @@ def test_registration_that_ends_while_it_is_reserved_is_not_used(
     workers, register, colleague, uuid
 ):
     first, second = register(workers[0], uuid), register(workers[0], uuid)
-    assert ask(colleague, uuid) == meeting.YES
+    assert ask(colleague, uuid) == hop.YES
     second.close()  # hidden.py replaces a registration so: the newest was the reserved one
     until(lambda: len(workers[0].connections) == 1, 'the worker has noticed')
     colleague.sendall(get(uuid))
     first.until(b'\r\n\r\n')
     first.send(HELLO)
-    assert colleague.recv(1000) == meeting.ANSWER + HELLO
+    assert colleague.recv(1000) == hop.ANSWER + HELLO
 
 
 def test_connection_is_kept_for_the_next_question(workers, register, colleague, uuid):
-    assert [ask(colleague, uuid) for _ in range(3)] == [meeting.NO] * 3
+    assert [ask(colleague, uuid) for _ in range(3)] == [hop.NO] * 3
     register(workers[0], uuid)
-    assert ask(colleague, uuid) == meeting.YES
+    assert ask(colleague, uuid) == hop.YES
 
 
 def test_expected_hidden_server_is_said_and_waited_for(workers, register, colleague, uuid):
     register(workers[0], uuid).close()
     until(lambda: not workers[0].rendezvous.registry.count(uuid), 'it is gone')
-    assert ask(colleague, uuid, 30) == meeting.EXPECTED
+    assert ask(colleague, uuid, 30) == hop.EXPECTED
     hidden = register(workers[0], uuid)
-    assert colleague.recv(1) == meeting.YES
+    assert colleague.recv(1) == hop.YES
     colleague.sendall(b'GET / HTTP/1.1\r\n\r\n')
     hidden.until(b'\r\n\r\n')
     hidden.send(b'answer')
-    assert colleague.recv(7) == meeting.ANSWER + b'answer'
+    assert colleague.recv(7) == hop.ANSWER + b'answer'
 
 
 @pytest.mark.parametrize('line', [b'\n', b'{}\n', b'["x"]\n', b'[1,2,3,4]\n', b'x' * 9999])
 def test_nonsense_ends_the_connection_and_nothing_else(workers, colleague, connect, line):
     colleague.sendall(line)
     with suppress(ConnectionResetError):  # it has not read all of it
-        assert colleague.recv(1) in (b'', meeting.NO)
+        assert colleague.recv(1) in (b'', hop.NO)
     mobile = connect(workers[0])
     mobile.send(b'GET / HTTP/1.1\r\nHost: x\r\n\r\n')
     assert mobile.answer().status == 401
@@ -381,8 +381,8 @@ def test_registration_that_is_reserved_ends_with_its_entry(
     workers, register, colleague, entries, uuid
 ):
     hidden = register(workers[0], uuid)
-    assert ask(colleague, uuid) == meeting.YES
+    assert ask(colleague, uuid) == hop.YES
     entries.disable(uuid)
     assert hidden.rest() == b''
     colleague.sendall(b'GET / HTTP/1.1\r\n\r\n')
-    assert colleague.recv(1) == meeting.RETRY
+    assert colleague.recv(1) == hop.RETRY
