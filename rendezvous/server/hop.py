@@ -34,7 +34,7 @@ class Asked(Socket):
     has_ended = got_nothing = False
 
     def answer(self) -> bytes:
-        """To a question: YES, EXPECTED or NO; b'' where the other worker has gone. Raises OSError."""
+        """To a question: YES, EXPECTED or NO; b'' at the end. Raises OSError."""
         came = self._unread or self.receive()
         self._unread = came[1:]
         self._is_visit = came[:1] == YES
