@@ -157,7 +157,7 @@ class Rendezvous:
         try:
             while octets:
                 if held.is_good():  # it may have ended while the first octets were on their way
-                    log.info('%s rendezvous with %s, from another worker', peer, uuid)
+                    log.info('%s rendezvous with %s, from %s', peer, uuid, visitor.origin)
                     how, octets = self._pipe(Pipe(mobile, held, drain=0), peer, octets)
                 else:
                     self.registry.unclaim(held)
@@ -376,8 +376,7 @@ class Rendezvous:
         leaving = partial(self.limits.mark_leaving, connection)
         while True:
             held = self._claim(connection, uuid)
-            where = ', with another worker' if isinstance(held, HeldElsewhere) else ''
-            log.info('%s rendezvous with %s%s', peer, uuid, where)
+            log.info('%s rendezvous with %s%s', peer, uuid, held.where)
             connection.may_finish = True
             mobile.octets = held.octets = 0
             pipe, octets, left = Pipe(mobile, held, self.options.drain, leaving), left, b''

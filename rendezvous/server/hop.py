@@ -32,6 +32,7 @@ class Asked(Socket):
     _unread = b''  # answers behind the one that was read last: they may come together
     _is_visit = _began = False
     has_ended = got_nothing = False
+    node = ''  # of the other worker; '' where it is ours
 
     def answer(self) -> bytes:
         """To a question: YES, EXPECTED or NO; b'' at the end. Raises OSError."""
@@ -42,7 +43,11 @@ class Asked(Socket):
 
     def recv_into(self, buffer: memoryview) -> int:
         """Of a visit, as a socket's. Raises ConnectionError where the answer is cut off."""
-        count = super().recv_into(buffer)
+        try:
+            count = super().recv_into(buffer)
+        except OSError:
+            self.has_ended = True  # nobody knows what the hidden server got
+            raise
         if not self._is_visit:
             return count
         if count and not self._began:
@@ -82,6 +87,7 @@ class Visitor(Socket):
     is none.
     """
 
+    origin = 'another node'
     waits_for_end = True  # the other worker closes in any case; a close before is a cut
     _began = False
 
@@ -101,6 +107,8 @@ class Visitor(Socket):
 
 class NearVisitor(Visitor):
     """The same, of a connection from a worker of this machine."""
+
+    origin = 'another worker'
 
     def __init__(self, raw: socket.socket):
         super().__init__(raw)

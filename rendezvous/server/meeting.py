@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -46,6 +47,7 @@ class HeldElsewhere(Held):
     def __init__(self, uuid: str, link: Asked):
         super().__init__(link)
         self.uuid, self.link = uuid, link
+        self.where = f', on node {link.node}' if link.node else ', with another worker'
 
     def got_nothing(self) -> bool:
         return self.link.got_nothing if self.link.has_ended else not self.octets
@@ -64,7 +66,7 @@ class Meeting:
         self._registry, self._visit = registry, visit
         self._connections = Pool(None)
         self._visits: set[gevent.Greenlet] = set()  # those of them that serve one
-        self._kept: dict[str, list[OtherWorker]] = {}
+        self._kept: dict[str, list[Asked]] = {}
         self._server: StreamServer | None = None
         self._stopping = False
 
@@ -103,7 +105,7 @@ class Meeting:
 
     def ask_for(self, seconds: float, peer: Peer) -> AskOthers:
         """What asks all others on behalf of a mobile client that waits for so long."""
-        return partial(_Question, self, seconds, peer)
+        return partial(Question, self, seconds, peer)
 
     def others(self) -> set[str]:
         """The names of the other workers' sockets."""
@@ -115,7 +117,7 @@ class Meeting:
                 sock.close()
         return found
 
-    def connect(self, name: str) -> OtherWorker:
+    def connect(self, name: str) -> Asked:
         """A connection to another worker. Raises OSError."""
         kept = self._kept.setdefault(name, [])
         while kept:
@@ -131,7 +133,7 @@ class Meeting:
             self._kept.pop(name, None)
             raise
 
-    def keep(self, name: str, sock: OtherWorker) -> None:
+    def keep(self, name: str, sock: Asked) -> None:
         kept = self._kept.setdefault(name, [])
         if len(kept) < KEPT:
             kept.append(sock)
@@ -176,13 +178,19 @@ class Meeting:
         return octets
 
 
-class _Question(Others):
-    """One mobile client's question to all other workers, for as long as it waits."""
+class Place(Protocol):
+    """Where other workers are."""
 
-    def __init__(
-        self, meeting: Meeting, seconds: float, peer: Peer, uuid: str, result: AsyncResult
-    ):
-        self._meeting, self._uuid, self._result = meeting, uuid, result
+    def others(self) -> set[str]: ...
+    def connect(self, name: str, /) -> Asked: ...
+    def keep(self, name: str, sock: Asked, /) -> None: ...
+
+
+class Question(Others):
+    """One mobile client's question to all other workers of a place, for as long as it waits."""
+
+    def __init__(self, place: Place, seconds: float, peer: Peer, uuid: str, result: AsyncResult):
+        self._place, self._uuid, self._result = place, uuid, result
         addresses = [*peer[:2], *(peer.reached or ())[:2]]
         self._line = (' '.join(map(str, (uuid, seconds, *addresses))) + '\n').encode()
         self._asked: dict[str, gevent.Greenlet] = {}  # those that have not said yes or no
@@ -190,7 +198,7 @@ class _Question(Others):
         self._expected, self._known = False, Event()
 
     def ask(self) -> None:
-        new = [name for name in self._meeting.others() if name not in self._asked]
+        new = [name for name in self._place.others() if name not in self._asked]
         self._silent.update(new)
         for name in new:
             self._asked[name] = gevent.spawn(self._ask, name)
@@ -208,7 +216,7 @@ class _Question(Others):
     def _ask(self, name: str) -> None:
         sock, answer = None, b''
         try:
-            sock = self._meeting.connect(name)
+            sock = self._place.connect(name)
             sock.send(self._line)
             answer = sock.answer()
             self._heard(name, answer)
@@ -223,7 +231,7 @@ class _Question(Others):
             del self._asked[name]
             self._heard(name, answer)
             if sock and answer == NO:
-                self._meeting.keep(name, sock)
+                self._place.keep(name, sock)
             elif sock:
                 sock.close()
 

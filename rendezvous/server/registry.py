@@ -32,6 +32,7 @@ class Held(End):
     """A hidden server's end that can be claimed: a registration here, or with another worker."""
 
     uuid = ''
+    where = ''  # for the log: with which other worker
     is_new = True  # of a hidden server that loses nothing that comes close behind its 200
 
     def is_good(self) -> bool:
@@ -161,8 +162,8 @@ class Registry:
         self._take_from_handed(held)
         if held.over:
             return
-        if held.uuid in self._mobile_clients:
-            self._mobile_clients[held.uuid].popleft().set(held)
+        if (result := self._next(held.uuid)) is not None:
+            result.set(held)
             self._hand_over(held)
         else:
             self._registrations.setdefault(held.uuid, {})[held] = None
@@ -268,6 +269,16 @@ class Registry:
             result.wait(timeout=min(left, AGAIN_SECONDS))
             if not result.ready():
                 others.ask()
+
+    def _next(self, uuid: str) -> AsyncResult | None:
+        """The first mobile client that waits, without those that have got another one just now."""
+        waiting = self._mobile_clients.get(uuid, ())
+        while waiting:
+            result = waiting.popleft()
+            if not result.ready():
+                return result
+        self._drop_empty(uuid)
+        return None
 
     def _hand_over(self, registration: Registration) -> None:
         self._handed.setdefault(registration.uuid, set()).add(registration)
