@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from cryptography.hazmat.primitives import hashes
 
-from rendezvous.admin import certificate, entry_files
+from rendezvous.admin import certificate, entry_files, membership
 from rendezvous.store import options as local
 from rendezvous.store.options import Options
 from rendezvous.wire.programs import Mistake
@@ -24,7 +24,11 @@ from rendezvous.wire.programs import Mistake
 @click.option('--force', is_flag=True, help='Replace them all. All clients need the new ones.')
 @click.option('--if-missing', is_flag=True, help='Make them if there are none, else as --renew.')
 @click.option('--renew', is_flag=True, help='Make the next certificate, if one is due.')
-def make(force: bool, if_missing: bool, renew: bool) -> None:
+@click.option('--node', is_flag=True, hidden=True)  # for a worker: see server/membership.py
+def make(force: bool, if_missing: bool, renew: bool, node: bool) -> None:
+    if node:
+        sys.stdout.buffer.write(membership.pem_for(sys.stdin.buffer.read()))
+        return
     options = local.load(warn=False)
     if not options.key_file:
         if if_missing or renew:

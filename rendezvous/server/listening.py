@@ -23,6 +23,9 @@ HEADERLESS = 100  # connections of a worker whose PROXY header has not come yet
 CROSSING = 1 + 3 / 8 + 3 / 4
 IN_USE_SECONDS = 3  # a worker that starts has loaded its modules by then, on a busy machine
 LOOK_SECONDS = 0.05
+# Of a worker of a node: links that it or another one has opened in advance, and callers at its node
+# port that have not proved that they are nodes.
+LINKS = 512
 FEWEST = 8  # connections of a worker: with less it serves nobody
 
 
@@ -45,13 +48,30 @@ def listener(options: Options, before: socket.socket | None = None) -> socket.so
             return before
         return _bound(where[:2], family, dual_stack=host == '::')
     except OSError as error:
-        # An address or a name server that is not there yet, while the machine starts.
-        is_early = error.errno in (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)
-        why = os.strerror(error.errno or 0) if (error.errno or 0) > 0 else error.strerror
-        raise (PassingMistake if is_early else Mistake)(
-            f'cannot listen on {host}, port {port}: {why}; '
-            'set rendezvous_port or listen_host in local.py, or end what listens there'
-        ) from None
+        raise _cannot_listen(error, host, port, 'rendezvous_port or listen_host') from None
+
+
+def node_listener(options: Options, number: int) -> socket.socket:
+    """Where a worker of that number listens for workers of other nodes. Raises Mistake.
+
+    The worker of before, which ends, and the one that takes its place have it both for a moment.
+    """
+    host, port = to_bind(str(options.node_host)), options.node_port + number - 1
+    try:
+        family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(where[:2], family=family, backlog=BACKLOG, reuse_port=True)
+    except OSError as error:
+        raise _cannot_listen(error, host, port, 'node_port or node_host') from None
+
+
+def _cannot_listen(error: OSError, host: str, port: int, options: str) -> Mistake:
+    # An address or a name server that is not there yet, while the machine starts.
+    is_early = error.errno in (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)
+    why = os.strerror(error.errno or 0) if (error.errno or 0) > 0 else error.strerror
+    return (PassingMistake if is_early else Mistake)(
+        f'cannot listen on {host}, port {port}: {why}; '
+        f'set {options} in local.py, or end what listens there'
+    )
 
 
 def _bound(where: tuple, family: int, dual_stack: bool) -> socket.socket:
@@ -87,7 +107,8 @@ def connections(options: Options) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     wanted = math.ceil(options.max_connections / count)
     others = DESCRIPTORS + (HEADERLESS if options.proxy_protocol else 0)
-    there = int((most - others) / (CROSSING if count > 1 else 1))
+    others += LINKS if options.node_host else 0
+    there = int((most - others) / (CROSSING if count > 1 or options.node_host else 1))
     how = 'raise ulimit -n (LimitNOFILE= in the unit)'
     if there < FEWEST:
         raise Mistake(f'{most} descriptors are too few to serve anybody: {how}')
