@@ -17,11 +17,13 @@ from rendezvous.server import credentials, dialogue, pages
 from rendezvous.server.accepted import Connection
 from rendezvous.server.admission import Admission
 from rendezvous.server.counters import Counters
+from rendezvous.server.crossing import Crossing
 from rendezvous.server.following import Following
 from rendezvous.server.hop import Visitor
 from rendezvous.server.limits import ConnectionLimits, Evicted, ThrottledWarning, UnknownUuids
-from rendezvous.server.meeting import HeldElsewhere, Meeting
+from rendezvous.server.meeting import Meeting
 from rendezvous.server.names import Names
+from rendezvous.server.nodes import Nodes
 from rendezvous.server.registry import Held, Registration, Registry
 from rendezvous.server.shares import Shares
 from rendezvous.server.visits import Visit, Visits
@@ -73,6 +75,11 @@ class Rendezvous:
         self.registry = Registry(options.max_waiting)
         self.meeting = Meeting(meeting_place, self.registry, self.visit)
         self.presence = Presence(entries, self.about)
+        self.nodes, self.ask_for = None, self.meeting.ask_for
+        if options.node_host:
+            number, name = int(which.partition('/')[0]), self.presence.name
+            self.nodes = Nodes(options, entries, name, number, self.meeting.answer)
+            self.ask_for = Crossing(self.meeting, self.nodes, entries, name).ask_for
         self.admission = Admission(options, entries, self.presence)
         self.limits = ConnectionLimits(
             options.max_connections,
@@ -377,6 +384,7 @@ class Rendezvous:
         while True:
             held = self._claim(connection, uuid)
             log.info('%s rendezvous with %s%s', peer, uuid, held.where)
+            self.counters.crossed += held.is_far
             connection.may_finish = True
             mobile.octets = held.octets = 0
             pipe, octets, left = Pipe(mobile, held, self.options.drain, leaving), left, b''
@@ -396,9 +404,7 @@ class Rendezvous:
         peer = connection.peer
         seconds = self.options.rendezvous_wait
         try:
-            held = self.registry.claim(
-                uuid, seconds, connection.sock, self.meeting.ask_for(seconds, peer)
-            )
+            held = self.registry.claim(uuid, seconds, connection.sock, self.ask_for(seconds, peer))
         except Refusal:
             gevent.sleep(self.unknown_uuids.note(peer.host, uuid))
             raise

@@ -47,6 +47,7 @@ class HeldElsewhere(Held):
     def __init__(self, uuid: str, link: Asked):
         super().__init__(link)
         self.uuid, self.link = uuid, link
+        self.is_far = bool(link.node)
         self.where = f', on node {link.node}' if link.node else ', with another worker'
 
     def got_nothing(self) -> bool:

@@ -121,9 +121,7 @@ class Nodes:
         """Those of other nodes, and the link time in seconds; inf where it is not known, or the
         worker is silent.
         """
-        return {
-            far.name: math.inf if far.is_silent else far.seconds for far in self._far.values()
-        }
+        return {far.name: math.inf if far.is_silent else far.seconds for far in self._far.values()}
 
     def connect(self, worker: str) -> Link:
         """A link to it. Raises OSError, at once where calls have just been in vain."""

@@ -33,6 +33,7 @@ class Held(End):
 
     uuid = ''
     where = ''  # for the log: with which other worker
+    is_far = False  # on another node
     is_new = True  # of a hidden server that loses nothing that comes close behind its 200
 
     def is_good(self) -> bool:
