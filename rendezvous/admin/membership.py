@@ -1,7 +1,7 @@
-"""Key and certificate of a node, from the secret that all nodes share: the same octets on each one.
+"""Key and certificate of a node, from the secret that all nodes share: the same on each one.
 
-So a node trusts one certificate, its own, and whoever has its key knows the secret. Ed25519, because
-its signatures have no random part (RFC 8032): the certificate is the same wherever it is made.
+So a node trusts one certificate, its own, and whoever has its key knows the secret. Ed25519: its
+signatures have no random part (RFC 8032), so the certificate is the same wherever it is made.
 """
 
 import datetime
