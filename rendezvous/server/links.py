@@ -36,8 +36,11 @@ class Link(Asked, TLSSocket):
 
     worker = ''  # the name of that at the other end
 
-    def __init__(self, contexts: Contexts, raw: socket.socket, session: ssl.SSLSession | None):
+    def __init__(
+        self, contexts: Contexts, node: str, raw: socket.socket, session: ssl.SSLSession | None
+    ):
         super().__init__(contexts.asks, raw, server_hostname=NAME)
+        self.node = node  # its host
         if session:
             self.tls.session = session
 
@@ -70,7 +73,7 @@ def call(
     contexts: Contexts, host: str, port: int, session: ssl.SSLSession | None
 ) -> tuple[Link, float]:
     """A new link, and what `Link.prove` gives. Raises OSError."""
-    link = Link(contexts, socket.create_connection((host, port)), session)
+    link = Link(contexts, host, socket.create_connection((host, port)), session)
     try:
         keep_alive(link)
         return link, link.prove()
@@ -109,6 +112,10 @@ class Door:
         """Ends all."""
         self.close()
         self._greenlets.kill(Ended)
+
+    def count(self) -> int:
+        """Links of others to this worker."""
+        return len(self._greenlets) - len(self._unproven) - bool(self._accepting)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:

@@ -10,10 +10,11 @@ import math
 import random
 import select
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 import gevent
 from gevent.lock import Semaphore
@@ -24,11 +25,11 @@ from rendezvous.server.limits import ThrottledWarning
 from rendezvous.server.links import Door, Link, NodeVisitor, call
 from rendezvous.server.listening import node_listener
 from rendezvous.server.membership import Contexts, Membership
-from rendezvous.store import keys
+from rendezvous.store import entry_json
 from rendezvous.store.entries import Entries, StoreDown
-from rendezvous.store.facts import ABOUT, WORKER
+from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
-from rendezvous.wire.addresses import authority
+from rendezvous.store.state import ABOUT, SERVERS, WORKER, live
 from rendezvous.wire.greenlets import keep_running
 from rendezvous.wire.sockets import is_polled, take_turn
 
@@ -45,6 +46,7 @@ FILL_SECONDS = 0.02  # that one link may come back: it was answered with a no
 FIRST, MOST = 2, 16  # links that are kept to a worker: at first, and where many were needed at once
 KEPT = 128  # to all workers together, at first; twice as many where they are needed
 RENEW_SECONDS = 60  # a kept link is as old at most: the link time is measured, and a session kept
+MAX_PORT = 65535
 NEW_SHARE = 0.25  # of the newest measurement, in the link time
 
 
@@ -96,7 +98,9 @@ class Nodes:
         self._membership = Membership(entries, options.node_secret)
         self._door = Door(self._membership, name, answer)
         self._far: dict[str, Far] = {}
-        self._ignored = {name}  # workers that are of this node, or of none
+        self._name, self._near = name, {name}  # workers of this node
+        self._apart: set[str] = set()  # workers of no node
+        self._links: WeakSet[Link] = WeakSet()
         self._greenlets = Pool(None)
         self._calls = Semaphore(CALLS)
         self._warn = ThrottledWarning()
@@ -155,6 +159,14 @@ class Nodes:
             far.close()
             self._fill_soon(far)
 
+    def is_near(self, worker: str) -> bool:
+        """Whether it is a live worker of this node."""
+        return worker in self._near
+
+    def count(self) -> int:
+        """Links that are open now, those of others to this worker among them."""
+        return self._door.count() + sum(link.fileno() >= 0 for link in self._links)
+
     def _look_at_secret(self) -> None:
         try:
             self._membership.look()
@@ -166,32 +178,39 @@ class Nodes:
 
     def _look_for_others(self) -> None:
         with suppress(StoreDown):  # what is known stays
-            names = set(self._entries.ask(lambda redis: redis.zrange(keys.SERVERS, 0, -1)))
-            self._ignored &= names
+            found: Any = self._entries.ask(lambda redis: redis.zrange(SERVERS, 0, -1))
+            names = {name for name in found if WORKER.fullmatch(name)}
+            self._near &= names | {self._name}
+            self._apart &= names
             for far in self._far.values():
                 far.is_listed = far.name in names
-            self._learn(name for name in names if WORKER.fullmatch(name))
+            self._learn(names)
         _sleep(LOOK_SECONDS)
 
-    def _learn(self, names) -> None:
-        """Reads of new workers where they are. Raises StoreDown."""
-        new = [name for name in names if name not in self._ignored | self._far.keys()]
+    def _learn(self, names: Iterable[str]) -> None:
+        """Of new workers, where they are. Raises StoreDown."""
+        known = self._near | self._apart | self._far.keys()
+        new = [name for name in names if name not in known]
 
         def read(redis: Redis) -> list:
-            pipeline = redis.pipeline(transaction=False)
+            questions = redis.pipeline(transaction=False)
             for name in new:
-                pipeline.hget(keys.live(name), ABOUT)
-            return pipeline.execute()
+                questions.hget(live(name), ABOUT)
+            return questions.execute()
 
         for name, text in zip(new, self._entries.ask(read) if new else (), strict=True):
             take_turn()
-            about = _about(text)
-            host, _, port = str(about.get('address', '')).rpartition(':')
-            if about.get('node') == self._options.node_host or not port.isdecimal():
-                self._ignored.add(name)
-            elif about:
-                self._far[name] = Far(name, host.strip('[]'), int(port))
-        return None
+            if about := _about(text):
+                self._place(name, about)
+
+    def _place(self, name: str, about: Json) -> None:
+        host, _, port = str(about.get('address', '')).rpartition(':')
+        if about.get('node') == self._options.node_host:
+            self._near.add(name)
+        elif host and port.isdecimal() and 0 < int(port) <= MAX_PORT:
+            self._far[name] = Far(name, host.strip('[]'), int(port))
+        else:
+            self._apart.add(name)
 
     def _found(self, worker: str) -> Far:
         """One that Redis has told of since the last look. Raises ConnectionError."""
@@ -200,3 +219,89 @@ class Nodes:
         if worker in self._far:
             return self._far[worker]
         raise ConnectionError(f'worker {worker} is not known')
+
+    def _tend(self) -> None:
+        """Looks after the links that are kept, and forgets workers that are gone."""
+        for far in list(self._far.values()):
+            take_turn()
+            self._drop_old(far)
+            if far.failures and not far.is_listed:
+                far.close()
+                self._far.pop(far.name, None)
+            elif monotonic() >= far.again_at:
+                self._fill_soon(far)
+        _sleep(TEND_SECONDS)
+
+    def _drop_old(self, far: Far) -> None:
+        now = monotonic()
+        for link in [link for link in far.kept if _is_over(link)]:
+            far.kept.remove(link)
+            link.close()
+        if now > far.renew_at and far.kept:
+            far.renew_at = now + RENEW_SECONDS / len(far.kept) * random.uniform(*SPREAD)
+            far.kept.pop(0).close()
+            if now - far.used_at > RENEW_SECONDS:
+                far.more //= 2
+
+    def _wanted(self, far: Far) -> int:
+        return max(min(FIRST, KEPT // (len(self._far) or 1)), far.more)
+
+    def _grow(self, far: Far) -> None:
+        """None was kept when one was needed."""
+        if sum(len(each.kept) for each in self._far.values()) < 2 * KEPT:
+            far.more = min(MOST, 2 * max(1, self._wanted(far)))
+
+    def _fill_soon(self, far: Far) -> None:
+        if not far.is_filling and len(far.kept) < self._wanted(far):
+            far.is_filling = True
+            self._greenlets.spawn(self._fill, far)
+
+    def _fill(self, far: Far) -> None:
+        try:
+            gevent.sleep(FILL_SECONDS)
+            while len(far.kept) < self._wanted(far) and far.name in self._far:
+                with self._calls:
+                    self.keep(self._call(far))
+        except OSError as error:
+            log.debug('%s: %s', far.name, error)
+        finally:
+            far.is_filling = False
+
+    def _call(self, far: Far) -> Link:
+        """A new link to it. Raises OSError."""
+        contexts = self._membership.contexts
+        if not contexts:
+            raise ConnectionError('the secret of the nodes is not known yet')
+        of, session = far.session or (None, None)
+        try:
+            with gevent.Timeout(CALL_SECONDS, TimeoutError('no answer')):
+                link, seconds = call(
+                    contexts, far.host, far.port, session if of is contexts else None
+                )
+            self._links.add(link)
+            if link.worker != far.name:  # it has taken the place of that one
+                self.keep(link)
+                raise ConnectionError(f'worker {link.worker} answers in place of {far.name}')
+        except OSError:
+            far.failed()
+            raise
+        far.answered(seconds)
+        if link.tls.session:
+            far.session = contexts, link.tls.session
+        if far.renew_at == math.inf:
+            far.renew_at = monotonic() + RENEW_SECONDS * random.uniform(*SPREAD)
+        return link
+
+
+def _about(text: str | None) -> Json:
+    """What a worker says of itself; nothing where that makes no sense."""
+    return entry_json.read(text) or {}
+
+
+def _is_over(link: Link) -> bool:
+    """Whether a link without a question has ended: there is nothing to read from one that lives."""
+    return link.fileno() < 0 or is_polled(link, select.POLLIN | select.POLLRDHUP)
+
+
+def _sleep(seconds: float) -> None:
+    gevent.sleep(seconds * random.uniform(*SPREAD))
