@@ -75,11 +75,11 @@ class Rendezvous:
         self.registry = Registry(options.max_waiting)
         self.meeting = Meeting(meeting_place, self.registry, self.visit)
         self.presence = Presence(entries, self.about)
-        self.nodes, self.ask_for = None, self.meeting.ask_for
+        self.nodes: Nodes | None = None
         if options.node_host:
-            number, name = int(which.partition('/')[0]), self.presence.name
-            self.nodes = Nodes(options, entries, name, number, self.meeting.answer)
-            self.ask_for = Crossing(self.meeting, self.nodes, entries, name).ask_for
+            number = int(which.partition('/')[0])
+            answer = self.meeting.answer
+            self.nodes = Nodes(options, entries, self.presence.name, number, answer)
         self.admission = Admission(options, entries, self.presence)
         self.limits = ConnectionLimits(
             options.max_connections,

@@ -83,12 +83,14 @@ class Worker:
         return self._server.socket.getsockname()[1]
 
     def start(self) -> None:
-        """Meets the other workers, and serves. Raises OSError."""
+        """Meets the other workers, and serves. Raises OSError and Mistake."""
         runs = [keep_watch, self.rendezvous.following.run, self.rendezvous.write_presence]
         runs += [self.rendezvous.meeting.keep_place, give_memory_back, collect_garbage]
         for run in runs:
             self._greenlets.spawn(keep_running, run, AGAIN_SECONDS)
         self.rendezvous.meeting.start()
+        if self.rendezvous.nodes:
+            self.rendezvous.nodes.start()
         self.rendezvous.names.are_known.wait(NAMES_SECONDS)
         self._server.start()
 
@@ -106,6 +108,8 @@ class Worker:
         With `hand_over` other workers serve from now on.
         """
         self._server.close()
+        if self.rendezvous.nodes:
+            self.rendezvous.nodes.close()
         handing_over = gevent.Greenlet(self.rendezvous.hand_over)
         if hand_over:
             handing_over.start()
@@ -117,6 +121,8 @@ class Worker:
         self.rendezvous.stop(pipes=True)
         self.rendezvous.join(CLOSE_SECONDS)
         self.rendezvous.meeting.stop()
+        if self.rendezvous.nodes:
+            self.rendezvous.nodes.stop()
         self._greenlets.kill()
         with suppress(StoreDown):
             self.rendezvous.presence.stop()
@@ -243,7 +249,11 @@ def serve(worker: Worker, orders: Orders) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         gevent.signal_handler(number, stop, number)
     gevent.signal_handler(signal.SIGHUP, worker.reload)
-    worker.start()
+    try:
+        worker.start()
+    except Mistake as mistake:  # of its own port for other nodes
+        log.critical('%s', mistake)
+        raise
     os.kill(orders.parent, READY)
     stopping.wait()
     worker.stop(hand_over=ends[0] == signal.SIGUSR2)
