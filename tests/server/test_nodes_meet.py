@@ -1,0 +1,243 @@
+"""Several nodes: a hidden server with the one, its mobile client with another one."""
+
+import functools
+import hashlib
+import logging
+
+import gevent
+import pytest
+from conftest import cut_off, free_port, get, until
+from faults import Relay
+
+from rendezvous.server import membership
+from rendezvous.server import nodes as server_nodes
+
+HELLO = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
+SECRET = 'a secret of these tests, of 32 and more'
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    """It takes half a second to make, and is the same each time; and nodes find each other soon."""
+    monkeypatch.setattr(membership, 'contexts', certificate)
+    monkeypatch.setattr(server_nodes, 'LOOK_SECONDS', 0.1)
+
+
+certificate = functools.cache(membership.contexts)
+
+
+@pytest.fixture
+def node(start, tmp_path_factory):
+    """Starts workers of nodes, each on an address of its own."""
+    places = {}
+
+    def node(number: int, which: str = '1/1', **options):
+        host = f'127.0.0.{number}'
+        place = places.setdefault(host, tmp_path_factory.mktemp('node'))
+        given = {'node_host': host, 'node_secret': SECRET} | options
+        path = place / which.partition('/')[0]
+        given['node_port'] = free_port() + 1 - int(path.name)
+        return start(meeting_place=path, which=which, **{'rendezvous_wait': 30} | given)
+
+    return node
+
+
+def name_of(worker) -> str:
+    return worker.rendezvous.presence.name
+
+
+def until_linked(*workers) -> None:
+    """Each has links to all those of other nodes."""
+
+    def far(one):
+        return {
+            name_of(each) for each in workers if each.options.node_host != one.options.node_host
+        }
+
+    def has(one) -> bool:
+        seconds = one.rendezvous.nodes.workers()
+        return all(seconds.get(name, 9) < 9 for name in far(one))
+
+    until(lambda: all(has(each) for each in workers), 'all have links')
+
+
+@pytest.fixture
+def nodes(node):
+    """Two nodes of one worker each."""
+    workers = [node(1), node(2)]
+    until_linked(*workers)
+    return workers
+
+
+@pytest.fixture
+def new_nodes(node):
+    """Two that began only now: each hidden server may have been there a moment ago."""
+    workers = [node(1, is_new=True), node(2, is_new=True)]
+    until_linked(*workers)
+    return workers
+
+
+def until_hinted(entries, uuid: str, worker, value: str) -> None:
+    """Redis says so of a worker."""
+
+    def hinted() -> bool:
+        key = f'at:{{{uuid}}}'
+        return entries.ask(lambda redis: redis.hget(key, name_of(worker))) == value
+
+    until(hinted, f'a hint says {value}')
+
+
+@pytest.mark.parametrize(('hidden_at', 'mobile_at'), [(0, 1), (1, 0)])
+def test_mobile_client_gets_the_hidden_server_of_another_node(
+    nodes, register, connect, uuid, hidden_at, mobile_at, caplog
+):
+    caplog.set_level(logging.INFO)
+    hidden, mobile = register(nodes[hidden_at], uuid), connect(nodes[mobile_at])
+    mobile.send(get(uuid, '/path', 'POST', 'Content-Length: 4') + b'body')
+    head = hidden.until(b'\r\n\r\n')
+    assert head == b'POST /path HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n'
+    assert hidden.receive(4) == b'body'
+    hidden.send(HELLO)
+    assert mobile.answer().body == b'hello'
+    mobile.send(b'more')
+    assert hidden.receive(4) == b'more'
+    hidden.close()
+    assert mobile.rest() == b''
+    until(lambda: 'closed after' in caplog.text, 'it is in the log')
+    lines = [line for line in caplog.messages if 'rendezvous with' in line]
+    assert len({line.split()[0] for line in lines}) == 1  # one search finds both nodes' lines
+    ends = {line.partition(uuid)[2] for line in lines}
+    assert ends == {f', on node 127.0.0.{hidden_at + 1}', ', from another node'}
+    counters = [each.rendezvous.counters.crossed for each in nodes]
+    assert counters == [mobile_at == 0, mobile_at == 1]
+
+
+def test_answer_to_a_head_request_crosses(nodes, register, connect, uuid):
+    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid, '/', 'HEAD'))
+    hidden.until(b'\r\n\r\n')
+    hidden.send(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n')
+    hidden.close()
+    assert mobile.answer('HEAD').status == 200
+    assert mobile.rest() == b''
+
+
+def test_large_bodies_cross_both_ways_at_once(nodes, register, connect, uuid):
+    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    blocks = [hashlib.sha256(b'%d' % number).digest() * 4096 for number in range(128)]
+    octets = b''.join(blocks)  # 16 MB, of which no two blocks are the same
+    sending = [gevent.spawn(peer.send, octets) for peer in (hidden, mobile)]
+    came = [gevent.spawn(peer.receive, len(octets)) for peer in (hidden, mobile)]
+    gevent.joinall(sending + came, timeout=60, raise_error=True)
+    digests = {hashlib.sha256(each.value).hexdigest() for each in came}
+    assert digests == {hashlib.sha256(octets).hexdigest()}
+
+
+@pytest.mark.parametrize('end', ['reset', 'close', 'node'])
+def test_answer_that_is_cut_off_looks_so_behind_a_link(nodes, register, connect, uuid, end):
+    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    hidden.send(b'HTTP/1.1 200 OK\r\n\r\nhalf')
+    mobile.until(b'half')
+    mobile.sock.suppress_ragged_eofs = False
+    if end == 'close':
+        hidden.close()
+        assert mobile.rest() == b''
+        return
+    if end == 'node':
+        nodes[0].rendezvous.nodes.stop()
+    else:
+        hidden.reset()
+    with cut_off():
+        mobile.rest()
+
+
+def test_change_of_the_entry_ends_a_pipe_that_crosses(nodes, register, connect, entries, uuid):
+    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    entries.disable(uuid)
+    mobile.sock.suppress_ragged_eofs = False
+    with cut_off():
+        mobile.rest()
+    assert hidden.rest() == b''
+
+
+def test_slow_reader_slows_the_writer_behind_a_link(nodes, register, connect, uuid):
+    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    octets = b'x' * 100 * 2**20
+    sending = gevent.spawn(hidden.send, octets)
+    sending.join(timeout=2)  # in which so much would have gone several times
+    assert not sending.ready()
+    mobile.receive(len(octets))
+    sending.get(timeout=30)
+
+
+def test_answer_is_delivered_to_a_client_that_has_shut_its_sending_side(
+    nodes, register, connect, uuid
+):
+    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    mobile.shut_sending()
+    hidden.send(HELLO)
+    hidden.close()
+    assert mobile.answer().body == b'hello'
+
+
+def test_own_registration_is_taken_first(nodes, register, connect, uuid):
+    register(nodes[0], uuid)
+    own, mobile = register(nodes[1], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    own.until(b'\r\n\r\n')
+    assert nodes[0].rendezvous.registry.count(uuid) == 1
+
+
+def test_registration_of_the_own_machine_is_taken_before_that_of_another_node(
+    node, register, connect, uuid
+):
+    neighbour, far, asked = node(1, '1/2'), node(2), node(1, '2/2')
+    until_linked(neighbour, far, asked)
+    register(far, uuid)
+    hidden, mobile = register(neighbour, uuid), connect(asked)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    assert far.rendezvous.registry.count(uuid) == 1
+
+
+def test_hidden_server_that_is_nowhere_is_absent_at_once(nodes, connect, uuid):
+    mobile = connect(nodes[0])
+    mobile.send(get(uuid))
+    assert mobile.answer().status == 503
+
+
+def test_mobile_client_that_waits_gets_the_next_registration_of_another_node(
+    new_nodes, register, connect, uuid
+):
+    first, second = new_nodes
+    mobile = connect(second)
+    mobile.send(get(uuid))
+    until(lambda: second.rendezvous.registry.wanted(), 'it waits')
+    hidden = register(first, uuid)
+    hidden.until(b'\r\n\r\n')
+    hidden.send(HELLO)
+    assert mobile.answer().body == b'hello'
+
+
+def test_mobile_client_that_leaves_while_it_waits_gets_no_registration(
+    new_nodes, register, connect, uuid
+):
+    first, second = new_nodes
+    mobile = connect(second)
+    mobile.send(get(uuid))
+    until(lambda: second.rendezvous.registry.wanted(), 'it waits')
+    mobile.close()
+    until(lambda: not second.rendezvous.registry.wanted(), 'and has left')
+    until(lambda: not first.rendezvous.registry.wanted(), 'which the other node knows')
+    register(first, uuid)
+    assert first.rendezvous.registry.count(uuid) == 1
