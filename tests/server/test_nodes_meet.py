@@ -3,14 +3,20 @@
 import functools
 import hashlib
 import logging
+import random
+import socket
 
 import gevent
 import pytest
-from conftest import cut_off, free_port, get, until
+from asking import open_pipes
+from conftest import OK, code, connect_request, cut_off, free_port, get, until
 from faults import Relay
 
 from rendezvous.server import membership
 from rendezvous.server import nodes as server_nodes
+from rendezvous.server.registry import Held, Others
+from rendezvous.store import questions, state
+from rendezvous.wire.sockets import Socket
 
 HELLO = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
 SECRET = 'a secret of these tests, of 32 and more'
@@ -241,3 +247,175 @@ def test_mobile_client_that_leaves_while_it_waits_gets_no_registration(
     until(lambda: not first.rendezvous.registry.wanted(), 'which the other node knows')
     register(first, uuid)
     assert first.rendezvous.registry.count(uuid) == 1
+
+
+def test_mobile_clients_of_two_nodes_get_registrations_in_the_order_in_which_they_came(
+    new_nodes, register, connect, uuid
+):
+    first, second = new_nodes
+    mobiles = []
+    for number, worker in enumerate([second, first, second]):
+        mobiles.append(connect(worker))
+        mobiles[-1].send(get(uuid, f'/{number}'))
+        until(
+            lambda count=number + 1: first.rendezvous.registry.wanted() == {uuid: count},
+            'it has a place in the queue of the first node',
+        )
+    for number, mobile in enumerate(mobiles):
+        hidden = register(first, uuid)
+        assert hidden.until(b'\r\n\r\n').startswith(b'GET /%d ' % number)
+        hidden.send(HELLO)
+        assert mobile.answer().body == b'hello'
+
+
+def test_second_node_that_has_one_for_a_mobile_client_keeps_it(node, register, connect, uuid):
+    """Two expect the hidden server, and it comes to both."""
+    workers = [node(number, is_new=True) for number in (1, 2, 3)]
+    until_linked(*workers)
+    asked, *others = workers
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    for other in others:
+        until(lambda each=other: each.rendezvous.registry.wanted(), 'it has the question')
+    heads = [gevent.spawn(register(other, uuid).until, b'\r\n\r\n') for other in others]
+    gevent.joinall(heads, count=1, timeout=30)
+    until(
+        lambda: sum(other.rendezvous.registry.count(uuid) for other in others) == 1,
+        'one waits on',
+    )
+    until(lambda: not any(other.rendezvous.registry.wanted() for other in others), 'no questions')
+    assert sum(bool(head.value) for head in heads) == 1
+    gevent.killall(heads)
+
+
+def test_registration_that_comes_with_that_of_another_worker_is_not_lost(
+    server, register, connect, uuid
+):
+    """Of two that come in the same moment one goes to the mobile client, the other waits on."""
+    registry, sock = server.rendezvous.registry, connect(server).sock
+    hidden = register(server, uuid)
+    own, results = registry.claim(uuid, 0, sock), []
+
+    class Expecting(Others):
+        def __init__(self, uuid: str, result):
+            results.append(result)
+
+        def is_expected(self) -> bool:
+            return True
+
+    claiming = gevent.spawn(registry.claim, uuid, 30, sock, Expecting)
+    until(lambda: results, 'a mobile client waits')
+    near, far = socket.socketpair()
+    with near, far:
+        elsewhere = Held(Socket(near))
+        results[0].set(elsewhere)
+        registry.unclaim(own)
+        assert claiming.get(timeout=30) is elsewhere
+    assert registry.waiting() == [own]
+    hidden.close()
+
+
+@pytest.mark.parametrize('next_at', [0, 1])
+def test_dead_registration_of_another_node_costs_the_mobile_client_nothing(
+    new_nodes, register, connect, uuid, next_at
+):
+    """It has left without a word; the next one is with the one node or the other."""
+    first, second = new_nodes
+    register(first, uuid).vanish()
+    mobile = connect(second)
+    mobile.send(get(uuid, '/again'))
+    until(lambda: second.rendezvous.registry.wanted(), 'it waits for the next one')
+    hidden = register(new_nodes[next_at], uuid)
+    assert hidden.until(b'\r\n\r\n').startswith(b'GET /again ')
+    hidden.send(HELLO)
+    assert mobile.answer().body == b'hello'
+
+
+def test_request_is_not_sent_again_where_nobody_knows_what_became_of_it(
+    nodes, register, connect, uuid
+):
+    """The node of the hidden server has died behind the request."""
+    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    other = register(nodes[1], uuid)
+    nodes[0].rendezvous.nodes.stop()
+    mobile.sock.suppress_ragged_eofs = False
+    with cut_off():
+        mobile.rest()
+    assert nodes[1].rendezvous.registry.count(uuid) == 1
+    other.close()
+
+
+def test_hidden_server_is_told_who_asks_on_another_node(nodes, connect, entries, uuid):
+    hidden, mobile = connect(nodes[0]), connect(nodes[1])
+    head = connect_request(uuid, code(entries, uuid))
+    hidden.send(head.replace(b'\r\n\r\n', b'\r\nProxy-Protocol: 1\r\n\r\n'))
+    assert hidden.receive(len(OK)) == OK
+    mobile.send(get(uuid))
+    (host, port), (reached, at) = mobile.sock.getsockname(), mobile.sock.getpeername()
+    assert hidden.until(b'\r\n') == f'PROXY TCP4 {host} {reached} {port} {at}\r\n'.encode()
+    assert hidden.until(b'\r\n\r\n') == b'GET / HTTP/1.1\r\nHost: x\r\n\r\n'
+
+
+def test_pipes_of_an_address_are_counted_where_they_cross(node, register, connect, uuid):
+    workers = [node(number, max_pipes_per_address=1) for number in (1, 2)]
+    until_linked(*workers)
+    hidden, mobile = register(workers[0], uuid), connect(workers[1])
+    register(workers[0], uuid)
+    mobile.send(get(uuid))
+    until(lambda: workers[0].rendezvous.registry.count(uuid) == 1, 'it has one')
+    more = connect(workers[1])
+    more.send(get(uuid))
+    assert more.answer().status == 429
+    hidden.close()
+
+
+def test_pipe_that_crosses_is_shown_and_ended_once(nodes, register, connect, entries, uuid):
+    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    (pipe,) = open_pipes(entries, uuid, *nodes)
+    assert pipe.worker == name_of(nodes[1])
+    assert questions.end_pipe(entries, pipe.worker, pipe.id)
+    mobile.sock.suppress_ragged_eofs = False
+    with cut_off():
+        mobile.rest()
+    assert hidden.rest() == b''
+    until(lambda: state.history(entries, uuid), 'it is noted')
+    for worker in nodes:
+        worker.rendezvous.presence.write(worker.rendezvous.registry.counts())
+    assert len(state.history(entries, uuid)) == 1
+
+
+@pytest.mark.deadline(120)
+def test_two_hundred_mobile_clients_on_three_nodes_get_one_registration_each(
+    node, register, connect, entries, two
+):
+    """The registrations come to nodes at random, of two hidden servers."""
+    workers = [node(number, is_new=True, rendezvous_wait=60) for number in (1, 2, 3)]
+    until_linked(*workers)
+    heads, chance = [], random.Random(1)
+
+    def live(worker, uuid: str) -> None:
+        hidden = register(worker, uuid)
+        heads.append(hidden.until(b'\r\n\r\n'))
+        hidden.send(HELLO)
+        hidden.close()
+
+    def visit(number: int) -> bytes:
+        mobile = connect(workers[number % 3])
+        mobile.send(get(two[number % 2], f'/{number}'))
+        return mobile.answer().body
+
+    visits = [gevent.spawn(visit, number) for number in range(200)]
+    until(lambda: sum(map(total, workers)) >= 100, 'many wait')
+    lives = [gevent.spawn(live, chance.choice(workers), two[number % 2]) for number in range(200)]
+    gevent.joinall(visits + lives, timeout=100, raise_error=True)
+    assert {visit.value for visit in visits} == {b'hello'}
+    assert sorted(int(head.split()[1][1:]) for head in heads) == list(range(200))
+
+
+def total(worker) -> int:
+    """The mobile clients that wait."""
+    return sum(worker.rendezvous.registry.wanted().values())
