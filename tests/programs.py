@@ -250,6 +250,13 @@ class Outside:
         )
         until(lambda: listens(self._port), 'Redis listens')
 
+    def freeze(self) -> None:
+        """It answers nobody, and its connections stay."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Ends it; it forgets everything."""
         self._process.kill()

@@ -2,15 +2,19 @@
 
 import functools
 import hashlib
+import json
 import logging
+import math
 import random
 import socket
+import uuid as uuids
 
 import gevent
 import pytest
 from asking import open_pipes
 from conftest import OK, code, connect_request, cut_off, free_port, get, until
 from faults import Relay
+from programs import Outside
 
 from rendezvous.server import membership
 from rendezvous.server import nodes as server_nodes
@@ -70,15 +74,33 @@ def until_linked(*workers) -> None:
 @pytest.fixture
 def nodes(node):
     """Two nodes of one worker each."""
-    workers = [node(1), node(2)]
+    workers = [node(2), node(3)]
     until_linked(*workers)
     return workers
 
 
 @pytest.fixture
+def behind(node, entries, monkeypatch):
+    """A node that others reach by a relay alone, if they start after it."""
+    monkeypatch.setattr('rendezvous.store.presence.HEARTBEAT_SECONDS', 0.1)
+    far = node(1)
+    relay = Relay((far.options.node_host, far.options.node_port))
+    far.rendezvous.options |= {'node_port': relay.port}
+    presence = far.rendezvous.presence
+
+    def address() -> str:
+        about = entries.ask(lambda redis: redis.hget(presence.key, 'about'))
+        return json.loads(about or '{}').get('address', '')
+
+    until(lambda: address().endswith(f':{relay.port}'), 'it says so')
+    yield far, relay
+    relay.stop()
+
+
+@pytest.fixture
 def new_nodes(node):
     """Two that began only now: each hidden server may have been there a moment ago."""
-    workers = [node(1, is_new=True), node(2, is_new=True)]
+    workers = [node(2, is_new=True), node(3, is_new=True)]
     until_linked(*workers)
     return workers
 
@@ -113,7 +135,7 @@ def test_mobile_client_gets_the_hidden_server_of_another_node(
     lines = [line for line in caplog.messages if 'rendezvous with' in line]
     assert len({line.split()[0] for line in lines}) == 1  # one search finds both nodes' lines
     ends = {line.partition(uuid)[2] for line in lines}
-    assert ends == {f', on node 127.0.0.{hidden_at + 1}', ', from another node'}
+    assert ends == {f', on node 127.0.0.{hidden_at + 2}', ', from another node'}
     counters = [each.rendezvous.counters.crossed for each in nodes]
     assert counters == [mobile_at == 0, mobile_at == 1]
 
@@ -332,19 +354,49 @@ def test_dead_registration_of_another_node_costs_the_mobile_client_nothing(
 
 
 def test_request_is_not_sent_again_where_nobody_knows_what_became_of_it(
-    nodes, register, connect, uuid
+    behind, nodes, register, connect, uuid
 ):
-    """The node of the hidden server has died behind the request."""
-    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    """The link broke behind the request."""
+    far, relay = behind
+    until_linked(*nodes, far)
+    hidden, mobile = register(far, uuid), connect(nodes[0])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
-    other = register(nodes[1], uuid)
-    nodes[0].rendezvous.nodes.stop()
+    register(nodes[1], uuid)
+    for link in relay.links:
+        link.cut()
     mobile.sock.suppress_ragged_eofs = False
     with cut_off():
         mobile.rest()
     assert nodes[1].rendezvous.registry.count(uuid) == 1
-    other.close()
+
+
+def test_node_that_is_split_away_is_done_without(behind, nodes, register, connect, uuid):
+    """It says nothing: the mobile client gets the next registration on another node, and those
+    that come later do not wait for it.
+    """
+    far, relay = behind
+    until_linked(*nodes, far)
+    register(far, uuid)
+    asked, other = nodes
+    relay.flows.clear()
+    relay.hold()
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    until(lambda: asked.rendezvous.nodes.workers()[name_of(far)] == math.inf, 'it is silent')
+    for _ in range(2):
+        hidden = register(other, uuid)
+        hidden.until(b'\r\n\r\n')
+        hidden.send(HELLO)
+        assert mobile.answer().body == b'hello'
+        mobile = connect(asked)
+        mobile.send(get(uuid))
+    mobile.close()
+    relay.flows.set()
+    for link in relay.links:
+        link.flows.set()
+    until_linked(*nodes, far)
+    assert far.rendezvous.registry.count(uuid) == 1
 
 
 def test_hidden_server_is_told_who_asks_on_another_node(nodes, connect, entries, uuid):
@@ -419,3 +471,34 @@ def test_two_hundred_mobile_clients_on_three_nodes_get_one_registration_each(
 def total(worker) -> int:
     """The mobile clients that wait."""
     return sum(worker.rendezvous.registry.wanted().values())
+
+
+@pytest.fixture
+def outside(tmp_path_factory):
+    """A Redis of the test's own."""
+    with Outside(tmp_path_factory.mktemp('outside'), free_port(), 'secret') as outside:
+        yield outside
+
+
+@pytest.mark.parametrize('what', ['frozen', 'killed', 'flushed'])
+def test_registration_on_another_node_is_met_without_redis(node, outside, connect, what):
+    workers = [node(number, **outside.options) for number in (2, 3)]
+    until_linked(*workers)
+    asked, other = workers
+    entries, uuid = other.entries, str(uuids.uuid4())
+    entries.add(uuid, ['kitchen'])
+    hidden = connect(other)
+    hidden.send(connect_request(uuid, code(entries, uuid)))
+    assert hidden.receive(len(OK)) == OK
+    if what == 'flushed':
+        entries.ask(lambda redis: redis.flushall())
+    elif what == 'killed':
+        outside.stop()
+    else:
+        outside.freeze()
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    hidden.send(HELLO)
+    assert mobile.answer().body == b'hello'
+    outside.thaw()
