@@ -104,7 +104,7 @@ class Door:
 
     def close(self) -> None:
         """No new callers."""
-        if self._listener and self._accepting:
+        if self._listener is not None and self._accepting is not None:
             self._accepting.kill()
             self._listener.close()
 
@@ -115,7 +115,7 @@ class Door:
 
     def count(self) -> int:
         """Links of others to this worker."""
-        return len(self._greenlets) - len(self._unproven) - bool(self._accepting)
+        return len(self._greenlets) - len(self._unproven) - (self._accepting in self._greenlets)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:

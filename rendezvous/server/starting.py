@@ -32,6 +32,9 @@ def check() -> Options:
     """
     options = local.load()
     tls.check(options)
+    if options.node_host:
+        for number in range(1, listening.workers(options) + 1):
+            listening.node_listener(options, number).close()
     logs.file(LOG).close()
     return options | {'max_connections': listening.connections(options)}
 
