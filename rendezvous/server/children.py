@@ -13,7 +13,8 @@ from rendezvous.server.starting import ORDERS, READY
 from rendezvous.store.options import Options
 
 # What the parent waits for: they are blocked in it, and nowhere else.
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD, READY}
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, READY}
+SIGNALS |= {signal.SIGUSR1, signal.SIGUSR2}
 STORE = 0  # in the place of a worker's number
 
 

@@ -49,6 +49,10 @@ OCTETS_SECONDS = 10
 # Between two looks for hidden servers of which two processes wait: of 10,000, one takes 30 ms, in
 # slices.
 TWINS_SECONDS = 60
+# A hidden server that is to register elsewhere does so meanwhile, before the next one of it ends.
+ROUND_SECONDS = 1
+REPLACED = 'this worker is being replaced: connect again'
+DRAINED = 'this node is being drained: connect to another one'
 RETRY_SECONDS = 10  # then no other registration is tried: all may have died in silence
 
 Close = Callable[[Socket], object]
@@ -94,8 +98,8 @@ class Rendezvous:
         )
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
-        self.hands_over = False
-        self.draining = 0.0  # since when, in seconds since 1970; 0: it is not
+        self.draining = 0.0  # since then, in seconds since 1970; 0: it is not
+        self._leaves = ''  # why nobody may register any more; '': everybody may
         self._noted_at = self._twins_at = 0.0  # time.monotonic()
         self._warn = ThrottledWarning()
 
@@ -195,10 +199,22 @@ class Rendezvous:
 
     def hand_over(self) -> None:
         """New workers serve: ends the registrations that wait, and they come back to those."""
-        self.hands_over = True
+        self._leaves = REPLACED
         while waiting := self.registry.waiting():
             self.registry.end(waiting[0])
             gevent.sleep(PACE_SECONDS)
+
+    def drain(self) -> None:
+        """Without end: this node is to be left. Ends one registration after the other, so that none
+        of a hidden server's ends before the one before is back, with another node.
+        """
+        self.draining, self._leaves = time.time(), DRAINED
+        while True:
+            for uuid in list(self.registry.counts()):
+                if registration := self.registry.oldest(uuid):
+                    self.registry.end(registration)
+                    gevent.sleep(PACE_SECONDS)
+            gevent.sleep(ROUND_SECONDS)
 
     def write_presence(self) -> None:
         """Without end: writes who is here, for the page."""
@@ -271,6 +287,9 @@ class Rendezvous:
                 uuid, forwarded = self._wanted(head)
                 if uuid:
                     return self._mobile_client(connection, uuid, forwarded + octets)
+                if dialogue.asks_whether_to_come(head):
+                    self._say_whether_to_come(sock)
+                    break
                 octets = dialogue.ask_who(sock, head, octets)
             except Refusal as refusal:
                 refusal.without_body = head.method == 'HEAD'
@@ -284,6 +303,14 @@ class Rendezvous:
         named = self.names.wanted(head)
         return (named, head.octets()) if named else credentials.wanted(head)
 
+    def _say_whether_to_come(self, sock: Socket) -> None:
+        """Raises Refusal where new connections are to go to another node."""
+        if self.draining:
+            refusal = Refusal(503, DRAINED, 'Retry-After: 0')
+            refusal.is_routine = True  # a balancer asks each second
+            raise refusal
+        dialogue.welcome(sock)
+
     def _hidden_server(
         self, connection: Connection, target: str, asked: '_Fields', octets: bytes
     ) -> Close | None:
@@ -292,8 +319,8 @@ class Rendezvous:
         if self.which.partition('/')[0] in asked.covered:
             raise self._covered()
         stamp = self._authenticate(sock, uuid, code, peer.host, octets)
-        if self.hands_over:
-            raise Refusal(503, 'this worker is being replaced: connect again', 'Retry-After: 0')
+        if self._leaves:
+            raise Refusal(503, self._leaves, 'Retry-After: 0')
         try:
             self.limits.identify(connection, 'hidden server')
         except Refusal:

@@ -6,6 +6,7 @@ A Refusal is raised where there is something to answer, an OSError where the con
 import socket
 import ssl
 from contextlib import suppress
+from email.utils import formatdate
 from typing import NoReturn
 
 import gevent
@@ -121,6 +122,19 @@ def ask_who(sock: Socket, head: Head, octets: bytes) -> bytes | None:
     answer = response(401, *fields, f'Content-Type: {kind}', body=body)
     sock.send(answer.removesuffix(body) if head.method == 'HEAD' else answer)
     return None if close else octets[length or 0 :]
+
+
+def asks_whether_to_come(head: Head) -> bool:
+    """Whether it is the question of a balancer, that is for no hidden server (RFC 9110 section
+    9.3.7).
+    """
+    return (head.method, head.target) == ('OPTIONS', '*')
+
+
+def welcome(sock: Socket) -> None:
+    """The answer to that where new connections may come. A 204 has no length (RFC 9110, 8.6)."""
+    date = formatdate(usegmt=True)
+    sock.send(f'HTTP/1.1 204 No Content\r\nDate: {date}\r\nConnection: close\r\n\r\n'.encode())
 
 
 def _more(sock: Socket) -> bytes:

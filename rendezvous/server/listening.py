@@ -1,11 +1,13 @@
 """The listening socket, and how many connections there may be."""
 
+import ctypes
 import errno
 import logging
 import math
 import os
 import resource
 import socket
+import struct
 import time
 
 from rendezvous.store.options import Options
@@ -23,9 +25,14 @@ HEADERLESS = 100  # connections of a worker whose PROXY header has not come yet
 CROSSING = 1 + 3 / 8 + 3 / 4
 IN_USE_SECONDS = 3  # a worker that starts has loaded its modules by then, on a busy machine
 LOOK_SECONDS = 0.05
-# Of a worker of a node: links that it or another one has opened in advance, and callers at its node
-# port that have not proved that they are nodes.
-LINKS = 512
+# A node that is drained goes on to listen for so long. Then balancers know that it is to be left,
+# and most have come who were on their way by what a name server had said.
+LISTEN_SECONDS = 10
+HANDSHAKES_SECONDS = 1  # those of TCP that had begun are over by then
+SO_ATTACH_FILTER = 26  # of Linux; the socket module has no name for it
+# A program for the kernel (classic BPF) that looks at what comes to the listening socket: takes the
+# flags of TCP, of these SYN and ACK, and drops a SYN without an ACK.
+NO_SYN = [(0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (6, 0, 0, 0), (6, 0, 0, 65536)]
 FEWEST = 8  # connections of a worker: with less it serves nobody
 
 
@@ -89,6 +96,22 @@ def _bound(where: tuple, family: int, dual_stack: bool) -> socket.socket:
             if error.errno != errno.EADDRINUSE or time.monotonic() > until:
                 raise
         time.sleep(LOOK_SECONDS)
+
+
+def begin_no_more(sock: socket.socket) -> None:
+    """No connection to a listening socket begins any more; those that have begun may be accepted.
+
+    The kernel resets what waits to be accepted when the listening socket is closed. So the queue
+    has to be emptied first, and nothing may come into it meanwhile. Whose SYN is dropped repeats it
+    after a second, is told then that nobody listens, and goes to another address.
+    """
+    octets = b''.join(struct.pack('HBBI', *each) for each in NO_SYN)
+    code = ctypes.create_string_buffer(octets)
+    program = struct.pack('@HP', len(NO_SYN), ctypes.addressof(code))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    except OSError as error:
+        log.warning('a connection that begins in this moment may be lost: %s', error.strerror)
 
 
 def workers(options: Options) -> int:

@@ -6,11 +6,14 @@ one at a time: from an administrator, of a child that has ended, from a worker t
 For a new version it tries that in a child first and then becomes it (exec): process, listening
 socket and children stay. The new version starts workers of its own. When all of these serve, it has
 the old ones hand over; where one of them ends before that, the old ones go on.
+
+To be drained means to end when the last connection has, while other nodes take the new ones.
 """
 
 import argparse
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -46,6 +49,8 @@ OLD_SECONDS = 120  # for those of the version before: longer than they give pipe
 # meanwhile it is still good for reading.
 WORKER_LIVED_SECONDS, STORE_LIVED_SECONDS = 60, 0.2
 LONGEST_PAUSE_SECONDS = 60
+# Workers that are drained have closed the listening socket by then, and so does their parent.
+CLOSE_SECONDS = listening.LISTEN_SECONDS + listening.HANDSHAKES_SECONDS
 ROTATE_SECONDS = 60  # between two looks at the size of the log, and at the date
 DAY_SECONDS = 86_400  # of the clock on the wall: a machine may sleep for weeks, and be set right
 
@@ -69,6 +74,8 @@ class Parent:
         self._pauses: dict[int, float] = {}
         # time.monotonic(), while it starts a generation, while an old one ends, while all ends
         self._start_by = self._old_by = self._stop_by = 0.0
+        self._close_at = 0.0  # time.monotonic(): the listening socket, where it is drained
+        self._drains = False  # it is, or will be as soon as it serves
         self._trial = self._trial_output = 0  # the process that tries a new version
         self._again = False  # another version came meanwhile
         self._renewal = self._renewal_output = 0  # the process that renews the certificate
@@ -100,6 +107,8 @@ class Parent:
             if info:
                 self._heed(info.si_signo, info.si_pid)
             self._look_at_the_clock()
+            if self._drains and not (self._close_at or self._start_by or self._stop_by):
+                self._begin_drain()
         if not self._status:
             log.info('stopped')
         return self._status
@@ -168,6 +177,8 @@ class Parent:
                 self._kill(self._numbered(STORE), signal.SIGTERM)
             return
         now, how = self._now, f'was ended by signal {-code}' if code < 0 else f'ended with {code}'
+        if child.number and self._close_at:
+            return self._drained(child, how if code else '')
         if not now or not (child.generation == now.number if child.number else now.has_store):
             return  # others have its work now
         if child.number and self._start_by and self._before:
@@ -196,6 +207,8 @@ class Parent:
             self._stop()
         elif number == signal.SIGHUP:
             self._hang_up()
+        elif number == signal.SIGUSR1:
+            self._drain()
         elif number == signal.SIGUSR2:
             self._try_new_version()
 
@@ -223,7 +236,7 @@ class Parent:
 
     def _stop(self) -> None:
         if not self._stop_by:
-            if not self._start_by:
+            if self._workers() and not self._start_by:
                 log.info('stopping: pipes may take 30 seconds to finish')
             self._due.clear()
             self._end_trial()
@@ -231,6 +244,34 @@ class Parent:
             for each in filter(None, (self._now, self._before)):
                 each.listener.close()  # clients are refused, instead of waiting for nobody
             self._kill(self._workers() or self._numbered(STORE), signal.SIGTERM)
+
+    # Drain
+
+    def _drain(self) -> None:
+        if not (self._drains or self._stop_by):
+            log.info('draining: new connections are for other nodes; it ends with its last pipe')
+            self._drains = True
+            self._end_trial()
+
+    def _begin_drain(self) -> None:
+        """Workers that are still to be started, again, could not know what the others do."""
+        self._due = {number: due for number, due in self._due.items() if number == STORE}
+        self._close_at = time.monotonic() + CLOSE_SECONDS
+        for pid in self._workers(self._now):
+            serves = self._children[pid].serves
+            os.kill(pid, signal.SIGUSR1 if serves else signal.SIGTERM)
+        self._end_where_drained()
+
+    def _drained(self, child: Child, how: str) -> None:
+        """A worker has ended. `how`: where that was no clean end."""
+        if how:
+            log.error('%s %s', child, how)
+        self._end_where_drained()
+
+    def _end_where_drained(self) -> None:
+        if not self._workers():
+            log.info('drained: no connection is left')
+            self._stop()
 
     def _hang_up(self) -> None:
         """SIGHUP is for key and certificate, unless it says that the terminal is closed."""
@@ -286,6 +327,11 @@ class Parent:
         self._again = bool(self._trial or self._start_by)
         if self._again or self._stop_by:
             return self._end_trial()
+        if self._drains:
+            log.error(
+                'no new version is taken: this node is drained; start it again when it has ended'
+            )
+            return self._say('drained')
         if not (HERE.exists() and HERE.samefile('.')):
             return self._say('moved')  # no log can be written where it was
         log.info('trying the new version')
@@ -306,6 +352,8 @@ class Parent:
         self._trial = 0
         if self._stop_by or self._again or not self._now:
             return
+        if self._drains:
+            return self._say('drained')
         if code:
             return self.give_up(why)
         listener, children = self._now.listener, self._children.items()
@@ -344,6 +392,7 @@ class Parent:
 
     def _seconds_to_wait(self) -> float:
         times = [*self._due.values(), self._start_by, self._old_by, self._stop_by, self._rotate_at]
+        times.append(self._close_at)
         return max(0.0, min(filter(None, times)) - time.monotonic())
 
     def _look_at_the_clock(self) -> None:
@@ -356,6 +405,9 @@ class Parent:
         if self._stop_by and now >= self._stop_by:
             self._kill(self._workers() or self._numbered(STORE), signal.SIGKILL)
             self._stop_by = now + STOP_SECONDS
+        if self._close_at and now >= self._close_at and self._now:
+            self._now.listener.close()
+            self._close_at = math.inf
         if self._old_by and now >= self._old_by:
             old = set(self._workers()) - set(self._workers(self._now, self._before))
             self._kill(list(old), signal.SIGKILL)

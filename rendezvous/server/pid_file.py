@@ -17,6 +17,7 @@ START_SECONDS = 60  # for a parent that has begun this very moment, on a machine
 OUTCOMES = {
     'good': 'it runs this version now',
     'failed': 'it continues with the old version; see server.log',
+    'drained': 'it cannot, since it is drained: start again when it has ended',
     'moved': 'it cannot, since this folder was moved: end that process, then start again',
 }
 

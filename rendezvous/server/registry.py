@@ -145,6 +145,10 @@ class Registry:
     def waiting(self) -> list[Registration]:
         return [each for some in self._registrations.values() for each in some]
 
+    def oldest(self, uuid: str) -> Registration | None:
+        """Of those that wait."""
+        return next(iter(self._registrations.get(uuid, ())), None)
+
     def add(self, registration: Registration) -> Registration | None:
         """Lets it wait, or hands it to the first that waits for it; answers with one it evicts."""
         self.unclaim(registration)

@@ -3,14 +3,17 @@
 The parent starts it with `server.py --worker N` and tells it the rest in one variable of the
 environment. It says by a signal that it serves. SIGHUP: it reads key and certificate again;
 SIGTERM: it lets its pipes finish and ends; SIGUSR2: the same, but others serve already, and nothing
-that it has accepted is lost. It never outlives the parent.
+that it has accepted is lost; SIGUSR1: other nodes serve, and it ends with its last pipe, however
+long that takes. It never outlives the parent.
 """
 
 import ctypes
 import gc
 import json
 import logging
+import math
 import os
+import select
 import signal
 import socket
 import ssl
@@ -24,7 +27,7 @@ from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
-from rendezvous.server import starting, tls
+from rendezvous.server import listening, starting, tls
 from rendezvous.server.connection import Rendezvous
 from rendezvous.server.limits import ThrottledWarning
 from rendezvous.server.meeting import FOLDER
@@ -36,7 +39,7 @@ from rendezvous.wire import programs
 from rendezvous.wire.background_log import Background
 from rendezvous.wire.greenlets import keep_running
 from rendezvous.wire.programs import Mistake
-from rendezvous.wire.sockets import keep_alive, keep_watch
+from rendezvous.wire.sockets import is_polled, keep_alive, keep_watch
 
 log = logging.getLogger('worker')
 
@@ -47,6 +50,7 @@ LOOKS = 24 * 60  # a day; the next one is at everything: each thousand that wait
 FINISH_SECONDS = 30  # what pipes may take to finish
 HAND_OVER_SECONDS = 60  # more for registrations that have not been ended yet
 CLOSE_SECONDS = 2
+LOOK_SECONDS = 0.02  # between two looks whether all are accepted
 NAMES_SECONDS = 2  # that a start waits for Redis, so that no name is unknown for a moment
 # A worker that is ahead lets the others accept for so long, so often: they may hang.
 BEHIND_SECONDS, BEHIND_TURNS = 0.002, 3
@@ -127,6 +131,20 @@ class Worker:
         with suppress(StoreDown):
             self.rendezvous.presence.stop()
         self.entries.close()
+
+    def drain(self) -> None:
+        """Other nodes serve from now on: until the last connection is over. `stop` comes next."""
+        ending = gevent.spawn(self.rendezvous.drain)
+        try:
+            gevent.sleep(listening.LISTEN_SECONDS)
+            listening.begin_no_more(self._server.socket)
+            gevent.sleep(listening.HANDSHAKES_SECONDS)
+            while is_polled(self._server.socket, select.POLLIN):  # some wait to be accepted
+                gevent.sleep(LOOK_SECONDS)
+            self._server.close()
+            self.rendezvous.join(math.inf)
+        finally:
+            ending.kill()
 
 
 def give_memory_back() -> None:
@@ -248,12 +266,12 @@ def serve(worker: Worker, orders: Orders) -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR2):
         gevent.signal_handler(number, stop, number)
+    draining = gevent.Greenlet(worker.drain)
+    draining.link(lambda _: stopping.set())
     gevent.signal_handler(signal.SIGHUP, worker.reload)
-    try:
-        worker.start()
-    except Mistake as mistake:  # of its own port for other nodes
-        log.critical('%s', mistake)
-        raise
+    gevent.signal_handler(signal.SIGUSR1, draining.start)
+    worker.start()
     os.kill(orders.parent, READY)
     stopping.wait()
-    worker.stop(hand_over=ends[0] == signal.SIGUSR2)
+    draining.kill()
+    worker.stop(hand_over=ends == [signal.SIGUSR2])
