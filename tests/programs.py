@@ -163,6 +163,12 @@ class Folder:
         assert (ran.status, ran.stderr) == (0, '')
         return {entry['uuid']: ', '.join(entry['labels']) for entry in json.loads(ran.stdout)}
 
+    def status(self) -> dict:
+        """How the server is, from the shell."""
+        ran = self.run('users_app.py', 'status', '--json')
+        assert (ran.status, ran.stderr) == (0, '')
+        return json.loads(ran.stdout)
+
     def redis(self, *command):
         """What the store answers: the one that local.py names, or the embedded one."""
         to = {'host': self.options.get('redis_host'), 'port': self.options.get('redis_port')}

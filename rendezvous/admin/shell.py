@@ -14,7 +14,7 @@ import sys
 
 import click
 
-from rendezvous.admin import shell_change, shell_files, shell_look
+from rendezvous.admin import shell_change, shell_drain, shell_files, shell_look
 from rendezvous.store import options as local
 from rendezvous.wire import addresses
 from rendezvous.wire.programs import VERSION
@@ -58,6 +58,6 @@ for each in (
     *(shell_change.add, shell_change.rename, shell_change.note, shell_change.name),
     *(shell_change.disable, shell_change.enable, shell_change.rekey, shell_change.delete),
     *(shell_files.pack, shell_files.export_entries, shell_files.import_entries),
-    *(shell_files.backup, shell_files.link),
+    *(shell_files.backup, shell_files.link, shell_drain.drain_node),
 ):
     cli.add_command(each)

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import socket
 import ssl
 import time
@@ -93,9 +94,8 @@ class Rendezvous:
         )
         self.names = Names(entries, options.names_domain)
         self.visits = Visits()
-        self.following = Following(
-            entries, self.presence, self.registry, self.admission, self.names, self.visits
-        )
+        told = self.registry, self.admission, self.names, self.visits
+        self.following = Following(entries, self.presence, *told, self.have_drained)
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
         self.draining = 0.0  # since then, in seconds since 1970; 0: it is not
@@ -215,6 +215,16 @@ class Rendezvous:
                     self.registry.end(registration)
                     gevent.sleep(PACE_SECONDS)
             gevent.sleep(ROUND_SECONDS)
+
+    def have_drained(self) -> tuple[int, int]:
+        """An administrator wants this node drained, which is the parent's work; how many
+        registrations wait here, and how many other connections there are.
+        """
+        if not self.draining:
+            log.info('this node is to be drained: its parent is told')
+            os.kill(os.getppid(), signal.SIGUSR1)
+        waiting = self.registry.totals()[0]
+        return waiting, len(self.connections) - waiting
 
     def write_presence(self) -> None:
         """Without end: writes who is here, for the page."""

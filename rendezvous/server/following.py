@@ -6,7 +6,7 @@ worker lives.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gevent
 
@@ -38,9 +38,12 @@ class Following:
         admission: Admission,
         names: Names,
         visits: Visits,
+        drain: Callable[[], tuple[int, int]],
     ):
+        """`drain`: see questions.answer."""
         self._entries, self._presence, self._registry = entries, presence, registry
         self._admission, self._names, self._visits = admission, names, visits
+        self._drain = drain
         self._refused = Trouble('the store tells of changes again')
 
     def run(self) -> None:
@@ -88,9 +91,8 @@ class Following:
     def _answer(self, question: str) -> None:
         """Answers the page. Where Redis is lost just now, the page does not wait for it."""
         try:
-            questions.answer(
-                self._entries, self._presence.name, question, self._open_pipes, self._end_pipe
-            )
+            about = self._open_pipes, self._end_pipe, self._drain
+            questions.answer(self._entries, self._presence.name, question, *about)
         except StoreDown as error:
             log.debug('a question of the page has no answer: %s', error)
 

@@ -1,9 +1,10 @@
 """What the page asks the workers themselves, over Redis, and nothing is written for it.
 
 A worker listens on the channel live:WORKER. A question is JSON: `to`, the channel on which the
-answer is awaited, `answers:` and something random; and either `pipes`, the UUID of a hidden server,
-or `end`, the id of a pipe. The answer is JSON, too: `from`, the name of the worker, and `pipes`, a
-list of [id, address, at, sent, received], or `ended`, true or false.
+answer is awaited, `answers:` and something random; and one of `pipes`, the UUID of a hidden server,
+`end`, the id of a pipe, and `drain`, true: the worker's node is to be drained. The answer is JSON,
+too: `from`, the name of the worker, and `pipes`, a list of [id, address, at, sent, received], or
+`ended`, true or false, or `left`, [registrations, other connections].
 """
 
 import json
@@ -66,17 +67,26 @@ def end_pipe(entries: Entries, worker: str, pipe: str) -> bool:
     return any(each.get('ended') is True for each in _ask(entries, [worker], {'end': pipe})[1])
 
 
+def drain(entries: Entries, workers: list[str]) -> tuple[int, int]:
+    """Has the node of these workers drained, or hears how far that is: how many registrations wait
+    there, and how many other connections are left. Raises StoreDown.
+    """
+    left = [_left(each.get('left')) for each in _ask(entries, workers, {'drain': True})[1]]
+    return sum(each[0] for each in left), sum(each[1] for each in left)
+
+
 def answer(
     entries: Entries,
     name: str,
     text: str,
     pipes: Callable[[str], Iterable[OpenPipe]],
     end: Callable[[str], bool],
+    drain: Callable[[], tuple[int, int]],
 ) -> None:
     """A worker's part: answers the question that came on its channel, if it is one.
 
-    `pipes` gives the open pipes of a UUID, the oldest first; `end` ends the one with that id.
-    Raises StoreDown.
+    `pipes` gives the open pipes of a UUID, the oldest first; `end` ends the one with that id;
+    `drain` drains this node, and gives what is left. Raises StoreDown.
     """
     question = entry_json.read(text) or {}
     to, uuid, pipe = (question.get(key) for key in ('to', 'pipes', 'end'))
@@ -87,6 +97,8 @@ def answer(
         found['pipes'] = [each[1:] for each in islice(pipes(uuid), MOST)]
     elif isinstance(pipe, str):
         found['ended'] = end(pipe)
+    elif question.get('drain') is True:
+        found['left'] = drain()
     else:
         return log.debug('no question: it asks for nothing that is known')
     entries.ask(lambda redis: redis.publish(to, json.dumps(found)))
@@ -117,6 +129,11 @@ def _answers(subscription: Any, asked: int) -> list[Json]:
         if said:
             found[text_in(said.get('from'))] = said
     return list(found.values())
+
+
+def _left(value: object) -> tuple[int, int]:
+    numbers = [number(each, MAX_OCTETS) for each in value] if isinstance(value, list) else []
+    return (int(numbers[0] or 0), int(numbers[1] or 0)) if len(numbers) == 2 else (0, 0)
 
 
 def _pipes(answer: Json) -> list[OpenPipe]:
