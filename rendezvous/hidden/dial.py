@@ -4,17 +4,18 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import secrets
 import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
 from itertools import zip_longest
 from typing import NamedTuple, Protocol
 
@@ -37,6 +38,8 @@ CONNECT_SECONDS = 15  # for the handshake and the answer, and for a name that do
 NEXT_SECONDS, ROUND_SECONDS, ROUNDS = 0.25, 3, 5
 MOST_ADDRESSES = 8
 KNOWN_SECONDS = 1  # for a name server, where there are addresses of an earlier answer
+# An address behind which nobody took a registration is tried last for so long.
+SHUNNED_SECONDS = 30
 FRESH_SECONDS = 30  # in which no name server is asked again, while one of its addresses answers
 ANSWER_BYTES = 16 * 1024
 CLOCK_IS_OFF_SECONDS = 30  # a code is right for 30 s before and after its own 30
@@ -64,6 +67,10 @@ class WorkerCovered(NotRegistered):
     """It has reached a worker that was to be left out."""
 
 
+class Leaving(NotRegistered):
+    """It has reached a worker that is about to end: others take registrations."""
+
+
 class HungUp(ConnectionError):
     """The rendezvous server, or what is in front of it, closed before its answer was complete."""
 
@@ -71,12 +78,23 @@ class HungUp(ConnectionError):
         super().__init__('it hangs up: it may be restarting')
 
 
+class Worker(NamedTuple):
+    """One of the server's, as it says it."""
+
+    number: int  # from 1 on
+    of: int  # workers of its machine
+    node: str = ''  # which machine, where there are several that may be reached
+
+    def __str__(self) -> str:
+        return f'{self.number}@{self.node}' if self.node else str(self.number)
+
+
 class Connection(NamedTuple):
     """A connection that got its 200."""
 
     sock: sockets.TLSSocket
     octets: bytes  # that came behind the 200
-    worker: tuple[int, int] | None  # (N, M): with worker N of M, where the server says so
+    worker: Worker | None  # that has it, where the server says so
 
 
 class Way(Protocol):
@@ -84,12 +102,22 @@ class Way(Protocol):
 
     through: str  # the proxy, in words, or ''
 
-    def connect(self) -> socket.socket: ...  # raises OSError
+    def connect(self, ours: Mapping[str, int]) -> tuple[socket.socket, Address | None]: ...
     def own(self) -> str: ...
 
+    def learn(self, address: Address | None, node: str) -> None:
+        """It leads to that node."""
+        return None
 
-class Addresses:
-    """The addresses of a host. The one that answered the last time is tried first."""
+    def shun(self, address: Address | None) -> bool:
+        """It leads to nobody who takes a registration; whether another one may."""
+        return False
+
+
+class Addresses(Way):
+    """The addresses of a host. The one that answered the last time is tried first, or where the
+    server has several nodes, one of the node that has the fewest registrations of ours.
+    """
 
     through = ''
 
@@ -100,20 +128,46 @@ class Addresses:
         self._is_number = addresses.is_number(host)
         self._lookup: Greenlet | None = None  # one at a time: each needs a thread
         self.last: Address | None = None  # that answered
+        self._nodes: dict[Address, str] = {}  # that they lead to, where the server says so
+        self._shunned: dict[Address, float] = {}  # until then (time.monotonic()) others come first
         self._warn_once = cache(log.warning)
 
-    def connect(self) -> socket.socket:
-        """A connection to the address that answers first (RFC 8305). Raises OSError."""
+    def connect(self, ours: Mapping[str, int] = {}) -> tuple[socket.socket, Address]:
+        """A connection to the address that answers first (RFC 8305), and that. Raises OSError.
+
+        `ours`: our registrations by node.
+        """
         try:
-            address, sock, silent = _race(self._look_up())
+            known = sorted(self._look_up(), key=partial(self._rank, ours))
+            address, sock, silent = _race(known)
         except OSError:
             self._fresh_until = -math.inf  # the host may have moved
             raise
         if silent and address != self.last:
             names = ', '.join(host for _, (host, *_) in silent)
             self._warn_once(f'{names} did not answer: {address[1][0]} of {self._host} did')
+        for each in known[: known.index(address)]:
+            self.shun(each)
         self.last = address
-        return sock
+        return sock, address
+
+    def learn(self, address: Address | None, node: str) -> None:
+        if address and node:
+            self._nodes[address] = node
+
+    def shun(self, address: Address | None) -> bool:
+        now = time.monotonic()
+        if address:
+            self._shunned[address] = now + SHUNNED_SECONDS
+        return any(self._shunned.get(each, 0) < now for each in self._known)
+
+    def _rank(self, ours: Mapping[str, int], address: Address) -> tuple[float, float, float]:
+        """By this they are sorted: which one is to be tried first."""
+        until = self._shunned.get(address, 0)
+        shunned = until if until > time.monotonic() else 0
+        if not self._nodes:
+            return shunned, 0, address != self.last
+        return shunned, ours.get(self._nodes.get(address, ''), 0), random.random()
 
     def own(self) -> str:
         """The address that this machine has towards the host now; '' where it has none."""
@@ -138,7 +192,7 @@ class Addresses:
             lookup.join(seconds)
             if not self._known:
                 raise lookup.value or TimeoutError('its name does not resolve')
-        return sorted(self._known, key=lambda each: each != self.last)
+        return self._known
 
     def _resolve(self) -> OSError | None:
         """An answer that comes late will do for the next time."""
@@ -234,12 +288,22 @@ class RendezvousServer:
         self._look_at = -math.inf  # time.monotonic(): when its certificate is looked at again
         self._warn_once = cache(log.warning)
 
-    def register(self, uuid: str, totp: pyotp.TOTP, covered: list[int]) -> Connection:
-        """`covered`: the workers that are not to take it. Raises NotRegistered, OSError."""
+    def register(
+        self,
+        uuid: str,
+        totp: pyotp.TOTP,
+        covered: Iterable[Worker] = (),
+        ours: Mapping[str, int] = {},
+    ) -> Connection:
+        """`covered`: the workers that are not to take it; `ours`: our registrations by node.
+
+        Raises NotRegistered, OSError.
+        """
         try:
             if self._takes_long_codes:
-                return self._register(uuid, codes.long_code(totp, time.time()), covered)
-            return self._register(uuid, totp.now(), covered)
+                code = codes.long_code(totp, time.time())
+                return self._register(self._request(uuid, code, covered), ours)
+            return self._register(self._request(uuid, totp.now(), covered), ours)
         except NotRegistered as refused:
             if refused.status != 400 or not self._takes_long_codes:
                 raise
@@ -247,16 +311,28 @@ class RendezvousServer:
         except OSError:
             self._takes_long_codes = True  # the server may come back in a newer version
             raise
-        return self._register(uuid, totp.now(), covered)
+        return self._register(self._request(uuid, totp.now(), covered), ours)
 
-    def _register(self, uuid: str, code: str, covered: list[int]) -> Connection:
-        raw = self._way.connect()
+    def _register(self, request: bytes, ours: Mapping[str, int]) -> Connection:
+        """Where one address fails, the next one is tried at once."""
+        while True:
+            raw, address = self._way.connect(ours)
+            try:
+                connection = self._ask(raw, request)
+            except (Leaving, OSError):
+                if not self._way.shun(address):
+                    raise
+            else:
+                self._way.learn(address, connection.worker.node if connection.worker else '')
+                return connection
+
+    def _ask(self, raw: socket.socket, request: bytes) -> Connection:
         try:
             sockets.keep_alive(raw)
             sock = sockets.TLSSocket(self._context, raw, self._host)
             with gevent.Timeout(CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
                 with _naming_hang_ups():
-                    sock.do_handshake(self._request(uuid, code, covered))
+                    sock.do_handshake(request)
                 answer, octets = read_answer(sock)
             if time.monotonic() >= self._look_at:
                 self._look_at = time.monotonic() + LOOK_SECONDS
@@ -267,11 +343,11 @@ class RendezvousServer:
             raw.close()
             raise
 
-    def _request(self, uuid: str, code: str, covered: list[int]) -> bytes:
+    def _request(self, uuid: str, code: str, covered: Iterable[Worker]) -> bytes:
         head = f'CONNECT uuid:{uuid}?response={code} HTTP/1.1\r\nHost: {self.name}\r\n'
         fields = f'Instance: {self._instance}\r\nWhich-Worker: 1\r\nProxy-Protocol: 1\r\n'
-        if covered:
-            fields += f'Has-Worker: {", ".join(map(str, covered))}\r\n'
+        if has := ', '.join(map(str, covered)):
+            fields += f'Has-Worker: {has}\r\n'
         return f'{head}{fields}\r\n'.encode()
 
     def _warn_of_end(self, certificate: dict) -> None:
@@ -339,7 +415,7 @@ def read_answer(sock: sockets.Socket) -> tuple[bytes, bytes]:
     raise _refused(int(status[1]), head, rest)
 
 
-def worker(head: bytes) -> tuple[int, int] | None:
+def worker(head: bytes) -> Worker | None:
     """The `Worker: N/M` of an answer, the only one in it; None where it makes no sense."""
     found = re.findall(rb'\r\nworker:[ \t]*([^\r\n]*)', head, re.I)
     numbers = (
@@ -347,7 +423,8 @@ def worker(head: bytes) -> tuple[int, int] | None:
     )
     if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
         return None
-    return int(numbers[1]), int(numbers[2])
+    node = re.search(rb'\r\nnode:[ \t]*([0-9a-f]{1,32})[ \t]*\r\n', head + b'\r\n', re.I)
+    return Worker(int(numbers[1]), int(numbers[2]), node[1].decode() if node else '')
 
 
 def _refused(status: int, head: bytes, body: bytes) -> NotRegistered:
@@ -357,8 +434,11 @@ def _refused(status: int, head: bytes, body: bytes) -> NotRegistered:
         diagnostic = 'without a reason'
     printable = re.sub('[^ -~]', '?', str(diagnostic))[:200]
     retry_after = re.search(rb'\r\nretry-after: *([0-9]{1,6})', head, re.I)
-    kind = WorkerCovered if status == 503 and worker(head) else NotRegistered
-    return kind(status, printable, int(retry_after[1]) if retry_after else 0, _ahead(head))
+    seconds = int(retry_after[1]) if retry_after else 0
+    kind = NotRegistered
+    if status == 503:
+        kind = WorkerCovered if worker(head) else Leaving if retry_after and not seconds else kind
+    return kind(status, printable, seconds, _ahead(head))
 
 
 def _ahead(head: bytes) -> float | None:

@@ -11,6 +11,7 @@ import math
 import random
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import cache, partial
@@ -68,7 +69,7 @@ class Registration:
     """A connection that got its 200; `worker` as in dial.Connection."""
 
     def __init__(
-        self, sock: sockets.TLSSocket, worker: tuple[int, int] | None = None, through: str = ''
+        self, sock: sockets.TLSSocket, worker: dial.Worker | None = None, through: str = ''
     ):
         self.sock, self.worker, self.began = sock, worker, clock()
         lifetime = TUNNEL_SECONDS if through else LIFETIME_SECONDS
@@ -181,14 +182,20 @@ class HiddenServer:
         in front of the server may lead us to the same worker each time: after a search in vain the
         next one is half as long, until one succeeds.
         """
-        extra_dials = 0
+        extra_dials = sent_on = 0
         while True:
             with self._one_at_a_time if self._offline.is_set() else nullcontext():
-                covered = self._covered() if extra_dials < self._most_extra_dials else []
+                kept = self._kept()
+                covered = _covered(kept) if extra_dials < self._most_extra_dials else []
+                ours = Counter(each.node for each in kept)
                 try:
-                    connection = self._server.register(self._uuid, self._totp, covered)
+                    connection = self._server.register(self._uuid, self._totp, covered, ours)
                 except dial.WorkerCovered:
                     extra_dials += 1
+                except dial.Leaving as error:  # a balancer in front may lead us elsewhere
+                    sent_on += 1
+                    is_lost = sent_on > EXTRA_DIALS
+                    self._sleep(self._pause_after_failure(error) if is_lost else pause_after(error))
                 except (dial.NotRegistered, OSError) as error:
                     self._sleep(self._pause_after_failure(error))
                 else:
@@ -220,12 +227,9 @@ class HiddenServer:
         while self._suspect_before < began and (left := began + seconds - clock()) > 0:
             gevent.sleep(min(left, CHECK_SECONDS))
 
-    def _covered(self) -> list[int]:
-        """The workers that have one of ours, if another worker has none."""
-        kept = [each.worker for each in self._waiting if each.worker and not self._is_due(each)]
-        count = max((count for _, count in kept), default=0)
-        covered = {number for number, of in kept if of == count}
-        return sorted(covered) if len(covered) < count else []
+    def _kept(self) -> list[dial.Worker]:
+        """The workers of the registrations that wait, as far as they are known."""
+        return [each.worker for each in self._waiting if each.worker and not self._is_due(each)]
 
     # A connection's greenlet
 
@@ -310,6 +314,15 @@ class HiddenServer:
             log.log(level, state)
 
 
+def _covered(kept: list[dial.Worker]) -> list[dial.Worker]:
+    """The workers that have one of ours, if another one of their nodes has none."""
+    counts: dict[str, int] = {}  # of the workers of each node
+    for each in kept:
+        counts[each.node] = max(each.of, counts.get(each.node, 0))
+    covered = {each for each in kept if each.of == counts[each.node]}
+    return sorted(covered) if len(covered) < sum(counts.values()) else []
+
+
 def _visitor(sock: sockets.TLSSocket, octets: bytes) -> tuple[Peer | None, bytes]:
     """Who asks, where the server says so in front of the first octets; and those.
 
@@ -335,7 +348,7 @@ def _close_at_once(sock: sockets.TLSSocket) -> None:
     sock.close()
 
 
-def pause_after(error: Exception, offline_seconds: float) -> float:
+def pause_after(error: Exception, offline_seconds: float = 0) -> float:
     """Seconds until the next try, where no try has succeeded for `offline_seconds`."""
     if isinstance(error, ssl.SSLCertVerificationError):
         (shortest, longest), share = CERTIFICATE_PAUSES_SECONDS, CERTIFICATE_SHARE

@@ -8,6 +8,7 @@ import base64
 import re
 import socket
 import urllib.request
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -75,7 +76,7 @@ def proxy(url: str, source: str) -> HttpProxy:
     return HttpProxy(host, port, f'{user}:{password}'.encode() if user else b'')
 
 
-class Tunnel:
+class Tunnel(dial.Way):
     """The way to a host and port through a proxy."""
 
     def __init__(self, proxy: HttpProxy, to: str):
@@ -87,14 +88,14 @@ class Tunnel:
         """As dial.Addresses has it: the address towards the proxy."""
         return self._addresses.own()
 
-    def connect(self) -> socket.socket:
+    def connect(self, ours: Mapping[str, int] = {}) -> tuple[socket.socket, None]:
         """A connection to the other end of the tunnel. Raises NoTunnel."""
         try:
-            sock = self._addresses.connect()
+            sock, _ = self._addresses.connect()
             try:
                 with gevent.Timeout(dial.CONNECT_SECONDS, TimeoutError('no answer to the CONNECT')):
                     self._open(sock)
-                return sock
+                return sock, None
             except BaseException:
                 sock.close()
                 raise

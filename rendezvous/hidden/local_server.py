@@ -73,7 +73,7 @@ class LocalServer:
     def _connect(self, visitor: Peer | None) -> sockets.Socket:
         """Raises OSError."""
         path = self._target.path
-        raw = _unix_connection(path) if path else self._addresses.connect()
+        raw = _unix_connection(path) if path else self._addresses.connect()[0]
         try:
             if not path:
                 sockets.keep_alive(raw)

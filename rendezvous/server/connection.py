@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 import gevent
@@ -94,12 +95,12 @@ class Rendezvous:
         )
         self.names = Names(entries, options.names_domain)
         self.visits = Visits()
-        told = self.registry, self.admission, self.names, self.visits
-        self.following = Following(entries, self.presence, *told, self.have_drained)
+        parts = self.presence, self.registry, self.admission, self.names, self.visits
+        self.following = Following(entries, *parts, self.have_drained)
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
-        self.draining = 0.0  # since then, in seconds since 1970; 0: it is not
-        self._leaves = ''  # why nobody may register any more; '': everybody may
+        # Since when, in seconds since 1970; and why nobody may register any more.
+        self.draining, self._leaves = 0.0, ''
         self._noted_at = self._twins_at = 0.0  # time.monotonic()
         self._warn = ThrottledWarning()
 
@@ -326,7 +327,8 @@ class Rendezvous:
     ) -> Close | None:
         sock, peer = connection.sock, connection.peer
         uuid, code = credentials.registration(target)
-        if self.which.partition('/')[0] in asked.covered:
+        number, node = self.which.partition('/')[0], self._node()
+        if (f'{number}@{node}' if node else number) in asked.covered:
             raise self._covered()
         stamp = self._authenticate(sock, uuid, code, peer.host, octets)
         if self._leaves:
@@ -343,7 +345,7 @@ class Rendezvous:
             self.presence.note_refusal(uuid, peer.host, Why('twins', other=other))
         # No yield from here until it waits: no head that is forwarded overtakes the 200.
         dialogue.say_at_once(
-            sock, dialogue.registered(other, self.which if asked.which_worker else '')
+            sock, dialogue.registered(other, self._which_fields() if asked.which_worker else ())
         )
         evicted = self.registry.add(registration)
         if evicted:
@@ -355,10 +357,20 @@ class Rendezvous:
         connection.wait(partial(gevent.spawn, self._own, connection, self._go_on, registration))
         return None
 
+    def _which_fields(self) -> list[str]:
+        """The fields that say which worker this is."""
+        node = self._node()
+        return [f'Worker: {self.which}', *([f'Node: {node}'] if node else [])]
+
+    def _node(self) -> str:
+        """A name of this node that tells nothing else of it; '' where it is alone."""
+        host = self.options.node_host
+        return blake2b(f'{host} {self.since}'.encode(), digest_size=4).hexdigest() if host else ''
+
     def _covered(self) -> Refusal:
         """For a hidden server that looks for a worker that has no registration of it yet."""
-        sentence, worker = 'this worker has a registration of it already', f'Worker: {self.which}'
-        refusal = Refusal(503, sentence, 'Retry-After: 0', worker)
+        sentence = 'this worker has a registration of it already'
+        refusal = Refusal(503, sentence, 'Retry-After: 0', *self._which_fields())
         refusal.is_routine = True  # hidden.py gets some for each visit
         return refusal
 
@@ -517,7 +529,7 @@ class _Fields:
         self.proxy_line = '1' in head.values('proxy-protocol')  # of version 1
         self.which_worker = bool(head.values('which-worker'))
         # The workers that have a registration of it already: it looks for another one.
-        self.covered = re.findall('[0-9]+', ','.join(head.values('has-worker')))
+        self.covered = re.findall('[0-9a-f@]+', ','.join(head.values('has-worker')))
 
 
 def _peer(address: tuple) -> Peer:

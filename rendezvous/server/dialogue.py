@@ -5,6 +5,7 @@ A Refusal is raised where there is something to answer, an OSError where the con
 
 import socket
 import ssl
+from collections.abc import Sequence
 from contextlib import suppress
 from email.utils import formatdate
 from typing import NoReturn
@@ -25,13 +26,12 @@ DROP_BYTES = 64 * 1024  # a longer body is not read only to be thrown away
 WHO = 'the user name is the UUID of a hidden server, the password is anything'
 
 
-def registered(other: str, which: str) -> bytes:
+def registered(other: str, which: Sequence[str]) -> bytes:
     """The 200 for a CONNECT. `other`: where another process waits that has the same entry; `which`:
-    the worker that has the registration, for a hidden server that asked for it.
+    fields that say which worker has the registration, for a hidden server that asked for it.
     """
-    fields = f'Other-Instance: {other}\r\n' if other else ''
-    fields += f'Worker: {which}\r\n' if which else ''
-    return f'HTTP/1.1 200 OK\r\n{fields}\r\n'.encode()
+    fields = [f'Other-Instance: {other}', *which] if other else which
+    return '\r\n'.join(['HTTP/1.1 200 OK', *fields, '', '']).encode()
 
 
 def read_proxy_header(sock: socket.socket) -> Peer | None:

@@ -34,13 +34,15 @@ MEGABYTE = os.urandom(1024 * 1024)
 class Listener:
     """A server of the test's own on loopback: `handle(peer)` is one connection's life."""
 
-    def __init__(self, handle, port: int = 0, context: ssl.SSLContext | None = None):
+    def __init__(
+        self, handle, port: int = 0, context: ssl.SSLContext | None = None, host: str = '127.0.0.1'
+    ):
         self._handle, self._context = handle, context
         self.tries: list[float] = []  # time.monotonic() of each connection
-        self._server = StreamServer(('127.0.0.1', port), self._serve, spawn=Pool(None))
+        self._server = StreamServer((host, port), self._serve, spawn=Pool(None))
         self._server.start()
         self.port = self._server.server_port
-        self.address = f'127.0.0.1:{self.port}'
+        self.address = f'{host}:{self.port}'
 
     def _serve(self, sock, _) -> None:
         self.tries.append(time.monotonic())
@@ -60,8 +62,9 @@ def listen(start):
     """Starts local servers."""
     listeners = []
 
-    def listen(handle, port: int = 0, context: ssl.SSLContext | None = None) -> Listener:
-        listeners.append(Listener(handle, port, context))
+    def listen(handle, *where) -> Listener:
+        """`where`: as of Listener."""
+        listeners.append(Listener(handle, *where))
         return listeners[-1]
 
     yield listen
@@ -75,8 +78,8 @@ def stranger(listen, pair):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pair['crt_file'], pair['key_file'])
 
-    def stranger(handle, port: int = 0, tls: bool = True) -> Listener:
-        return listen(handle, port, context if tls else None)
+    def stranger(handle, port: int = 0, tls: bool = True, host: str = '127.0.0.1') -> Listener:
+        return listen(handle, port, context if tls else None, host)
 
     return stranger
 

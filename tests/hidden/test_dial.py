@@ -59,7 +59,8 @@ def resolves(monkeypatch):
 
 
 def reached(addresses: dial.Addresses) -> str:
-    with addresses.connect() as sock:
+    sock, _ = addresses.connect()
+    with sock:
         return sock.getpeername()[0]
 
 

@@ -118,7 +118,7 @@ def tunnel(listen):
 
         near = listen(handle)
         try:
-            with Tunnel(HttpProxy('127.0.0.1', near.port, credentials), to).connect():
+            with Tunnel(HttpProxy('127.0.0.1', near.port, credentials), to).connect()[0]:
                 return heads[0], ''
         except http_proxy.NoTunnel as error:
             return error, dial.why(error).replace(near.address, 'P')
