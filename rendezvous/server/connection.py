@@ -263,6 +263,7 @@ class Rendezvous:
             'most': self.limits.places,
             'waiting': waiting,
             'pipes': pipes,
+            'links': self.nodes.count() if self.nodes else 0,
             'draining': self.draining,
             'memory': _memory(),
             'counters': self.counters.now(self.visits, self.entries.errors),

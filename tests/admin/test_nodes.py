@@ -2,8 +2,11 @@
 
 import json
 import re
+import signal
+import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import gevent
 import pytest
@@ -236,6 +239,10 @@ def test_shell_tells_of_each_node_and_of_what_is_not_well(page, tell, redis_opti
         assert re.fullmatch(f'node 192.0.2.3 {gone}', ran.stdout)
 
 
+def known_nodes(folder: Folder) -> list[dict]:
+    return json.loads(folder.run('users_app.py', 'status', '--json').stdout)['nodes']
+
+
 def test_two_servers_with_one_redis_are_two_nodes(tmp_path):
     """Real ones. Without `node_host` both have the host name of this machine."""
     with Outside(tmp_path, free_port()) as redis:
@@ -244,10 +251,30 @@ def test_two_servers_with_one_redis_are_two_nodes(tmp_path):
             for folder in (one, other):
                 folder.pair()
                 folder.serve()
-
-            def both() -> list[dict]:
-                return json.loads(one.run('users_app.py', 'status', '--json').stdout)['nodes']
-
-            nodes = until(lambda: len(found := both()) == 2 and found, 'both are known')
+            nodes = until(lambda: len(found := known_nodes(one)) == 2 and found, 'both are known')
             assert all(re.fullmatch(r'.* \(process \d+\)', each['name']) for each in nodes)
             assert [each['workers'] for each in nodes] == [1, 1]
+
+
+def test_nodes_that_are_linked_say_so(tmp_path):
+    """Real ones, and one of them is killed."""
+    with Outside(tmp_path, free_port()) as redis, ExitStack() as stack:
+        servers = []
+        for number in (2, 3):
+            host = f'127.0.0.{number}'
+            options = redis.options | {'workers': 1, 'node_host': host, 'node_port': free_port()}
+            folder = stack.enter_context(Folder(tmp_path / host, **options))
+            folder.pair()
+            servers.append(folder.serve()[0])
+
+        def are_linked() -> list[dict] | None:
+            found = known_nodes(folder)
+            return found if [bool(each['links']) for each in found] == [True, True] else None
+
+        nodes = until(are_linked, 'they have links', 20)
+        assert [each['name'] for each in nodes] == ['127.0.0.2', '127.0.0.3']
+        assert {each['host'] for each in nodes} == {socket.gethostname()}
+        assert nodes[0]['address'].startswith('127.0.0.2:')
+        servers[0].end(signal.SIGKILL)
+        said = 'node 127.0.0.2 gave its last sign at '
+        until(lambda: said in folder.run('users_app.py', 'check').stdout, 'it is gone')
