@@ -46,10 +46,11 @@ ORDERS: dict[str, Callable[[Listed], Any]] = {
 
 def everything(entries: Entries, options: Options, server: Server) -> list[Listed]:
     """All entries, sorted by name, as people do. Raises StoreDown."""
-    known, name_of = state.known(entries, server), actions.all_names(entries, options)
+    every, name_of = entries.all(), actions.all_names(entries, options)
+    known = state.known(entries, server, [shown['uuid'] for shown in every])
     return [
         _listed(shown, known.get(shown['uuid'], Known()), name_of.get(shown['uuid'], ''), options)
-        for shown in entries.all()
+        for shown in every
     ]
 
 

@@ -141,7 +141,7 @@ class Looks:
     def _take(self) -> Look:
         server, self._pasts, self._refusals = self.server(), {}, {}
         self._changed |= self._book.read()
-        self._changed |= self._facts.read(server)
+        self._changed |= self._facts.read(server, self._book.rows)
         rows, known = self._book.rows, self._facts.known
         for some in slices(self._changed):
             for uuid in some:
@@ -161,28 +161,29 @@ class Facts:
     def __init__(self, entries: Entries):
         self._entries = entries
         self.known: dict[str, state.Known] = {}  # by UUID
-        self._texts: dict[str, tuple] = {}  # what it was made of: the record and the counts
+        self._texts: dict[
+            str, tuple[str, tuple[int, int]]
+        ] = {}  # what it was made of: the record and the counts
         self._outages: object = None
 
-    def read(self, of: state.Server) -> set[str]:
+    def read(self, of: state.Server, uuids: Iterable[str]) -> set[str]:
         """Brings `known` up to date. Returns the UUIDs for which it may have changed.
 
         Raises StoreDown.
         """
-        counts, records = state.counts(self._entries, of), state.records(self._entries)
+        records = state.records(self._entries, of, uuids)
         outages = of.down_since, of.outages
         if outages != self._outages:  # of which each state may be made
             self._outages, self._texts = outages, {}
-        changed = self.known.keys() - records.keys() - counts.keys()
+        changed = self.known.keys() - records.keys()
         for uuid in changed:
             del self.known[uuid]
             self._texts.pop(uuid, None)
-        for some in slices(records.keys() | counts.keys()):
-            for uuid in some:
-                text, count = records.get(uuid), counts.get(uuid, (0, 0))
-                if self._texts.get(uuid) != (text, count) or self._may_lapse(uuid):
-                    self._texts[uuid] = text, count
-                    self.known[uuid] = state.known_from(text, count, of)
+        for some in slices(records.items()):
+            for uuid, told in some:
+                if self._texts.get(uuid) != told or self._may_lapse(uuid):
+                    self._texts[uuid] = told
+                    self.known[uuid] = state.known_from(told[0], told[1], of)
                     changed.add(uuid)
         return changed
 

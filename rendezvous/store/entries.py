@@ -19,7 +19,7 @@ import gevent
 import redis
 from gevent.lock import Semaphore
 
-from rendezvous.store import embedded, entry_json, rations, scripts
+from rendezvous.store import embedded, entry_json, keys, rations, scripts
 from rendezvous.store.entry_json import DIGITS, Json
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
@@ -36,7 +36,6 @@ PAUSES_SECONDS = 0.01, 0.2  # between two tries while the embedded store starts:
 FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: questions do not wait
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
 NAMES = 'names'  # the hash that names.py describes
-KEPT = 'changes', 'hours', 'rendezvous', 'refusals', 'seen', 'refused'  # NAME:UUID; see state.py
 SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
 SCANNED = 500  # keys that Redis looks at for an answer, which takes 1 ms to read
 SLICE = 100  # entries that are processed without a pause, some 3 ms
@@ -76,6 +75,7 @@ class Entries:
         self._launcher = embedded.Launcher() if self.is_embedded and starts_store else None
         self._turns = Semaphore(CONNECTIONS)
         self._down_since = -math.inf
+        self.is_cluster = False
         self.errors = 0  # questions that ended with StoreDown
         self._pool = _pool(options)
         self._redis = redis.Redis(connection_pool=self._pool)
@@ -122,10 +122,10 @@ class Entries:
         """
         most = self._options.wrong_codes_per_address, self._options.wrong_codes_per_day
         record = rations.record(uuid) if known else rations.NOBODY
-        keys = rations.ADDRESSES, rations.LATEST, record
+        names = rations.ADDRESSES, rations.LATEST, record
         more = *most, now, rations.MOST, rations.MAX_SHARED
         ration, seconds, used_up, refused = self.run(
-            rations.SCRIPT, keys, [uuid, place, code, *more]
+            rations.SCRIPT, names, [uuid, place, code, *more]
         )
         if 'READONLY' in refused:
             self._reconnect()
@@ -237,11 +237,11 @@ class Entries:
         """Forgets the wrong codes that were tried for it, and lets the addresses that were refused
         for too many of them try again at once; raises StoreDown.
         """
-        fields = self.ask(lambda redis: fields_of(redis, f'refusals:{uuid}'))
+        fields = self.ask(lambda redis: fields_of(redis, keys.of('refusals', uuid)))
         kinds = [field.partition(' ') for field in fields]
         places = {place for kind, _, of in kinds if kind == 'address' and (place := _place(of))}
-        keys = uuid, rations.record(uuid), rations.ADDRESSES, rations.LATEST
-        self.run(scripts.CLEAR, keys, [time.time(), *places])
+        names = uuid, rations.record(uuid), rations.ADDRESSES, rations.LATEST
+        self.run(scripts.CLEAR, names, [time.time(), *places])
 
     def rekey(self, uuid: str, digits: int | None = None) -> Json | None:
         """The entry with a new secret, whose codes have `digits`; None: as many as before."""
@@ -255,11 +255,11 @@ class Entries:
         return self._change(uuid, with_secret)
 
     def delete(self, uuid: str) -> bool:
-        keys = [f'{name}:{uuid}' for name in KEPT]
+        kept = [keys.of(kind, uuid) for kind in (*keys.HISTORY_OF, keys.STATE)]
 
         def forget(client: redis.Redis) -> bool:
             with client.pipeline() as transaction:
-                transaction.eval(scripts.DELETE, 1 + len(keys), uuid, *keys)
+                transaction.eval(scripts.DELETE, 1 + len(kept), uuid, *kept)
                 # This one tells the servers, too.
                 transaction.eval(scripts.SWITCH_NAME, 2, NAMES, uuid, '')
                 return bool(transaction.execute()[0])
@@ -313,11 +313,11 @@ class Entries:
         """What `question` answers, a function of the client; raises StoreDown."""
         return self._ask(question, self._redis)
 
-    def run(self, script: str, keys: Iterable[str] = (), arguments: Iterable = ()) -> Any:
+    def run(self, script: str, names: Iterable[str] = (), arguments: Iterable = ()) -> Any:
         """What a script in Lua answers; Redis gets its text once. Raises StoreDown."""
         if script not in self._scripts:
             self._scripts[script] = self._redis.register_script(script)
-        return self._ask(self._scripts[script], list(keys), list(arguments))
+        return self._ask(self._scripts[script], list(names), list(arguments))
 
     def _ask(self, command: Callable[..., Any], *args, **kwargs) -> Any:
         try:

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 import gevent
 from redis import Redis
 
-from rendezvous.store import embedded, names, scripts
-from rendezvous.store.entries import NAMES, Entries
+from rendezvous.store import embedded, keys, names, scripts
+from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import CHARACTERS, Json
-from rendezvous.store.state import CHANGES, HISTORY, KEPT_DAYS, STATES_KEY
+from rendezvous.store.state import CHANGES, HISTORY, KEPT_DAYS
 from rendezvous.wire.codes import UUID
 from rendezvous.wire.programs import Mistake
 
@@ -36,16 +36,16 @@ def whole(entries: Entries, uuid: str) -> Json | None:
     """
 
     def read(redis: Redis) -> list:
-        with redis.pipeline() as questions:
-            questions.mget(uuid)
-            questions.hget(STATES_KEY, uuid)
-            questions.lrange(f'changes:{uuid}', 0, -1)
-            questions.lrange(f'rendezvous:{uuid}', 0, -1)
-            questions.hgetall(f'hours:{uuid}')
+        with redis.pipeline(transaction=True) as questions:
+            questions.get(uuid)
+            questions.get(keys.of(keys.STATE, uuid))
+            questions.lrange(keys.of('changes', uuid), 0, -1)
+            questions.lrange(keys.of('rendezvous', uuid), 0, -1)
+            questions.hgetall(keys.of('hours', uuid))
             return questions.execute(raise_on_error=False)  # a key may be another program's
 
-    (entry,), state, changes, rendezvous, hours = entries.ask(read)
-    if entry is None:
+    entry, state, changes, rendezvous, hours = entries.ask(read)
+    if not isinstance(entry, str):
         return None
     return {
         'uuid': uuid,
@@ -83,8 +83,10 @@ def put_back(entries: Entries, kept: Json) -> bool:
     A name that another entry has by now is left out. Raises StoreDown, and ValueError as `checked`.
     """
     row = checked(kept)
-    keys = row['uuid'], NAMES
-    return bool(entries.run(scripts.PUT_BACK, keys, [json.dumps(row)]))
+    if not entries.run(scripts.PUT_BACK, [row['uuid']], [json.dumps(row)]):
+        return False
+    names.switch_on(entries, row['uuid'], row['name'])  # which tells the servers, too
+    return True
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import gevent
 
-from rendezvous.store import scripts, upkeep
+from rendezvous.store import batches, keys, upkeep
+from rendezvous.store.batches import Batch, HourRow, Refused, Sign
 from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
 from rendezvous.store.entry_json import Json
-from rendezvous.store.state import HISTORY, HOUR_SECONDS, KINDS, Why, live
+from rendezvous.store.state import HISTORY, HOUR_SECONDS, KINDS, Why, channel, living
 
 log = logging.getLogger('presence')
 
@@ -28,7 +29,7 @@ WRITE_SECONDS = 1  # between two batches
 DOWN_SECONDS = 5  # the same, after a failure: each write to a full disk ends the embedded store
 HEARTBEAT_SECONDS = 10  # a worker without changes signs as often; each time costs a disk write
 MISSED_SECONDS = 2  # more, and it is overdue
-AGE_SECONDS = 60  # what a worker without a heartbeat wrote expires; the others take over before
+FROZEN_SECONDS = 30  # a worker that was away for longer may have been away with all others
 PATIENCE_SECONDS = 5  # a hidden server that has left comes back at once after each rendezvous
 OUTAGE_SECONDS = 2  # a shorter one is none
 BACKLOG = 10_000  # rendezvous that wait in memory while Redis is down, some 3 MB
@@ -38,24 +39,6 @@ COMMON = dict.fromkeys(('wrong', 'address', 'strangers'), True)
 FAILED = 1000  # UUIDs whose failures do: anybody may ask for any UUID
 HOURS = 100_000  # hours of all hidden servers that do, some 20 MB
 BATCH = 200  # of each kind in a batch: it blocks Redis for 10 ms at most
-DAY_SECONDS = 86_400
-
-
-class Refused(TypedDict):
-    """The refusals of one kind that one address got, since the last batch."""
-
-    why: Why
-    first: float  # seconds since 1970
-    last: float
-    count: int
-    until: float
-
-
-class Sign(TypedDict):
-    """When and where a hidden server was seen; times are in seconds since 1970."""
-
-    at: float
-    address: str
 
 
 class Lost(NamedTuple):
@@ -66,19 +49,8 @@ class Lost(NamedTuple):
 
 
 Counts = dict[str, tuple[int, int]]  # by UUID: registrations that wait, and pipes
-HourRow = tuple[str, int, list[int]]  # UUID, hours since 1970, what is to be added
-
-
-class Batch(TypedDict):
-    """What one call of the script writes."""
-
-    counts: dict[str, tuple[int, int] | None]  # None: the hidden server has gone
-    gone: dict[str, float]  # it has gone for good, and when
-    seen: dict[str, Sign]
-    rows: list[tuple[str, str]]  # UUIDs, and rendezvous that are over, as JSON
-    refusals: list[tuple[str, str, str, Refused]]  # UUID, kind, address
-    hours: list[HourRow]
-    number: str
+LOST = -1, -1  # counts that Redis has lost
+HARMLESS = 'disabled', 'twins'  # refusals that say nothing of the state
 
 
 class Presence:
@@ -88,10 +60,11 @@ class Presence:
         """`about`: what this worker says of itself at each batch, as state.Worker has it."""
         self._entries, self._about = entries, about
         self.name = secrets.token_hex(8)
-        self.channel = self.key = live(self.name)
-        self._number_key, self._number = f'batch:{self.name}', 0
+        self.channel, self.key = channel(self.name), keys.live(self.name)
+        self._number = 0  # of the last batch
         self._written: Counts = {}  # as Redis holds them
-        self._has_arrived = False
+        self._has_arrived = self._has_written = False
+        self._outages: list[list[float]] = []  # the newest first
         self._heartbeat_at = self._hours_at = self._look_at = -math.inf
         self._others: set[str] | None = None  # as they were at the last look; None: there was none
         self._sweep_at = math.inf
@@ -182,23 +155,29 @@ class Presence:
         What happens meanwhile is for the next time: each batch costs a disk write.
         """
         if not self._has_arrived:
-            heard = self._heard(self._about())
-            upkeep.arrive(self._entries, self.name, OUTAGE_SECONDS, heard)
-            upkeep.migrate(self._entries)
+            upkeep.migrate(self._entries)  # the last outages, too
+            self._arrive(OUTAGE_SECONDS)
             self._has_arrived = True
         if self._unanswered:
             self._send(self._unanswered)
-        was_full = True
-        while batch := self._batch(counts, was_full):
+        batch = self._batch(counts, with_news=True)
+        if not batch and upkeep.has_lost(self._entries, self.name, self._number):
+            self._heartbeat_at = -math.inf
+            batch = self._batch(counts, with_news=True)
+        while batch:
             self._send(batch)
             gevent.sleep(0)
-            was_full = _may_be_full(batch)
+            batch = self._batch(counts, with_news=_may_be_full(batch))
 
     def stop(self) -> None:
         """A clean end: writes what is left, and that this worker is gone. Raises StoreDown."""
         self._hours_at = -math.inf
         self.write({})
         upkeep.leave(self._entries, self.name, self._heard(self._about(), stopped=True))
+
+    def _arrive(self, least: float) -> None:
+        heard = self._heard(self._about())
+        self._outages = upkeep.arrive(self._entries, self.name, least, heard)
 
     def _count(
         self, uuid: str, sent: int = 0, received: int = 0, rendezvous: int = 0, failures: int = 0
@@ -236,7 +215,7 @@ class Presence:
             'rows': [self._rendezvous.popleft() for _ in range(min(BATCH, len(self._rendezvous)))],
             'refusals': self._refusals(),
             'hours': self._hour_rows() if hours else [],
-            'number': str(self._number),
+            'number': self._number,
         }
 
     def _gone(self, counts: Counts) -> dict[str, float]:
@@ -262,12 +241,18 @@ class Presence:
     def _send(self, batch: Batch) -> None:
         """Sends it until it is written; what comes meanwhile goes into the next one."""
         self._unanswered = batch
-        if not self._ask(batch):  # Redis has lost the hash: all counts are written once more
-            upkeep.arrive(self._entries, self.name, AGE_SECONDS / 2, self._heard(self._about()))
+        written = self._ask(batch)
+        if written.is_lost:
+            self._arrive(FROZEN_SECONDS)
             self._sweep_at = time.monotonic() + PATIENCE_SECONDS
-            self._written = {}
-            batch['counts'] = {}
-            self._ask(batch)
+            left = upkeep.had(self._entries, self.name).keys() - self._written.keys()
+            self._lose(dict.fromkeys(left, time.time()))
+            self._written = dict.fromkeys(self._written, LOST)
+            self._has_written = False
+            written = self._ask(batch)
+        self._has_written = True
+        if written.strangers:
+            upkeep.forget_strangers(self._entries, written.strangers)
         self._unanswered = None
         self._heartbeat_at = time.monotonic()
         if 0 < len(batch['hours']) < BATCH:
@@ -282,18 +267,20 @@ class Presence:
         for uuid in batch['gone']:
             self._lost.pop(uuid, None)
 
-    def _ask(self, batch: Batch) -> bool:
-        """Whether it is written; False: the hash that it changes is missing."""
+    def _ask(self, batch: Batch) -> batches.Written:
         about, now = self._about(), time.time()
-        counts = {
-            uuid: '{} {}'.format(*count) if count else '' for uuid, count in batch['counts'].items()
+        before = self._written
+        of_worker = {
+            'about': json.dumps(about | {'at': now}),
+            'heard': self._heard(about),
+            'arrived': [uuid for uuid in batch['counts'] if before.get(uuid, LOST) == LOST],
+            'whole': not self._has_written,
         }
-        more = {'counts': counts, 'whole': not self._written, 'name': self.name, 'now': now}
-        more |= {'about': json.dumps(about | {'at': now}), 'heard': self._heard(about)}
-        more |= {'age': AGE_SECONDS, 'remember': DAY_SECONDS, 'patience': PATIENCE_SECONDS}
-        more |= {'kinds': KINDS, 'common': COMMON, 'history': HISTORY}
-        keys, text = (self.key, self._number_key), json.dumps(batch | more)
-        return bool(self._entries.run(scripts.WRITE, keys, [text]))
+        how = {'now': now, 'patience': PATIENCE_SECONDS, 'outages': self._outages}
+        how |= {'kinds': KINDS, 'common': COMMON, 'history': HISTORY}
+        if batch['gone'] or any(kind not in HARMLESS for _, kind, _, _ in batch['refusals']):
+            how['alive'] = dict.fromkeys(self._entries.ask(living), True)
+        return batches.write(self._entries, self.name, batch, how, of_worker)
 
     def _heard(self, about: Json, stopped: bool = False) -> str:
         """The last sign of any worker, as state.Heard has it."""
@@ -309,6 +296,7 @@ class Presence:
                 self._look_for_the_dead()
         if now > self._sweep_at:
             self._sweep_at = math.inf
+            upkeep.migrate(self._entries)  # an older version may have ended
             self._lose(upkeep.lost(self._entries))
 
     def _look_for_the_dead(self) -> None:

@@ -20,7 +20,7 @@ from redis import Redis
 from rendezvous.store import entry_json
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import Json, number, text_in
-from rendezvous.store.state import MAX_OCTETS, Server, live
+from rendezvous.store.state import MAX_OCTETS, Server, channel
 
 log = logging.getLogger('questions')
 
@@ -113,7 +113,7 @@ def _ask(entries: Entries, workers: list[str], question: Json) -> tuple[int, lis
         with redis.pubsub(ignore_subscribe_messages=True) as subscription:
             subscription.subscribe(to)
             subscription.get_message(timeout=ANSWER_SECONDS)  # from now on nothing is missed
-            asked = sum(redis.publish(live(name), text) for name in workers)
+            asked = sum(redis.publish(channel(name), text) for name in workers)
             return asked, _answers(subscription, asked)
 
     return entries.ask(ask) if workers else (0, [])

@@ -17,6 +17,10 @@ return {cursor, #found, table.concat(found, '\\0')}
 
 # Reads and writes the record of an entry, and notes its changes of state.
 _RECORD = """
+local function key_of(kind, uuid)
+  return kind .. ':{' .. uuid .. '}'
+end
+
 local function number(value)
   return type(value) == 'number' and value >= 0 and value < 2 ^ 53 and value or nil
 end
@@ -36,7 +40,7 @@ local function is(key, kind)
 end
 
 local function record_of(uuid)
-  local found = read(redis.pcall('HGET', 'states', uuid))
+  local found = read(redis.pcall('GET', key_of('state', uuid)))
   local record = {state = text(found.state), since = number(found.since)}
   if not record.since then
     record.state = nil
@@ -55,7 +59,7 @@ local function keep(uuid, record)
     record.why = nil
     found = cjson.encode(record)
   end
-  redis.pcall('HSET', 'states', uuid, found)
+  redis.call('SET', key_of('state', uuid), found)
 end
 
 local CHANGES, KEPT_SECONDS = 5000, 400 * 24 * 60 * 60
@@ -63,7 +67,7 @@ local CHANGES, KEPT_SECONDS = 5000, 400 * 24 * 60 * 60
 local function change(uuid, record, at, state)
   at = math.max(math.floor(at * 1000) / 1000, record.since or 0)
   record.state, record.since = state, at
-  local key = 'changes:' .. uuid
+  local key = key_of('changes', uuid)
   if not is(key, 'list') then
     return
   end
@@ -93,249 +97,8 @@ local function is_disabled(uuid)
 end
 """
 
-# Who else lives. A worker subscribes to its channel as long as it does. Signs have the time of
-# Redis: the clocks of two machines may differ, and then each would take the other for dead.
-_OTHERS = """
-local function clock(now) -- `now` of the worker, where we may not ask
-  local time = redis.pcall('TIME')
-  return time.err and now or tonumber(time[1]) + tonumber(time[2]) / 1000000
-end
-
-local function others_than(me, now, age)
-  local names, found = redis.pcall('ZRANGEBYSCORE', 'servers', clock(now) - age, '+inf'), {}
-  for _, name in ipairs(names.err and {} or names) do
-    local subscribers = redis.pcall('PUBSUB', 'NUMSUB', 'live:' .. name)
-    if name ~= me and (subscribers.err or tonumber(subscribers[2]) > 0) then
-      table.insert(found, name)
-    end
-  end
-  return found
-end
-
-local function sign(me, now, heard)
-  if is('servers', 'zset') then
-    redis.call('ZADD', 'servers', clock(now), me)
-  end
-  redis.call('SET', 'heard', heard)
-end
-"""
-
-# ARGV: its name, the time, seconds, the text for `heard`. Where no other worker lives, and none
-# was heard of for more seconds than that, the time between is an outage.
-ARRIVE = (
-    _RECORD
-    + _OTHERS
-    + """
-local me, now, least, heard = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local last = number(read(redis.pcall('GET', 'heard')).at)
-if last and now - last > least and #others_than(me, now, 30) == 0 and is('outages', 'list') then
-  redis.call('LPUSH', 'outages', string.format('%.3f %.3f', last, now))
-  redis.call('LTRIM', 'outages', 0, 999)
-  for _ = 1, 100 do
-    local oldest = redis.call('LINDEX', 'outages', -1)
-    local ended = tonumber(string.match(oldest, '%S+$'))
-    if ended and ended > now - KEPT_SECONDS then
-      break
-    end
-    redis.call('RPOP', 'outages')
-  end
-end
-sign(me, now, heard)
-"""
-)
-
-# ARGV: its name, the time, the text for `heard`: what the last worker that stops leaves behind.
-LEAVE = (
-    _RECORD
-    + _OTHERS
-    + """
-redis.pcall('ZREM', 'servers', ARGV[1])
-redis.call('DEL', 'live:' .. ARGV[1])
-if #others_than(ARGV[1], tonumber(ARGV[2]), 30) == 0 then
-  redis.call('SET', 'heard', ARGV[3])
-end
-"""
-)
-
-# The answer is 0, and nothing is written, where the hash is missing that is to be changed: it has
-# expired, or Redis was flushed. KEYS[2] holds the number of the last batch: a batch whose answer
-# was lost comes twice.
-WRITE = (
-    _RECORD
-    + _OTHERS
-    + """
-local live, last_number = KEYS[1], KEYS[2]
-local batch = cjson.decode(ARGV[1])
-local now = batch.now
-if redis.call('GET', last_number) == batch.number then
-  return 1
-end
-if not batch.whole and redis.call('EXISTS', live) == 0 then
-  return 0
-end
-
-local there, records, touched = {}, {}, {}
-
-local function exists(uuid)
-  if there[uuid] == nil then
-    there[uuid] = redis.call('EXISTS', uuid) == 1
-  end
-  return there[uuid]
-end
-
-local function record(uuid)
-  records[uuid] = records[uuid] or record_of(uuid)
-  return records[uuid]
-end
-
-local others
-local function has(uuid) -- whether any worker does
-  others = others or others_than(batch.name, now, 30)
-  local found = redis.call('HEXISTS', live, uuid) == 1
-  for _, name in ipairs(others) do
-    found = found or redis.pcall('HEXISTS', 'live:' .. name, uuid) == 1
-  end
-  return found
-end
-
-local outages
-local function lost_since(at) -- when one was lost that was there at that time, with an outage
-  local found = not outages and redis.pcall('LRANGE', 'outages', 0, -1)
-  outages = outages or found.err and {} or found
-  local first
-  for _, outage in ipairs(outages) do -- the newest first
-    local began, ended = string.match(outage, '^(%S+) (%S+)$')
-    if not tonumber(ended) or tonumber(ended) <= at then
-      break
-    end
-    first = tonumber(began) or first
-  end
-  return first and math.max(first, at)
-end
-
-local function tell_outage(uuid, known, at) -- it was online before one, and is here again
-  local lost = lost_since(math.max(known.since, known.seen or 0))
-  if lost and at - lost >= batch.patience then
-    change(uuid, known, lost, 'offline')
-    change(uuid, known, at, 'online')
-    touched[uuid] = true
-  end
-end
-
-local function online(uuid, at)
-  local known = record(uuid)
-  if known.state == 'online' then
-    tell_outage(uuid, known, at)
-  elseif known.state ~= 'disabled' or not is_disabled(uuid) then
-    lapse(uuid, known, at)
-    change(uuid, known, at, 'online')
-    touched[uuid] = true
-  end
-end
-
-for uuid, counts in pairs(batch.counts) do
-  if counts == '' then
-    redis.call('HDEL', live, uuid)
-  elseif redis.call('HEXISTS', live, uuid) == 1 then
-    redis.call('HSET', live, uuid, counts)
-  elseif exists(uuid) then
-    online(uuid, batch.seen[uuid] and batch.seen[uuid].at or now)
-    redis.call('HSET', live, uuid, counts)
-  end
-end
-for uuid, seen in pairs(batch.seen) do
-  if exists(uuid) then
-    local known = record(uuid)
-    local is_new = known.state == nil or known.state == 'never seen' or known.state == 'refused'
-    if is_new and seen.at >= (known.refused or 0) then -- it came and left since the last batch
-      known.first = known.first or seen.at
-      change(uuid, known, seen.at, 'offline')
-    elseif known.state == 'online' then
-      tell_outage(uuid, known, seen.at)
-    elseif known.state == 'offline' then
-      known.since = math.max(known.since, seen.at)
-    end
-    known.first = known.first or seen.at
-    known.seen, known.address = seen.at, seen.address
-    touched[uuid] = true
-  end
-end
-for uuid, at in pairs(batch.gone) do
-  local known = exists(uuid) and record(uuid)
-  if known and known.state == 'online' and not has(uuid) then
-    local refused = (known.refused or 0) > (known.seen or 0) and known.refused
-    change(uuid, known, math.min(at, refused or at), 'offline')
-    if refused then
-      change(uuid, known, refused, 'refused')
-    end
-    touched[uuid] = true
-  end
-end
-
-local function refuse(uuid, given, address)
-  local known = record(uuid)
-  lapse(uuid, known, given.first)
-  known.refused, known.why, known.address = given.last, given.why, address
-  known['until'] = given['until'] > 0 and given['until'] or nil
-  touched[uuid] = true
-  if known.state == 'online' or known.state == 'disabled' and is_disabled(uuid) then
-    return -- it has left this moment, and may come back: anybody can be refused meanwhile
-  end
-  if known.state ~= 'refused' then
-    change(uuid, known, given.first, 'refused')
-  end
-end
-
-local merged = {}
-
-local function merge(key, field, given)
-  local found = read(redis.call('HGET', key, field))
-  given.first = math.min(number(found.first) or given.first, given.first)
-  given.count = (number(found.count) or 0) + given.count
-  redis.call('HSET', key, field, cjson.encode(given))
-  merged[key] = true
-  redis.call('EXPIRE', key, 24 * 60 * 60)
-end
-
-for _, row in ipairs(batch.refusals) do
-  local uuid, kind, address, given = unpack(row)
-  local key = 'refusals:' .. uuid
-  if exists(uuid) then
-    if kind ~= 'disabled' and kind ~= 'twins' and not has(uuid) then
-      refuse(uuid, given, address)
-    end
-    if is(key, 'hash') then
-      merge(key, kind .. ' ' .. address, given)
-    end
-  end
-end
-for key in pairs(merged) do
-  if redis.call('HLEN', key) > batch.kinds then
-    local rows, found = redis.call('HGETALL', key), {}
-    for i = 1, #rows, 2 do
-      local last = number(read(rows[i + 1]).last) or 0
-      local first_to_go = batch.common[string.match(rows[i], '^%l*')]
-      table.insert(found, {first_to_go and last - 2 ^ 40 or last, rows[i]})
-    end
-    table.sort(found, function(a, b) return a[1] < b[1] end)
-    for i = 1, #found - batch.kinds do
-      redis.call('HDEL', key, found[i][2])
-    end
-  end
-end
-for uuid in pairs(touched) do
-  keep(uuid, records[uuid])
-end
-
-for _, row in ipairs(batch.rows) do
-  local uuid, value = unpack(row)
-  local key = 'rendezvous:' .. uuid
-  if exists(uuid) and is(key, 'list') then
-    redis.call('LPUSH', key, value)
-    redis.call('LTRIM', key, 0, batch.history - 1)
-  end
-end
-
+# Adds to what an hour had.
+_COUNT = """
 local function count(key, hour, more)
   local day, lines, found = math.floor(hour / 24), {}, false
   if not is(key, 'hash') then
@@ -362,7 +125,263 @@ local function count(key, hour, more)
   table.insert(lines, string.format('%d %.0f %.0f %.0f %.0f', hour % 24, unpack(more)))
   redis.call('HSET', key, day, table.concat(lines, '\\n'))
 end
+"""
 
+# A worker signs by the time of Redis: the clocks of two machines may differ, and then each would
+# take the other for dead.
+_SIGN = """
+local function sign(servers, heard, me, now, text)
+  local time = redis.pcall('TIME') -- `now` of the worker, where we may not ask
+  if is(servers, 'zset') then
+    now = time.err and now or tonumber(time[1]) + tonumber(time[2]) / 1000000
+    redis.call('ZADD', servers, now, me)
+  end
+  redis.call('SET', heard, text)
+end
+"""
+
+# KEYS: `servers`, `heard` and `outages`; ARGV: its name, the time, seconds, the text for `heard`,
+# and 1 where no other worker lives. Where none did, and none was heard of for more seconds than
+# that, the time between is an outage. The answer is the ten newest outages.
+ARRIVE = (
+    _RECORD
+    + _SIGN
+    + """
+local servers, heard, outages = unpack(KEYS)
+local me, now, least, text = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local last = number(read(redis.pcall('GET', heard)).at)
+if last and now - last > least and ARGV[5] == '1' and is(outages, 'list') then
+  redis.call('LPUSH', outages, string.format('%.3f %.3f', last, now))
+  redis.call('LTRIM', outages, 0, 999)
+  for _ = 1, 100 do
+    local oldest = redis.call('LINDEX', outages, -1)
+    local ended = tonumber(string.match(oldest, '%S+$'))
+    if ended and ended > now - KEPT_SECONDS then
+      break
+    end
+    redis.call('RPOP', outages)
+  end
+end
+sign(servers, heard, me, now, text)
+return is(outages, 'list') and redis.call('LRANGE', outages, 0, 9) or {}
+"""
+)
+
+# What is new of some UUIDs: ARGV[1]; and what it takes to write that: ARGV[2]. No key of another
+# slot is touched, and where it is one UUID, no other slot at all.
+_NEWS = (
+    _RECORD
+    + _COUNT
+    + """
+local batch, how = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
+local me, now = how.name, how.now
+local answer = {1} -- then UUIDs and, after each, who says to have it and does not live
+local there = {}
+
+local function exists(uuid)
+  if there[uuid] == nil then
+    there[uuid] = redis.call('EXISTS', uuid) == 1
+  end
+  return there[uuid]
+end
+
+local function write_news()
+  local records, touched = {}, {}
+
+  local function record(uuid)
+    records[uuid] = records[uuid] or record_of(uuid)
+    return records[uuid]
+  end
+
+  local function has(uuid) -- whether any worker that lives does
+    local fields, found = redis.pcall('HGETALL', key_of('at', uuid)), false
+    for i = 1, #fields, 2 do
+      if fields[i] ~= me and not how.alive[fields[i]] then
+        table.insert(answer, uuid)
+        table.insert(answer, fields[i])
+      elseif fields[i + 1] ~= '0 0' then
+        found = true
+      end
+    end
+    return found
+  end
+
+  local function lost_since(at) -- when one was lost that was there at that time, with an outage
+    local first
+    for _, outage in ipairs(how.outages) do -- the newest first
+      local began, ended = unpack(outage)
+      if ended <= at then
+        break
+      end
+      first = began
+    end
+    return first and math.max(first, at)
+  end
+
+  local function tell_outage(uuid, known, at) -- it was online before one, and is here again
+    local lost = lost_since(math.max(known.since, known.seen or 0))
+    if lost and at - lost >= how.patience then
+      change(uuid, known, lost, 'offline')
+      change(uuid, known, at, 'online')
+      touched[uuid] = true
+    end
+  end
+
+  local function online(uuid, at)
+    local known = record(uuid)
+    if known.state == 'online' then
+      tell_outage(uuid, known, at)
+    elseif known.state ~= 'disabled' or not is_disabled(uuid) then
+      lapse(uuid, known, at)
+      change(uuid, known, at, 'online')
+      touched[uuid] = true
+    end
+  end
+
+  for uuid, counts in pairs(batch.counts) do
+    local before = redis.pcall('HGET', key_of('at', uuid), me)
+    local was_here = type(before) == 'string' and before ~= '0 0'
+    if counts ~= '0 0' and not was_here and exists(uuid) then
+      online(uuid, batch.seen[uuid] and batch.seen[uuid].at or now)
+    end
+    redis.pcall('HSET', key_of('at', uuid), me, counts)
+  end
+  for uuid, seen in pairs(batch.seen) do
+    if exists(uuid) then
+      local known = record(uuid)
+      local is_new = known.state == nil or known.state == 'never seen' or known.state == 'refused'
+      if is_new and seen.at >= (known.refused or 0) then -- it came and left since the last batch
+        known.first = known.first or seen.at
+        change(uuid, known, seen.at, 'offline')
+      elseif known.state == 'online' then
+        tell_outage(uuid, known, seen.at)
+      elseif known.state == 'offline' then
+        known.since = math.max(known.since, seen.at)
+      end
+      known.first = known.first or seen.at
+      known.seen, known.address = seen.at, seen.address
+      touched[uuid] = true
+    end
+  end
+  for uuid, at in pairs(batch.gone) do
+    redis.pcall('HDEL', key_of('at', uuid), me)
+    local known = exists(uuid) and record(uuid)
+    if known and known.state == 'online' and not has(uuid) then
+      local refused = (known.refused or 0) > (known.seen or 0) and known.refused
+      change(uuid, known, math.min(at, refused or at), 'offline')
+      if refused then
+        change(uuid, known, refused, 'refused')
+      end
+      touched[uuid] = true
+    end
+  end
+
+  local function refuse(uuid, given, address)
+    local known = record(uuid)
+    lapse(uuid, known, given.first)
+    known.refused, known.why, known.address = given.last, given.why, address
+    known['until'] = given['until'] > 0 and given['until'] or nil
+    touched[uuid] = true
+    if known.state == 'online' or known.state == 'disabled' and is_disabled(uuid) then
+      return -- it has left this moment, and may come back: anybody can be refused meanwhile
+    end
+    if known.state ~= 'refused' then
+      change(uuid, known, given.first, 'refused')
+    end
+  end
+
+  local merged = {}
+
+  local function merge(key, field, given)
+    local found = read(redis.call('HGET', key, field))
+    given.first = math.min(number(found.first) or given.first, given.first)
+    given.count = (number(found.count) or 0) + given.count
+    redis.call('HSET', key, field, cjson.encode(given))
+    merged[key] = true
+    redis.call('EXPIRE', key, 24 * 60 * 60)
+  end
+
+  for _, row in ipairs(batch.refusals) do
+    local uuid, kind, address, given = unpack(row)
+    local key = key_of('refusals', uuid)
+    if exists(uuid) then
+      if kind ~= 'disabled' and kind ~= 'twins' and not has(uuid) then
+        refuse(uuid, given, address)
+      end
+      if is(key, 'hash') then
+        merge(key, kind .. ' ' .. address, given)
+      end
+    end
+  end
+  for key in pairs(merged) do
+    if redis.call('HLEN', key) > how.kinds then
+      local rows, found = redis.call('HGETALL', key), {}
+      for i = 1, #rows, 2 do
+        local last = number(read(rows[i + 1]).last) or 0
+        local first_to_go = how.common[string.match(rows[i], '^%l*')]
+        table.insert(found, {first_to_go and last - 2 ^ 40 or last, rows[i]})
+      end
+      table.sort(found, function(a, b) return a[1] < b[1] end)
+      for i = 1, #found - how.kinds do
+        redis.call('HDEL', key, found[i][2])
+      end
+    end
+  end
+  for uuid in pairs(touched) do
+    keep(uuid, records[uuid])
+  end
+
+  for _, row in ipairs(batch.rows) do
+    local uuid, value = unpack(row)
+    local key = key_of('rendezvous', uuid)
+    if exists(uuid) and is(key, 'list') then
+      redis.call('LPUSH', key, value)
+      redis.call('LTRIM', key, 0, how.history - 1)
+    end
+  end
+
+  for _, row in ipairs(batch.hours) do
+    local uuid, hour, more = unpack(row)
+    if exists(uuid) then
+      count(key_of('hours', uuid), hour, {unpack(more)})
+    end
+  end
+end
+"""
+)
+
+# What the worker says of itself. 1: this batch is written already, its answer was lost; 0: nothing
+# is to be written, as Redis has lost what was written before, all of it or the last of it.
+# Whoever buries the worker finds the UUIDs here, so they are here before anything is at a UUID.
+_LIVE = """
+local function note_live(live, last_number, how)
+  local last = redis.call('GET', last_number)
+  if last == how.number then
+    return 1
+  end
+  if not how.whole and (last ~= how.before or redis.call('EXISTS', live) == 0) then
+    return 0
+  end
+  redis.call('HSET', live, 'about', how.about)
+  for _, uuid in ipairs(how.arrived) do
+    redis.call('HSET', live, uuid, '')
+  end
+end
+"""
+
+# On one Redis. KEYS: the hash of the worker, the number of its last batch, `servers`, `heard`, and
+# the hours of all. The answer begins with 0 where Redis has lost what was written.
+WRITE = (
+    _NEWS
+    + _SIGN
+    + _LIVE
+    + """
+local live, last_number, servers, heard, hours_of_all = unpack(KEYS)
+local early = note_live(live, last_number, how)
+if early then
+  return {early}
+end
+write_news()
 local all = {}
 for _, row in ipairs(batch.hours) do
   local uuid, hour, more = unpack(row)
@@ -371,42 +390,183 @@ for _, row in ipairs(batch.hours) do
     for i = 1, 4 do
       all[hour][i] = all[hour][i] + more[i]
     end
-    count('hours:' .. uuid, hour, more)
   end
 end
 for hour, more in pairs(all) do
-  count('hours:all', hour, more)
+  count(hours_of_all, hour, more)
 end
-
-redis.call('HSET', live, 'about', batch.about)
-redis.call('EXPIRE', live, batch.age)
-sign(batch.name, now, batch.heard)
-redis.call('SET', last_number, batch.number, 'EX', batch.remember)
-return 1
+for uuid in pairs(batch.gone) do
+  redis.call('HDEL', live, uuid)
+end
+sign(servers, heard, me, now, how.heard)
+redis.call('SET', last_number, how.number, 'EX', how.remember)
+return answer
 """
 )
 
-# ARGV: JSON of rows, a UUID, the time and the address of each: what older versions wrote.
+# The same in a cluster, step by step. First KEYS: the hash of the worker, the number of its last
+# batch; ARGV: what it takes. Without an answer all is to be written.
+WRITE_LIVE = _LIVE + "return note_live(KEYS[1], KEYS[2], cjson.decode(ARGV[1])) or ''"
+
+# Then for each UUID. KEYS: the UUID, and where the number of the last batch is kept that counted
+# something of it. The answer begins with 1 where there is such an entry.
+WRITE_NEWS = (
+    _NEWS
+    + """
+local counts = #batch.rows + #batch.refusals + #batch.hours > 0
+local last, was_there = string.match(counts and redis.call('GET', KEYS[2]) or '', '^(%d+) (%d)$')
+if last == how.number then
+  return {tonumber(was_there)}
+end
+write_news()
+answer[1] = exists(KEYS[1]) and 1 or 0
+if counts then
+  redis.call('SET', KEYS[2], how.number .. ' ' .. answer[1], 'EX', how.remember_counts)
+end
+return answer
+"""
+)
+
+# Then KEYS: the hours of all, and where the number of the last batch is kept; ARGV: the number,
+# the hours and what they had as JSON, seconds.
+WRITE_HOURS = (
+    _RECORD
+    + _COUNT
+    + """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then
+  for _, row in ipairs(cjson.decode(ARGV[2])) do
+    count(KEYS[1], row[1], row[2])
+  end
+  redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[3])
+end
+"""
+)
+
+# And KEYS: `servers` and `heard`; ARGV: the name, the time, the text for `heard`.
+SIGN = _RECORD + _SIGN + 'sign(KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2]), ARGV[3])'
+
+# For each of the UUIDs in ARGV its record, and who has it: "WORKER WAITING PIPES", one after the
+# other. There is a NUL between each two.
+RECORDS = """
+local keys, found = {}, {}
+for i, uuid in ipairs(ARGV) do
+  keys[i] = 'state:{' .. uuid .. '}'
+  found[2 * i] = table.concat(redis.pcall('HGETALL', 'at:{' .. uuid .. '}'), ' ')
+end
+for i, text in ipairs(redis.call('MGET', unpack(keys))) do
+  found[2 * i - 1] = text or ''
+end
+return table.concat(found, '\\0')
+"""
+
+# What older versions wrote of the UUIDs in ARGV, and of all hidden servers together, in keys of
+# other names, on one Redis: a cluster never had it. Such a version may still run, and write once
+# more what is brought over already: then what is here counts, and both are put together.
 MIGRATE = (
     _RECORD
+    + _COUNT
     + """
-for _, row in ipairs(cjson.decode(ARGV[1])) do
-  local uuid, at, address = unpack(row)
-  if redis.call('EXISTS', uuid) == 1 then
-    if number(at) then
-      local known = record_of(uuid)
-      known.first = math.min(known.first or at, at)
-      if (known.seen or 0) < at then
-        known.seen, known.address = at, address
-      end
-      if not known.state then
-        change(uuid, known, at, 'offline')
-      end
-      keep(uuid, known)
-    end
-    redis.call('DEL', 'seen:' .. uuid, 'refused:' .. uuid)
+local function moved(old, new) -- whether there is nothing more to do
+  if redis.call('EXISTS', old) == 1 and redis.call('EXISTS', new) == 0 then
+    redis.call('RENAME', old, new)
+  end
+  return redis.call('EXISTS', old) == 0
+end
+
+local function join(old, new, time_of) -- lists; the order is that of the times
+  if moved(old, new) or not is(old, 'list') or not is(new, 'list') then
+    return
+  end
+  local rows = redis.call('LRANGE', old, 0, -1)
+  for _, row in ipairs(redis.call('LRANGE', new, 0, -1)) do
+    table.insert(rows, row)
+  end
+  local places = {}
+  for i, row in ipairs(rows) do
+    places[i] = {time_of(row) or 0, i}
+  end
+  table.sort(places, function(a, b) return a[1] < b[1] or a[1] == b[1] and a[2] < b[2] end)
+  redis.call('DEL', old, new)
+  for _, place in ipairs(places) do
+    redis.call('RPUSH', new, rows[place[2]])
   end
 end
+
+local function add_hours(old, new)
+  if moved(old, new) or not is(old, 'hash') then
+    return
+  end
+  local days = redis.call('HGETALL', old)
+  for i = 1, #days, 2 do
+    for line in string.gmatch(days[i + 1], '[^\\n]+') do
+      local all = {string.match(line, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')}
+      if tonumber(days[i]) and all[1] then
+        count(new, days[i] * 24 + all[1], {all[2], all[3], all[4], all[5]})
+      end
+    end
+  end
+  redis.call('DEL', old)
+end
+
+local function first_number(row)
+  return tonumber(string.match(row, '^%S+'))
+end
+
+local function bring_over(uuid)
+  local known, old = record_of(uuid), read(redis.pcall('HGET', 'states', uuid))
+  local sign = read(redis.pcall('GET', 'seen:' .. uuid)) -- before 1.0
+  old.seen, old.first = number(old.seen) or number(sign.at), number(old.first) or number(sign.at)
+  if not known.state and text(old.state) and number(old.since) then
+    known.state, known.since = old.state, old.since
+    known.refused, known['until'] = number(old.refused), number(old['until'])
+    known.why = type(old.why) == 'table' and old.why or nil
+    known.address = text(old.address)
+  end
+  if old.first then
+    known.first = math.min(known.first or old.first, old.first)
+  end
+  if old.seen and (known.seen or 0) < old.seen then
+    known.seen, known.address = old.seen, text(old.address) or text(sign.address) or known.address
+  end
+  join('changes:' .. uuid, key_of('changes', uuid), first_number)
+  if not known.state and known.seen then
+    change(uuid, known, known.seen, 'offline')
+  end
+  if known.state then
+    keep(uuid, known)
+  end
+  join('rendezvous:' .. uuid, key_of('rendezvous', uuid), function(row)
+    return -(number(read(row).at) or 0)
+  end)
+  add_hours('hours:' .. uuid, key_of('hours', uuid))
+  moved('refusals:' .. uuid, key_of('refusals', uuid))
+  local guesses = 'guesses:' .. string.gsub(uuid, '-', '')
+  moved(guesses, key_of('guesses', uuid))
+  redis.call('DEL', 'refusals:' .. uuid, guesses, 'seen:' .. uuid, 'refused:' .. uuid)
+  redis.pcall('HDEL', 'states', uuid)
+end
+
+for _, uuid in ipairs(ARGV) do
+  if redis.call('EXISTS', uuid) == 1 then
+    bring_over(uuid)
+  end
+end
+add_hours('hours:all', key_of('hours', 'all'))
+if redis.call('EXISTS', 'heard') == 1 then
+  local new = 'heard:{servers}'
+  local at = number(read(redis.pcall('GET', 'heard')).at)
+  if at and at > (number(read(redis.pcall('GET', new)).at) or 0) then
+    redis.call('RENAME', 'heard', new)
+  else
+    redis.call('DEL', 'heard')
+  end
+end
+join('outages', 'outages:{servers}', function(row)
+  return -(first_number(row) or 0)
+end)
+moved('guesses:addresses', 'guesses:{addresses}')
+moved('guesses:latest', 'latest:{addresses}')
+redis.call('DEL', 'guesses:addresses', 'guesses:latest')
 """
 )
 
@@ -431,7 +591,6 @@ end
 DELETE = """
 local there = redis.call('DEL', KEYS[1])
 redis.call('DEL', unpack(KEYS, 2))
-redis.pcall('HDEL', 'states', KEYS[1])
 return there
 """
 
@@ -458,37 +617,33 @@ redis.call('PUBLISH', 'entries', uuid)
 return ''
 """
 
-# KEYS: an entry's and `names`; ARGV: JSON, as export.py gives it. The answer is 0 where there is an
-# entry already. Where the first answer was lost and this comes again, the entry there is ours.
-PUT_BACK = """
-local uuid, names = unpack(KEYS)
-local kept = cjson.decode(ARGV[1])
+# KEYS: an entry's; ARGV: JSON, as export.py gives it. The answer is 0 where there is an entry
+# already. Where the first answer was lost and this comes again, the entry there is ours.
+PUT_BACK = (
+    _RECORD
+    + """
+local uuid, kept = KEYS[1], cjson.decode(ARGV[1])
 if redis.call('EXISTS', uuid) == 1 then
   return redis.pcall('GET', uuid) == kept.entry and 1 or 0
 end
 redis.call('SET', uuid, kept.entry)
-for _, name in ipairs({'changes', 'hours', 'rendezvous', 'refusals'}) do
-  redis.call('DEL', name .. ':' .. uuid)
+for _, kind in ipairs({'changes', 'hours', 'rendezvous', 'refusals', 'state'}) do
+  redis.call('DEL', key_of(kind, uuid))
 end
-redis.pcall('HDEL', 'states', uuid)
 if kept.state ~= '' then
-  redis.pcall('HSET', 'states', uuid, kept.state)
+  redis.call('SET', key_of('state', uuid), kept.state)
 end
-for _, name in ipairs({'changes', 'rendezvous'}) do
-  for _, row in ipairs(kept[name]) do
-    redis.call('RPUSH', name .. ':' .. uuid, row)
+for _, kind in ipairs({'changes', 'rendezvous'}) do
+  for _, row in ipairs(kept[kind]) do
+    redis.call('RPUSH', key_of(kind, uuid), row)
   end
 end
-for day, text in pairs(kept.hours) do
-  redis.call('HSET', 'hours:' .. uuid, day, text)
+for day, lines in pairs(kept.hours) do
+  redis.call('HSET', key_of('hours', uuid), day, lines)
 end
-local holder = redis.pcall('HGET', names, kept.name)
-if kept.name ~= '' and not (type(holder) == 'string' and redis.call('EXISTS', holder) == 1) then
-  redis.pcall('HSET', names, kept.name, uuid, uuid, kept.name)
-end
-redis.call('PUBLISH', 'entries', uuid)
 return 1
 """
+)
 
 # Earlier wrong codes no longer count. KEYS: the entry, its record of tries, the addresses and the
 # times of their tries; ARGV: the time, and the addresses that may try again at once. For a deleted
@@ -506,11 +661,11 @@ for i = 2, #ARGV do
   redis.pcall('ZREM', latest, ARGV[i])
   redis.pcall('PUBLISH', 'tries', ARGV[i])
 end
-local fields = redis.pcall('HKEYS', 'refusals:' .. entry)
+local fields = redis.pcall('HKEYS', key_of('refusals', entry))
 for _, field in ipairs(fields.err and {} or fields) do
   local kind = string.match(field, '^%l+')
   if kind == 'address' or kind == 'strangers' or kind == 'friend' then
-    redis.call('HDEL', 'refusals:' .. entry, field)
+    redis.call('HDEL', key_of('refusals', entry), field)
   end
 end
 local known = record_of(entry)

@@ -3,35 +3,40 @@
 `presence.py` writes it, but for what an administrator changes. Times are in seconds since 1970. In
 Redis are:
 
-    servers          a sorted set: the workers' names, by the time of their last sign
-    live:WORKER      a hash that expires: `about`, JSON, and "WAITING PIPES" by UUID
-    heard            JSON: the last sign of any worker
-    gone:{servers}   a hash: JSON by node: the last sign of a worker that has ended there
-    outages          a list of "FROM TO", the newest first: when no worker ran
-    states           a hash: JSON by UUID
-    changes:UUID     a list of "AT STATE", the oldest first
-    refusals:UUID    a hash: JSON by "KIND ADDRESS"
-    hours:UUID       a hash: by day since 1970 lines "HOUR UP DOWN VISITS FAILURES"; hours:all is
-                     for all hidden servers together
-    rendezvous:UUID  a list of JSON, the newest first
-    batch:WORKER     the number of its last batch; it expires after a day
+    servers            a sorted set: the workers' names, by the time of their last sign
+    heard:{servers}    JSON: the last sign of any worker
+    outages:{servers}  a list of "FROM TO", the newest first: when no worker ran
+    live:{WORKER}      a hash: `about`, JSON, and the UUIDs that have a field of this worker below
+    batch:{WORKER}     the number of its last batch; it expires after a day
+    at:{UUID}          a hash: "WAITING PIPES" by worker; "0 0" for some seconds after the last one
+                       has left, as it may come back at once. These are hints: the worker decides.
+    state:{UUID}       JSON
+    changes:{UUID}     a list of "AT STATE", the oldest first
+    refusals:{UUID}    a hash: JSON by "KIND ADDRESS"
+    hours:{UUID}       a hash: by day since 1970 lines "HOUR UP DOWN VISITS FAILURES"; hours:{all}
+                       is for all hidden servers together
+    rendezvous:{UUID}  a list of JSON, the newest first
+
+In a cluster there are batch:{UUID}WORKER and batch:{all}WORKER, too, see batches.py.
 
 Octets count in the hour in which they passed, give or take some seconds; a rendezvous in that in
 which it ended. 400 days of changes and hours are kept; refusals expire after a day.
 
 A worker subscribes to the channel live:WORKER as long as it lives. So it is known at once that it
-was killed, and no disk write tells that it lives.
+was killed, and no disk write tells that it lives. Its hash does not expire: who buries it removes
+its fields at the UUIDs first, then the hash, then its name from `servers`. Nothing at a UUID has a
+worker that is not in `servers`, but where a part of a cluster has lost what was written last.
 """
 
 import re
 import time
 from collections.abc import Iterable
-from functools import partial
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any
 
 from redis import Redis, ResponseError
 
-from rendezvous.store import entry_json
+from rendezvous.store import entry_json, keys, scripts
 from rendezvous.store.entries import Entries, fields_of, slices
 from rendezvous.store.facts import (
     DAY_SECONDS,
@@ -83,10 +88,8 @@ __all__ = [
 ]
 
 FEW = 25  # records that are read without a pause, some 0.5 ms
-SERVERS, HEARD, OUTAGES, STATES_KEY = 'servers', 'heard', 'outages', 'states'
-ALL = 'all'  # in place of a UUID: what all hidden servers had together
-ABOUT = 'about'  # the field of a live:WORKER that is no UUID
-GONE_SECONDS = 60 * 60  # a node that was not stopped is told for so long after its last sign
+ALL = keys.ALL  # in place of a UUID: what all hidden servers had together
+ABOUT = 'about'  # the field of a live:{WORKER} that is no UUID
 AGE_SECONDS = 30  # a worker that has given no sign for so long is gone, or frozen
 HISTORY = 100  # rendezvous of an entry that are kept
 KINDS = 20  # of refusals of an entry that are kept
@@ -94,21 +97,22 @@ CHANGES = 5000  # of state of an entry that are kept, at most
 RECENT = 200  # of them that are read first; few have more within a week
 KEPT_DAYS = 400  # hours and changes of state
 WORKER = re.compile('[0-9a-f]{16}')  # the name of one
+_PLACE = re.compile(r'(?<!\S)([0-9a-f]{16}) (\d{1,9} \d{1,9})(?!\S)', re.A)
+JOINED = 250  # records that Redis joins into one answer: some 0.5 ms
 
 
 def server(entries: Entries) -> Server:
     """The workers that live, and when none did. Raises StoreDown."""
 
     def read(redis: Redis) -> tuple:
-        signs = _signs(redis)
+        names = living(redis)
         with redis.pipeline(transaction=False) as questions:
-            questions.get(HEARD)
-            questions.lrange(OUTAGES, 0, -1)
-            questions.hvals(GONE)
-            for sign in signs:
-                questions.hget(live(sign.name), ABOUT)
-            heard, outages, gone, *abouts = questions.execute(raise_on_error=False)
-        return signs, heard, outages, gone, abouts
+            questions.get(keys.HEARD)
+            questions.lrange(keys.OUTAGES, 0, -1)
+            for name in names:
+                questions.hget(keys.live(name), ABOUT)
+            heard, outages, *abouts = questions.execute(raise_on_error=False)
+        return names, heard, outages, abouts
 
     signs, heard, outages, gone, abouts = entries.ask(read)
     alive, ended = [], [heard_from(each) for each in gone] if isinstance(gone, list) else []
@@ -137,48 +141,68 @@ def _gone(alive: set[str], ended: Iterable[Heard]) -> tuple[Heard, ...]:
     )
 
 
-def known(entries: Entries, of: Server) -> dict[str, Known]:
-    """What is known of each hidden server, by UUID. Raises StoreDown."""
-    counted, texts = counts(entries, of), records(entries)
+def known(entries: Entries, of: Server, uuids: Iterable[str]) -> dict[str, Known]:
+    """What is known of each of these hidden servers, by UUID; without those of which nothing is.
+
+    Raises StoreDown.
+    """
     return {
-        uuid: known_from(texts.get(uuid), counted.get(uuid, (0, 0)), of)
-        for some in slices(texts.keys() | counted.keys(), FEW)
-        for uuid in some
+        uuid: known_from(text, counts, of)
+        for some in slices(records(entries, of, uuids).items(), FEW)
+        for uuid, (text, counts) in some
     }
 
 
-def records(entries: Entries) -> dict[str, str]:
-    """The JSON in `states`, by UUID, for `known_from`. Raises StoreDown."""
-    return entries.ask(lambda redis: fields_of(redis, STATES_KEY))
-
-
-def counts(entries: Entries, of: Server) -> dict[str, tuple[int, int]]:
-    """Registrations that wait and pipes, of all workers together, by UUID. Raises StoreDown."""
-    found: dict[str, tuple[int, int]] = {}
-    for worker in of.workers:
-        fields = entries.ask(partial(fields_of, key=live(worker.name)))
-        fields.pop(ABOUT, None)
-        for some in slices(fields.items()):
-            for uuid, value in some:
-                waiting, pipes = counts_from(value)
-                before = found.get(uuid, (0, 0))
-                found[uuid] = before[0] + waiting, before[1] + pipes
+def records(
+    entries: Entries, of: Server, uuids: Iterable[str]
+) -> dict[str, tuple[str, tuple[int, int]]]:
+    """For known_from, by UUID: the JSON of a record, '' where there is none; and registrations that
+    wait and pipes, of all workers that live. Without those that have neither. Raises StoreDown.
+    """
+    names, found = frozenset(worker.name for worker in of.workers), {}
+    for asked in slices(uuids, JOINED):
+        rows = entries.ask(partial(_rows, asked, entries.is_cluster))
+        for some in slices(zip(asked, rows, strict=True)):
+            for uuid, (text, places) in some:
+                if text or places:
+                    counts = counted(places, names)
+                    if text or any(counts):
+                        found[uuid] = text, counts
     return found
+
+
+def _rows(uuids: list[str], is_cluster: bool, redis: Redis) -> list[tuple[str, str]]:
+    """The text of each record, and its places as `counted` takes them."""
+    if not is_cluster:
+        parts = redis.eval(scripts.RECORDS, 0, *uuids).split('\0')
+        if len(parts) == 2 * len(uuids):  # else another program wrote a NUL there
+            return list(zip(parts[::2], parts[1::2], strict=True))
+    with redis.pipeline(transaction=False) as questions:
+        for uuid in uuids:
+            questions.get(keys.of(keys.STATE, uuid))
+            questions.hgetall(keys.of(keys.PLACES, uuid))
+        answers = questions.execute(raise_on_error=False)  # a key may be another program's
+    return [_row(*each) for each in zip(answers[::2], answers[1::2], strict=True)]
+
+
+def _row(text: object, fields: object) -> tuple[str, str]:
+    pairs = fields.items() if isinstance(fields, dict) else ()
+    return (
+        text if isinstance(text, str) else '',
+        ' '.join(f'{name} {value}' for name, value in pairs),
+    )
+
+
+@lru_cache(1024)  # few of them differ
+def counted(places: str, names: frozenset[str]) -> tuple[int, int]:
+    """What those of these workers say that are at a UUID, together: registrations and pipes."""
+    pairs = [counts_from(value) for name, value in _PLACE.findall(places) if name in names]
+    return sum(each[0] for each in pairs), sum(each[1] for each in pairs)
 
 
 def known_of(entries: Entries, of: Server, uuid: str) -> Known:
     """What is known of one hidden server. Raises StoreDown."""
-
-    def read(redis: Redis) -> list:
-        with redis.pipeline(transaction=False) as questions:
-            questions.hget(STATES_KEY, uuid)
-            for worker in of.workers:
-                questions.hget(live(worker.name), uuid)
-            return questions.execute(raise_on_error=False)  # a key may be no hash of ours
-
-    record, *counts = entries.ask(read)
-    pairs = [counts_from(each) for each in counts]
-    return known_from(record, (sum(each[0] for each in pairs), sum(each[1] for each in pairs)), of)
+    return known(entries, of, [uuid]).get(uuid, Known())
 
 
 def past(
@@ -225,30 +249,30 @@ def _any_text(texts: object) -> bool:
 def _texts(uuids: list[str], days: list[int], redis: Redis) -> list:
     with redis.pipeline(transaction=False) as questions:
         for uuid in uuids:
-            questions.hmget(f'hours:{uuid}', list(map(str, days)))
+            questions.hmget(keys.of('hours', uuid), list(map(str, days)))
         return questions.execute(raise_on_error=False)
 
 
 def _past(uuids: list[str], start: float, days: list[int], redis: Redis) -> list[tuple]:
     """For each: its record, its changes since `start` or more, and the texts of those days."""
     with redis.pipeline(transaction=False) as questions:
-        questions.hmget(STATES_KEY, uuids)
         for uuid in uuids:
-            questions.lrange(f'changes:{uuid}', -RECENT, -1)
-        records, *recent = questions.execute(raise_on_error=False)
+            questions.get(keys.of(keys.STATE, uuid))
+            questions.lrange(keys.of('changes', uuid), -RECENT, -1)
+        answers = questions.execute(raise_on_error=False)
     found, texts = [], _texts(uuids, days, redis)
     for number, uuid in enumerate(uuids):
-        rows = recent[number] if isinstance(recent[number], list) else []
+        record, recent = answers[2 * number : 2 * number + 2]
+        rows = recent if isinstance(recent, list) else []
         if len(rows) == RECENT and not is_before(rows[0], start):
-            rows = redis.lrange(f'changes:{uuid}', 0, -1)
-        record = records[number] if isinstance(records, list) else None
-        found.append((record, rows, texts[number]))
+            rows = redis.lrange(keys.of('changes', uuid), 0, -1)
+        found.append((record if isinstance(record, str) else None, rows, texts[number]))
     return found
 
 
 def refusals(entries: Entries, uuid: str) -> list[Refusals]:
     """Those within the last day, the newest first. Raises StoreDown."""
-    return _fresh(entries.ask(lambda redis: fields_of(redis, f'refusals:{uuid}')))
+    return _fresh(entries.ask(lambda redis: fields_of(redis, keys.of('refusals', uuid))))
 
 
 def all_refusals(
@@ -262,7 +286,7 @@ def all_refusals(
     def read(some: list[str], redis: Redis) -> list:
         with redis.pipeline(transaction=False) as questions:
             for uuid in some:
-                questions.hgetall(f'refusals:{uuid}')
+                questions.hgetall(keys.of('refusals', uuid))
             return questions.execute(raise_on_error=False)  # a key may be no hash of ours
 
     found = {}
@@ -283,15 +307,15 @@ def _fresh(fields: dict[str, str]) -> list[Refusals]:
 
 def history(entries: Entries, uuid: str) -> list[Rendezvous]:
     """The last rendezvous, the newest first. Raises StoreDown."""
-    key = f'rendezvous:{uuid}'
+    key = keys.of('rendezvous', uuid)
     texts: list[str] = entries.ask(
         lambda redis: redis.lrange(key, 0, HISTORY - 1) if redis.type(key) == 'list' else []
     )
     return [row for row in map(rendezvous_from, map(entry_json.read, texts)) if row]
 
 
-def live(name: str) -> str:
-    """The hash of a worker, and its channel."""
+def channel(name: str) -> str:
+    """To which a worker listens as long as it lives."""
     return f'live:{name}'
 
 
@@ -304,23 +328,14 @@ def clock(redis: Redis) -> float:
     return seconds + microseconds / 1e6
 
 
-class _Sign(NamedTuple):
-    name: str  # of a worker
-    at: float  # by the clock of Redis
-    lives: bool
-
-
-def _signs(redis: Redis) -> list[_Sign]:
-    """The last ones of the workers that live, and of those that ended without a word just now."""
-    if redis.type(SERVERS) != 'zset':  # there was none yet
+def living(redis: Redis) -> list[str]:
+    """The workers that live."""
+    if redis.type(keys.SERVERS) != 'zset':  # there was none yet
         return []
-    now = clock(redis)
-    found: Any = redis.zrangebyscore(SERVERS, now - 2 * AGE_SECONDS, '+inf', withscores=True)
-    named = (each for each in found if WORKER.fullmatch(each[0]))
-    signs = [_Sign(name, at, now - at < AGE_SECONDS) for name, at in named]
-    names = [live(sign.name) for sign in signs]
+    found: Any = redis.zrangebyscore(keys.SERVERS, clock(redis) - AGE_SECONDS, '+inf')
+    names = [name for name in found if WORKER.fullmatch(name)]
     try:
-        counted: Any = redis.pubsub_numsub(*names) if names else []
+        counted: Any = redis.pubsub_numsub(*map(channel, names)) if names else []
     except ResponseError:  # without that permission, those that were killed age out
         return signs
     return [

@@ -13,7 +13,7 @@ import requests
 from rendezvous.admin.look import Looks
 from rendezvous.admin.page import create_app
 from rendezvous.admin.page_server import Server
-from rendezvous.store import state
+from rendezvous.store import keys, state
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import Options
 
@@ -79,13 +79,13 @@ def make(page: Page, count: int) -> list[str]:
             if number % 2:
                 kind = state.ONLINE if number % 4 == 1 else state.OFFLINE
                 record = {'state': kind, 'since': now - 3600, 'seen': now, 'first': now - 9e6}
-                pipeline.hset(state.STATES_KEY, uuid, json.dumps(record | {'address': '192.0.2.1'}))
-                pipeline.rpush(f'changes:{uuid}', f'{now - 9e6} online', f'{now - 3600} {kind}')
-                pipeline.hset(f'hours:{uuid}', day, '0 1000 2000000 3 0')
+                pipeline.set(f'state:{{{uuid}}}', json.dumps(record | {'address': '192.0.2.1'}))
+                pipeline.rpush(f'changes:{{{uuid}}}', f'{now - 9e6} online', f'{now - 3600} {kind}')
+                pipeline.hset(f'hours:{{{uuid}}}', day, '0 1000 2000000 3 0')
             if number % 4 == 1:
-                pipeline.hset(state.live(WORKER), uuid, '4 1')
-        pipeline.hset(state.live(WORKER), state.ABOUT, json.dumps(about))
-        pipeline.zadd(state.SERVERS, {WORKER: now + 3600})
+                pipeline.hset(f'at:{{{uuid}}}', WORKER, '4 1')
+        pipeline.hset(keys.live(WORKER), state.ABOUT, json.dumps(about))
+        pipeline.zadd(keys.SERVERS, {WORKER: now + 3600})
         pipeline.execute()
 
     page.entries.ask(write)

@@ -93,7 +93,7 @@ class Shell:
 
     def knows(self, uuid: str, **record) -> None:
         """What the workers have written of a hidden server, as state.py says it."""
-        self.folder.redis('HSET', 'states', uuid, json.dumps(record))
+        self.folder.redis('SET', f'state:{{{uuid}}}', json.dumps(record))
 
 
 @contextmanager
@@ -102,9 +102,10 @@ def worker(folder: Folder, counts: dict[str, str], **about) -> Iterator[None]:
     name, now = os.urandom(8).hex(), time.time()
     sign = {'at': now, 'node': 'vps', 'number': 1, 'workers': 1, 'pid': 1, 'version': '1.0'}
     sign |= {'since': now, 'connections': 0, 'most': 100, 'memory': 10**7, 'counters': {}}
-    fields = {'about': json.dumps(sign | about)} | counts
     folder.redis('ZADD', 'servers', now, name)
-    folder.redis('HSET', f'live:{name}', *(text for pair in fields.items() for text in pair))
+    folder.redis('HSET', f'live:{{{name}}}', 'about', json.dumps(sign | about))
+    for uuid, count in counts.items():
+        folder.redis('HSET', f'at:{{{uuid}}}', name, count)
     data = os.open(folder.path / 'data', os.O_PATH)
     try:
         path = f'/proc/self/fd/{data}/store.sock'
@@ -115,7 +116,7 @@ def worker(folder: Folder, counts: dict[str, str], **about) -> Iterator[None]:
     finally:
         os.close(data)
         folder.redis('ZREM', 'servers', name)
-        folder.redis('DEL', f'live:{name}')
+        folder.redis('DEL', f'live:{{{name}}}', *(f'at:{{{uuid}}}' for uuid in counts))
 
 
 def on_terminal(folder: Folder, *arguments: str, typed: str = '', columns: int = 80) -> Ran:

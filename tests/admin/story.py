@@ -37,7 +37,7 @@ class Story:
     def clear(self) -> None:
         """Deletes all but what the workers tell of themselves; the table is shown."""
         keys = self.folder.redis('KEYS', '*')
-        if gone := [key for key in keys if not re.match('servers|heard|live:|batch:', key)]:
+        if gone := [key for key in keys if not re.match('servers|heard|live:|batch:|at:', key)]:
             self.folder.redis('DEL', *gone)
         for key in gone:
             self.folder.redis('PUBLISH', CHANGES, key)

@@ -73,14 +73,14 @@ def add_past(story: Story, uuid: str) -> None:
     now = time.time()
     redis = story.folder.redis
     for hours, state in (7, 'online'), (9, 'refused'), (30, 'offline'), (200, 'online'):
-        redis('LPUSH', f'changes:{uuid}', f'{now - hours * HOUR} {state}')
+        redis('LPUSH', f'changes:{{{uuid}}}', f'{now - hours * HOUR} {state}')
     for day in range(7):
         lines = [f'{hour} {hour * 1000} {hour * 10**9} 3 1' for hour in range(24)]
-        redis('HSET', f'hours:{uuid}', str(int(now // 86_400) - day), '\n'.join(lines))
+        redis('HSET', f'hours:{{{uuid}}}', str(int(now // 86_400) - day), '\n'.join(lines))
     visit = {'address': ':'.join(['2001'] * 8), 'seconds': 1, 'sent': 1, 'received': 10**12}
     for hours in range(12):
         row = visit | {'at': now - hours * HOUR, 'how': 'mobile client closed'}
-        redis('RPUSH', f'rendezvous:{uuid}', json.dumps(row))
+        redis('RPUSH', f'rendezvous:{{{uuid}}}', json.dumps(row))
 
 
 def test_everybody_can_use_each_screen(story, browser, download):

@@ -53,7 +53,7 @@ def test_check_tells_what_is_not_well_in_a_line_each(folder):
     twin.end()
 
     def is_over() -> bool:
-        folder.redis('DEL', f'refusals:{kitchen}')  # as if 2.5 minutes had passed
+        folder.redis('DEL', f'refusals:{{{kitchen}}}')  # as if 2.5 minutes had passed
         return not check(folder, 'kitchen').stdout
 
     until(is_over, 'it is over')

@@ -17,7 +17,7 @@ CROWD = 10_000
 def crowd(redis_options):
     """The page of 10,000 entries, and their UUIDs; a worker lives."""
     with served(local.DEFAULTS | redis_options | {'key_file': None}) as page:
-        lives = gevent.spawn(lambda: [None for _ in page.entries.changes(state.live(WORKER))])
+        lives = gevent.spawn(lambda: [None for _ in page.entries.changes(state.channel(WORKER))])
         page.uuids = make(page, CROWD)
         page.ask()
         gc.freeze()  # as a page does that is started

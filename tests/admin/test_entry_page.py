@@ -336,7 +336,7 @@ def test_a_week_without_traffic_has_no_plot(site, uuid, near):
     text = site.until_it_says(uuid, 'Online since', 'no traffic')
     assert 'lines at' not in text
     assert 'class="scale"' not in site.html(uuid)
-    site.folder.redis('HSET', f'hours:{uuid}', str(int(time.time()) // DAY), '0 1 2200 1 0')
+    site.folder.redis('HSET', f'hours:{{{uuid}}}', str(int(time.time()) // DAY), '0 1 2200 1 0')
     assert 'lines at' in site.until_it_says(uuid, 'hidden.py keeps four')
     hidden.end()
 
@@ -455,15 +455,15 @@ def test_a_killed_server_is_said_here_too(site_with_names, near):
 def test_an_outage_within_a_minute_is_told_with_seconds(site, uuid):
     noon = Clock().midnight(time.time(), -1) + 12 * HOUR
     known = {'state': 'offline', 'since': noon, 'first': noon - HOUR}
-    site.folder.redis('HSET', 'states', uuid, json.dumps(known))
+    site.folder.redis('SET', f'state:{{{uuid}}}', json.dumps(known))
     changes = f'{noon - HOUR} online', f'{noon - 48} offline', f'{noon - 7} online'
-    site.folder.redis('RPUSH', f'changes:{uuid}', *changes)
+    site.folder.redis('RPUSH', f'changes:{{{uuid}}}', *changes)
     text = site.until_it_says(uuid, 'From To State')
     assert re.search('11:59:12 .*11:59:53 offline', text)
     assert 'the server was down' not in text
-    site.folder.redis('LPUSH', 'outages', f'{noon - 48.2} {noon - 8}')
+    site.folder.redis('LPUSH', 'outages:{servers}', f'{noon - 48.2} {noon - 8}')
     text = site.until_it_says(uuid, '% of it; offline once,', '; the server was down once, 41 s')
-    site.folder.redis('DEL', 'outages')
+    site.folder.redis('DEL', 'outages:{servers}')
     assert re.search('11:59:11 .*11:59:52 server down', text)
 
 
@@ -474,8 +474,8 @@ def test_an_entry_that_there_is_not(site):
 def test_hours_are_downloaded_as_csv(site, uuid):
     now = int(time.time())
     day, hour = now // DAY, now % DAY // HOUR
-    site.folder.redis('HSET', f'hours:{uuid}', str(day), f'{hour} 11 2200 3 1')
-    site.folder.redis('HSET', f'hours:{uuid}', str(day - 30), '0 1 2 3 4')
+    site.folder.redis('HSET', f'hours:{{{uuid}}}', str(day), f'{hour} 11 2200 3 1')
+    site.folder.redis('HSET', f'hours:{{{uuid}}}', str(day - 30), '0 1 2 3 4')
     response = site.page.ask('GET', f'/entries/{uuid}/hours.csv')
     assert response.headers['Content-Type'].startswith('text/csv')
     assert 'kitchen-hours.csv' in response.headers['Content-Disposition']
@@ -622,7 +622,7 @@ def test_visits_are_listed_by_their_beginning_whichever_ended_first(site, uuid):
     ended = (60, 'b'), (3000, 'a'), (90, 'b')  # the newest end first: one took long
     for before, address in ended:
         row = {'at': now - before, 'address': address, 'seconds': 1, 'sent': 1, 'received': 1}
-        site.folder.redis('RPUSH', f'rendezvous:{uuid}', json.dumps(row | {'how': 'closed'}))
+        site.folder.redis('RPUSH', f'rendezvous:{{{uuid}}}', json.dumps(row | {'how': 'closed'}))
     found = visits.by_beginning([Rendezvous(now - at, who, 1, 1, 1, '') for at, who in ended])
     assert [now - each.at for each in found] == [60, 90, 3000]
     said = text_of(site.html(uuid, '/history'))

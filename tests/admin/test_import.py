@@ -41,12 +41,12 @@ def entry(shell: Shell, label: str) -> str:
     shell.says('note', uuid, f'of {label}\nand more')
     shell.knows(uuid, state='offline', since=now - 60, first=now - 9e6, address='192.0.2.1')
     redis = shell.folder.redis
-    redis('RPUSH', f'changes:{uuid}', f'{now - 9e6} online', f'{now - 60} offline')
+    redis('RPUSH', f'changes:{{{uuid}}}', f'{now - 9e6} online', f'{now - 60} offline')
     day = int(now // 86_400)
-    redis('HSET', f'hours:{uuid}', str(day), '0 1 2 3 4\n5 6 7 8 9', str(day - 1), '23 1 1 1 0')
+    redis('HSET', f'hours:{{{uuid}}}', str(day), '0 1 2 3 4\n5 6 7 8 9', str(day - 1), '23 1 1 1 0')
     row = {'at': now, 'address': '198.51.100.7', 'seconds': 1.5, 'sent': 900, 'received': 5}
     for how in 'hidden server closed', 'mobile client closed':
-        redis('LPUSH', f'rendezvous:{uuid}', json.dumps(row | {'how': how}))
+        redis('LPUSH', f'rendezvous:{{{uuid}}}', json.dumps(row | {'how': how}))
     return uuid
 
 
@@ -56,10 +56,10 @@ def everything(shell: Shell, uuid: str) -> dict:
     return {
         'entry': shell.stored(uuid),
         'name': redis('HGET', 'names', uuid),
-        'state': json.loads(redis('HGET', 'states', uuid)),
-        'changes': redis('LRANGE', f'changes:{uuid}', 0, -1),
-        'hours': redis('HGETALL', f'hours:{uuid}'),
-        'rendezvous': redis('LRANGE', f'rendezvous:{uuid}', 0, -1),
+        'state': json.loads(redis('GET', f'state:{{{uuid}}}')),
+        'changes': redis('LRANGE', f'changes:{{{uuid}}}', 0, -1),
+        'hours': redis('HGETALL', f'hours:{{{uuid}}}'),
+        'rendezvous': redis('LRANGE', f'rendezvous:{{{uuid}}}', 0, -1),
     }
 
 

@@ -15,8 +15,8 @@ from pages import Page, served, text
 from programs import Folder, Outside
 from visitor import Visitor, files
 
+from rendezvous.store import keys, presence, saving, state
 from rendezvous.store import options as local
-from rendezvous.store import presence, saving, state
 from rendezvous.store.state import Why
 from rendezvous.wire import codes
 
@@ -131,7 +131,7 @@ def test_what_is_most_or_worst_comes_first(page, soon, start, register, connect)
     until_row(page, 'b busy', '- 2 -')
     until_row(page, 'a idle', '- 1 -')
     until_row(page, 'c wrong', 'Refused')
-    hours = {uuid: f'hours:{uuid}' for uuid in (idle, busy)}
+    hours = {uuid: f'hours:{{{uuid}}}' for uuid in (idle, busy)}
     day, hour = divmod(int(time.time() // 3600), 24)
     page.entries.ask(lambda redis: redis.hset(hours[idle], day, f'{hour} 1000 2000000 3 0'))
     for sort, names in {
@@ -168,7 +168,7 @@ def test_search_finds_labels_first(page):
     first, second, third, fourth = add(page, 'printer', 'camera 3', 'attic', 'barn')
     saving.save(page.entries, third, note='beside the Printer')
     record = {'state': 'offline', 'since': 1, 'first': 1, 'address': '2001:db8::7'}
-    page.entries.ask(lambda redis: redis.hset('states', fourth, json.dumps(record)))
+    page.entries.ask(lambda redis: redis.set(f'state:{{{fourth}}}', json.dumps(record)))
     until(lambda: len(page.rows('/?q=printer')) == 2, 'the note is there')
     assert [*page.rows('/?q=printer')] == ['printer', 'attic']
     assert [*page.rows('/?q=10000000')] == ['attic', 'barn', 'camera 3', 'printer']
@@ -249,7 +249,7 @@ def test_times_and_the_day_are_those_of_the_reader(page):
     add(page, 'kitchen')
     noon = time.time() // 86400 * 86400 - 12 * 3600  # of yesterday, in UTC
     record = {'state': 'offline', 'since': noon, 'first': noon, 'address': '192.0.2.1'}
-    page.entries.ask(lambda redis: redis.hset('states', UUID.format(0), json.dumps(record)))
+    page.entries.ask(lambda redis: redis.set(f'state:{{{UUID.format(0)}}}', json.dumps(record)))
     until(lambda: 'Offline' in page.rows().get('kitchen', ''), 'it is offline')
     assert 'times are in UTC' in text(page.ask())
     assert ' 12:00 ' in page.rows()['kitchen']
@@ -348,16 +348,16 @@ def worker(node: str, number: int, workers: int) -> state.Worker:
 def test_top_says_how_many_machines_and_which_workers_are_missing(page):
     living = [worker('attic', 1, 2), worker('cellar', 1, 2), worker('cellar', 2, 2)]
     heard = state.Heard(time.time(), 'attic', 7, '1.0', time.time() - 7200, False)
-    names = {state.live(each.name): each for each in living}
+    channels = [state.channel(each.name) for each in living]
 
     def write(redis) -> None:
-        redis.set(state.HEARD, json.dumps(heard._asdict()))
-        for key, each in names.items():
-            redis.hset(key, state.ABOUT, json.dumps(each._asdict()))
-            redis.zadd(state.SERVERS, {each.name: each.at})
+        redis.set(keys.HEARD, json.dumps(heard._asdict()))
+        for each in living:
+            redis.hset(keys.live(each.name), state.ABOUT, json.dumps(each._asdict()))
+            redis.zadd(keys.SERVERS, {each.name: each.at})
 
     page.entries.ask(write)
-    lives = gevent.spawn(lambda: [None for _ in page.entries.changes(*names)])
+    lives = gevent.spawn(lambda: [None for _ in page.entries.changes(*channels)])
     until(lambda: 'Up for' in page.ask(), 'they live')
     shown = text(page.ask())
     assert 'Server Up for 2 h since ' in shown

@@ -10,8 +10,8 @@ from conftest import until
 from pages import WORKER, Page, make, served
 
 from rendezvous.admin import book, look
+from rendezvous.store import keys, saving, state
 from rendezvous.store import options as local
-from rendezvous.store import saving, state
 from rendezvous.store.entries import StoreDown
 
 
@@ -73,7 +73,7 @@ def test_what_is_refused_lapses_by_itself(page):
     refused = time.time() - state.REFUSED_SECONDS + 1.5
     why = ['wrong', 0, True, '']
     record = {'state': state.REFUSED, 'since': refused, 'refused': refused, 'why': why}
-    page.entries.ask(lambda redis: redis.hset(state.STATES_KEY, uuid, json.dumps(record)))
+    page.entries.ask(lambda redis: redis.set(f'state:{{{uuid}}}', json.dumps(record)))
     until(lambda: 'Refused' in page.rows().get('Machine 0', ''), 'it is refused', 5)
     until(lambda: 'Never seen' in page.rows()['Machine 0'], 'nobody knows of it any more', 5)
 
@@ -86,11 +86,15 @@ def test_every_form_is_followed_by_a_new_look(page):
 
 
 @pytest.mark.parametrize(
-    'key', [state.STATES_KEY, state.SERVERS, state.HEARD, 'names', state.live(WORKER)]
+    'key',
+    [
+        *(keys.SERVERS, keys.HEARD, keys.NAMES, keys.live(WORKER)),
+        *(keys.of(kind, 'UUID') for kind in (keys.STATE, keys.PLACES)),
+    ],
 )
 @pytest.mark.parametrize('kind', ['text', 'list', 'hash'])
 def test_keys_that_another_program_wrote_break_nothing(page, key, kind):
-    make(page, 2)
+    key = key.replace('UUID', make(page, 2)[1])
 
     def write(redis) -> None:
         redis.delete(key)
@@ -129,7 +133,7 @@ def test_each_look_reads_anew_what_was(page):
     _, uuid = make(page, 2)
     assert '2 MB' in page.rows()['Machine 1']
     day = int(time.time() // state.DAY_SECONDS)
-    page.entries.ask(lambda redis: redis.hset(f'hours:{uuid}', day, '0 1000 77000000 3 0'))
+    page.entries.ask(lambda redis: redis.hset(f'hours:{{{uuid}}}', day, '0 1000 77000000 3 0'))
     page.looks.changed([])
     assert '77 MB' in page.rows()['Machine 1']
 

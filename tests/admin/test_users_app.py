@@ -464,7 +464,7 @@ def test_show_tells_all_but_the_secret(folder, shell, uuid):
     shell.knows(uuid, state='offline', since=1e9, first=1e8, address='192.0.2.1')
     rendezvous = {'at': 1e9, 'address': '198.51.100.7', 'seconds': 1.5, 'sent': 900}
     rendezvous |= {'received': 2_500_000, 'how': 'hidden server closed'}
-    folder.redis('LPUSH', f'rendezvous:{uuid}', json.dumps(rendezvous))
+    folder.redis('LPUSH', f'rendezvous:{{{uuid}}}', json.dumps(rendezvous))
     shell.says('note', uuid, 'behind the boiler\nask Alice')
     said = shell.says('show', uuid.upper())
     then = words.Clock().at(1e9)
@@ -499,17 +499,17 @@ def test_show_for_programs_has_the_secret_only_if_it_is_asked_for(folder, shell,
     shell.says('note', uuid, 'behind the boiler')
     now = time.time()
     shell.knows(uuid, state='online', since=now - 60, first=now - 3600, address='192.0.2.1')
-    folder.redis('RPUSH', f'changes:{uuid}', f'{now - 3600} online', f'{now - 90} offline')
-    folder.redis('RPUSH', f'changes:{uuid}', f'{now - 60} online')
+    folder.redis('RPUSH', f'changes:{{{uuid}}}', f'{now - 3600} online', f'{now - 90} offline')
+    folder.redis('RPUSH', f'changes:{{{uuid}}}', f'{now - 60} online')
     day, hour = divmod(int(now // 3600), 24)
-    folder.redis('HSET', f'hours:{uuid}', day, f'{hour} 5 70 2 1')
+    folder.redis('HSET', f'hours:{{{uuid}}}', day, f'{hour} 5 70 2 1')
     refused = {'why': ['former', 0, True, ''], 'first': now - 90, 'last': now - 80, 'count': 3}
-    folder.redis('HSET', f'refusals:{uuid}', 'former 192.0.2.7', json.dumps(refused))
+    folder.redis('HSET', f'refusals:{{{uuid}}}', 'former 192.0.2.7', json.dumps(refused))
     twins = refused | {'why': ['twins', 0, True, '192.0.2.8'], 'last': now - 1000}
-    folder.redis('HSET', f'refusals:{uuid}', 'twins 192.0.2.1', json.dumps(twins))
+    folder.redis('HSET', f'refusals:{{{uuid}}}', 'twins 192.0.2.1', json.dumps(twins))
     for before, address in (60, '192.0.2.3'), (3000, '192.0.2.4'), (90, '192.0.2.5'):
         past = {'at': now - before, 'address': address, 'seconds': 1, 'sent': 1, 'received': 1}
-        folder.redis('RPUSH', f'rendezvous:{uuid}', json.dumps(past | {'how': 'closed'}))
+        folder.redis('RPUSH', f'rendezvous:{{{uuid}}}', json.dumps(past | {'how': 'closed'}))
     with worker(folder, {uuid: '4 0'}):
         said = shell.says('show', '--json', 'kitchen')
         text = shell.says('show', 'kitchen')
@@ -645,7 +645,7 @@ def test_commands_that_show_tells_work_until_there_is_a_new_secret(tmp_path, uui
         ran = subprocess.run([*curl, '-sS', '--noproxy', '*'], cwd=folder.path, capture_output=True)
         assert (ran.returncode, ran.stderr) == (0, b'')
         assert b'Directory listing' in ran.stdout
-        until(lambda: folder.redis('EXISTS', f'rendezvous:{uuid}'), 'the rendezvous is told')
+        until(lambda: folder.redis('EXISTS', f'rendezvous:{{{uuid}}}'), 'the rendezvous is told')
         said = folder.run('users_app.py', 'show', uuid).stdout
         assert re.search('^state:      online ', said, re.M)
         assert re.search('  127.0.0.1  finished by ', said)

@@ -128,7 +128,7 @@ def test_new_secret_mends_an_entry_that_makes_no_sense(entries, uuid, value):
 
 
 def test_delete_forgets_who_was_here_and_leaves_a_key_of_another_type_alone(entries, uuid):
-    keys = f'seen:{uuid}', f'rendezvous:{uuid}'
+    keys = f'seen:{uuid}', f'rendezvous:{{{uuid}}}'
     entries.ask(lambda redis: redis.mset(dict.fromkeys(keys, 'x')))
     entries.delete(uuid)
     assert not entries.ask(lambda redis: redis.exists(*keys))

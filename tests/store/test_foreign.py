@@ -13,8 +13,8 @@ from visitor import ALERT, Visitor
 from rendezvous.admin import entry_files as files
 from rendezvous.admin import shell as users_app
 from rendezvous.store import embedded as store
+from rendezvous.store import keys, state
 from rendezvous.store import options as local
-from rendezvous.store import state
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import LATEST
 
@@ -114,20 +114,20 @@ def write(redis, odd: str) -> list[str]:
     for number, (uuid, value) in enumerate(found.items()):
         redis.set(uuid, value)
         records = each_with(RECORD, odd)
-        redis.hset(state.STATES_KEY, uuid, records[number % len(records)])
-        redis.rpush(f'rendezvous:{uuid}', *each_with(RENDEZVOUS, odd))
+        redis.set(f'state:{{{uuid}}}', records[number % len(records)])
+        redis.rpush(f'rendezvous:{{{uuid}}}', *each_with(RENDEZVOUS, odd))
         redis.rpush(
-            f'changes:{uuid}', '1 online', odd, f'{odd} online', f'2 {odd}', f'{now} offline'
+            f'changes:{{{uuid}}}', '1 online', odd, f'{odd} online', f'2 {odd}', f'{now} offline'
         )
-        redis.hset(f'hours:{uuid}', today, f'{odd} 1 1 1 1\n1 {odd} 1 1 1\n2 1 1 1 1\n{odd}')
+        redis.hset(f'hours:{{{uuid}}}', today, f'{odd} 1 1 1 1\n1 {odd} 1 1 1\n2 1 1 1 1\n{odd}')
         refusals = {f'{kind} {odd[:100]}': row for kind, row in enumerate(each_with(REFUSAL, odd))}
-        redis.hset(f'refusals:{uuid}', mapping=refusals)
-        redis.hset(state.live(WORKER), uuid, f'{odd} 1' if number % 2 else odd)
+        redis.hset(f'refusals:{{{uuid}}}', mapping=refusals)
+        redis.hset(f'at:{{{uuid}}}', WORKER, f'{odd} 1' if number % 2 else odd)
     abouts = each_with(ABOUT, odd)
-    redis.hset(state.live(WORKER), state.ABOUT, abouts[len(odd) % len(abouts)])
-    redis.zadd(state.SERVERS, {WORKER: now})
-    redis.set(state.HEARD, abouts[len(odd) % len(abouts)])
-    redis.rpush(state.OUTAGES, odd, f'{odd} 1', f'1 {odd}', '1 2')
+    redis.hset(keys.live(WORKER), state.ABOUT, abouts[len(odd) % len(abouts)])
+    redis.zadd(keys.SERVERS, {WORKER: now})
+    redis.set(keys.HEARD, abouts[len(odd) % len(abouts)])
+    redis.rpush(keys.OUTAGES, odd, f'{odd} 1', f'1 {odd}', '1 2')
     return list(found)
 
 
@@ -150,7 +150,7 @@ def looks(page, shell, uuids: list[str]) -> None:
 def test_odd_values_are_shown_as_nothing(page, shell, its_entries, odd):
     written = its_entries.ask(lambda redis: write(redis, odd))
     with its_entries.ask(lambda redis: redis.pubsub()) as subscription:
-        subscription.subscribe(state.live(WORKER))
+        subscription.subscribe(state.channel(WORKER))
         subscription.get_message(timeout=5)
         looks(page, shell, written)
     assert all(each.last < LATEST for each in state.refusals(its_entries, written[0]))
@@ -160,10 +160,10 @@ def test_keys_of_another_kind_are_shown_as_nothing(page, shell):
     uuid, nobody = str(uuids.uuid4()), str(uuids.uuid4())
     page.folder.redis('SET', uuid, text(ENTRY))
     page.folder.redis('HSET', nobody, 'x', 'y')
-    page.folder.redis('SET', state.live(WORKER), 'x')
-    for name in ('rendezvous', 'refusals', 'changes', 'hours'):
-        page.folder.redis('SET', f'{name}:{uuid}', 'x')
-    for name in (state.SERVERS, state.HEARD, state.OUTAGES, state.STATES_KEY):
+    page.folder.redis('SET', keys.live(WORKER), 'x')
+    for kind in ('rendezvous', 'refusals', 'changes', 'hours', 'at'):
+        page.folder.redis('SET', keys.of(kind, uuid), 'x')
+    for name in (keys.SERVERS, keys.HEARD, keys.OUTAGES, keys.of(keys.STATE, uuid)):
         page.folder.redis('HSET', name, uuid, 'x')
     looks(page, shell, [uuid])
 

@@ -34,7 +34,7 @@ def change(entries, uuid: str, **values) -> None:
 
 def now(entries) -> dict[str, Known]:
     """What is known of all hidden servers."""
-    return state.known(entries, state.server(entries))
+    return state.known(entries, state.server(entries), entries.uuids())
 
 
 def now_of(entries, uuid: str) -> Known:
@@ -325,7 +325,7 @@ def test_one_is_told_as_all_are(server, connect, register, entries, uuid):
     until(lambda: follows(server), 'it has subscribed')
     assert entries.shown(other) is None
     assert now_of(entries, other) == Known()
-    entries.ask(lambda redis: redis.set('live:0123456789abcdef', 'no hash', ex=60))
+    entries.ask(lambda redis: redis.set('live:{0123456789abcdef}', 'no hash', ex=60))
     entries.ask(lambda redis: redis.zadd('servers', {'0123456789abcdef': time.time()}))
     peers = [register(server, uuid), *piped(connect, register, server, uuid)]
     told.write(server.rendezvous.registry.counts())
@@ -334,7 +334,7 @@ def test_one_is_told_as_all_are(server, connect, register, entries, uuid):
     assert one[2:4] == (1, 1) == of_all[2:4]
     assert one == of_all
     assert (one.address, one.first > 0) == ('127.0.0.1', True)
-    entries.ask(lambda redis: redis.delete('live:0123456789abcdef'))
+    entries.ask(lambda redis: redis.delete('live:{0123456789abcdef}'))
     for peer in peers:
         peer.close()
 
@@ -359,9 +359,9 @@ ODD = ['x', '[]', '{"at": "x", "address": 1}', '{}', '1', '{"at": 1e999, "addres
 
 @pytest.mark.parametrize('value', ODD)
 def test_what_somebody_else_wrote_is_nothing(entries, uuid, value):
-    entries.ask(lambda redis: redis.hset('states', uuid, value))
+    entries.ask(lambda redis: redis.set(f'state:{{{uuid}}}', value))
     assert now(entries)[uuid] == Known()
-    entries.ask(lambda redis: redis.lpush(f'rendezvous:{uuid}', value))
+    entries.ask(lambda redis: redis.lpush(f'rendezvous:{{{uuid}}}', value))
     assert state.history(entries, uuid) == []
 
 
@@ -379,7 +379,7 @@ def test_keys_of_other_programs_are_left_alone(entries, uuid):
 def test_key_of_another_kind_costs_nobody_else_anything(server, entries, uuid):
     other = str(uuids.uuid4())
     entries.add(other, [])
-    entries.ask(lambda redis: redis.set(f'rendezvous:{uuid}', 'x'))
+    entries.ask(lambda redis: redis.set(f'rendezvous:{{{uuid}}}', 'x'))
     told = Presence(entries)
     ended = Rendezvous(at=1.0, address='', seconds=1.0, sent=0, received=0, how='')
     for each in (other, uuid, other):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from conftest import ROOT, until
 
-from rendezvous.store import presence, state, upkeep
+from rendezvous.store import keys, presence, state, upkeep
 from rendezvous.store.entries import StoreDown
 from rendezvous.store.keys import GONE
 from rendezvous.store.presence import Presence
@@ -32,7 +32,7 @@ ABOUT = {
     'memory': 2**24,
     'counters': {'handshakes': 3, 'refused 401 no such UUID': 1},
 }
-OURS = 'servers', 'heard', 'outages', 'states', 'hours:all', GONE
+OURS = keys.SERVERS, keys.HEARD, keys.OUTAGES, keys.of('hours', keys.ALL)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def work(entries):
 
 def known(entries, uuid: str) -> state.Known:
     found = state.known_of(entries, state.server(entries), uuid)
-    of_all = state.known(entries, state.server(entries)).get(uuid, state.Known())
+    of_all = state.known(entries, state.server(entries), [uuid]).get(uuid, state.Known())
     assert of_all == found
     return found
 
@@ -115,8 +115,8 @@ def forge(entries, uuid: str, **record) -> None:
     """Changes its record, as if time had passed."""
 
     def write(redis) -> None:
-        before = json.loads(redis.hget('states', uuid) or '{}')
-        redis.hset('states', uuid, json.dumps(before | record))
+        before = json.loads(redis.get(f'state:{{{uuid}}}') or '{}')
+        redis.set(f'state:{{{uuid}}}', json.dumps(before | record))
 
     entries.ask(write)
 
@@ -267,7 +267,7 @@ def test_refusal_says_nothing_after_a_while(entries, uuid, work, at_once):
     worker.refuse(uuid, WRONG)
     long_ago = time.time() - state.REFUSED_SECONDS - 10
     forge(entries, uuid, refused=long_ago, since=long_ago - 60)
-    entries.ask(lambda redis: redis.lset(f'changes:{uuid}', 0, f'{long_ago - 60} {REFUSED}'))
+    entries.ask(lambda redis: redis.lset(f'changes:{{{uuid}}}', 0, f'{long_ago - 60} {REFUSED}'))
     assert known(entries, uuid)[:2] == (NEVER, None)
     assert states(entries, uuid) == [REFUSED, NEVER]
     forge(entries, uuid, first=1.0)
@@ -542,10 +542,10 @@ def test_time_without_any_worker_is_an_outage(entries, uuid, work, at_once, late
     first.online(uuid)
     first.kill()
     heard = time.time() - 300
-    entries.ask(lambda redis: redis.set('heard', json.dumps({'at': heard})))
+    entries.ask(lambda redis: redis.set(keys.HEARD, json.dumps({'at': heard})))
     lost = max(heard, heard + later)
     forge(entries, uuid, seen=heard + later, since=heard - 1)
-    entries.ask(lambda redis: redis.lset(f'changes:{uuid}', 0, f'{heard - 1} {ONLINE}'))
+    entries.ask(lambda redis: redis.lset(f'changes:{{{uuid}}}', 0, f'{heard - 1} {ONLINE}'))
     assert state.server(entries).outages == []
     second = work()
     second.write()
@@ -600,14 +600,14 @@ def test_worker_that_starts_while_another_lives_makes_no_outage(entries, work, a
 def test_outages_are_bounded(entries, work, at_once):
     now = time.time()
     texts = [f'{now - number:.0f} {now - number:.0f}' for number in range(1, 2000)]
-    entries.ask(lambda redis: redis.rpush('outages', *texts))
-    entries.ask(lambda redis: redis.rpush('outages', '5 6', '3 4'))
-    entries.ask(lambda redis: redis.set('heard', json.dumps({'at': now - 0.5})))
+    entries.ask(lambda redis: redis.rpush(keys.OUTAGES, *texts))
+    entries.ask(lambda redis: redis.rpush(keys.OUTAGES, '5 6', '3 4'))
+    entries.ask(lambda redis: redis.set(keys.HEARD, json.dumps({'at': now - 0.5})))
     work().write()
     assert len(state.server(entries).outages) == 1000
-    entries.ask(lambda redis: redis.delete('outages', 'servers'))
-    entries.ask(lambda redis: redis.rpush('outages', '5 6', '3 4'))
-    entries.ask(lambda redis: redis.set('heard', json.dumps({'at': now - 0.5})))
+    entries.ask(lambda redis: redis.delete(keys.OUTAGES, 'servers'))
+    entries.ask(lambda redis: redis.rpush(keys.OUTAGES, '5 6', '3 4'))
+    entries.ask(lambda redis: redis.set(keys.HEARD, json.dumps({'at': now - 0.5})))
     work().write()
     assert len(state.server(entries).outages) == 1
 
@@ -632,8 +632,8 @@ def test_many_outages_keep_redis_no_longer_busy(entries, work, at_once):
     try:
         seconds()
         without = min(seconds() for _ in range(3))
-        entries.ask(lambda redis: redis.delete('outages'))
-        entries.ask(lambda redis: redis.rpush('outages', *rows))
+        entries.ask(lambda redis: redis.delete(keys.OUTAGES))
+        entries.ask(lambda redis: redis.rpush(keys.OUTAGES, *rows))
         assert min(seconds() for _ in range(3)) < 10 * without
     finally:
         for each in made:
@@ -645,7 +645,7 @@ def test_frozen_worker_that_goes_on_makes_up_for_it(entries, uuid, work, at_once
     worker = work()
     worker.online(uuid)
     entries.ask(lambda redis: redis.delete(worker.presence.key))
-    entries.ask(lambda redis: redis.set('heard', json.dumps({'at': time.time() - 300})))
+    entries.ask(lambda redis: redis.set(keys.HEARD, json.dumps({'at': time.time() - 300})))
     worker.presence.note_online(uuid, ADDRESS)
     worker.write(uuid)
     ((began, ended),) = state.server(entries).outages
@@ -659,16 +659,16 @@ def test_changes_are_trimmed(entries, uuid, work, at_once, rows):
     now, day = time.time(), state.DAY_SECONDS
     ages = [500, 450, 410, 390, 2, 1] if rows == 6 else [1] * rows
     texts = [f'{now - age * day:.3f} {OFFLINE}' for age in ages]
-    entries.ask(lambda redis: redis.rpush(f'changes:{uuid}', *texts))
+    entries.ask(lambda redis: redis.rpush(f'changes:{{{uuid}}}', *texts))
     work().online(uuid)
-    kept = entries.ask(lambda redis: redis.lrange(f'changes:{uuid}', 0, -1))
+    kept = entries.ask(lambda redis: redis.lrange(f'changes:{{{uuid}}}', 0, -1))
     assert len(kept) == (5 if rows == 6 else state.CHANGES)
     assert kept[0] == texts[2 if rows == 6 else rows - state.CHANGES + 1]
 
 
 def test_past_begins_with_the_last_change_before_it(entries, uuid):
     texts = [f'{number * 10}.000 {ONLINE if number % 2 else OFFLINE}' for number in range(1, 400)]
-    entries.ask(lambda redis: redis.rpush(f'changes:{uuid}', *texts))
+    entries.ask(lambda redis: redis.rpush(f'changes:{{{uuid}}}', *texts))
     for start, count in ((3985, 2), (2005, 200), (15, 399), (5, 399), (0, 399)):
         (changes, _) = state.past(entries, [uuid], start, start)[uuid]
         assert len(changes) == count
@@ -727,11 +727,11 @@ def test_hours_are_dropped_after_400_days(entries, uuid, work, at_once):
     today = int(time.time() // state.DAY_SECONDS)
     line = '5 1 2 3 4'
     days = {str(today - 401): line, str(today - 399): line, 'x': line, str(today - 1): 'x\n' + line}
-    entries.ask(lambda redis: redis.hset(f'hours:{uuid}', mapping=days))
+    entries.ask(lambda redis: redis.hset(f'hours:{{{uuid}}}', mapping=days))
     worker = work()
     rendezvous(worker, uuid, 1, 1)
     worker.write()
-    kept = entries.ask(lambda redis: redis.hkeys(f'hours:{uuid}'))
+    kept = entries.ask(lambda redis: redis.hkeys(f'hours:{{{uuid}}}'))
     assert {int(day) for day in kept} == {today - 399, today - 1, today}
     start = (today - 1) * state.DAY_SECONDS
     hours = state.past(entries, [uuid], start, start + 23 * 3600)[uuid][1]
@@ -767,7 +767,7 @@ def test_refusals_are_merged_by_kind_and_address(entries, uuid, work, at_once):
     assert before - 0.001 <= newest.first <= other.first <= newest.last <= time.time() + 0.001
     assert newest.until > time.time()
     assert (other.why, other.address, other.count, other.until) == (WRONG, '192.0.2.2', 1, 0)
-    assert 0 < entries.ask(lambda redis: redis.ttl(f'refusals:{uuid}')) <= state.DAY_SECONDS
+    assert 0 < entries.ask(lambda redis: redis.ttl(f'refusals:{{{uuid}}}')) <= state.DAY_SECONDS
     entries.delete(uuid)
     assert state.refusals(entries, uuid) == []
 
@@ -805,7 +805,6 @@ def test_nothing_is_written_of_an_entry_that_does_not_exist(entries, work, at_on
     worker.write(nobody)
     worker.write()
     assert entries.ask(lambda redis: redis.keys(f'*{nobody}*')) == []
-    assert nobody not in state.records(entries)
 
 
 def test_nothing_is_left_of_a_deleted_entry(entries, uuid, work, at_once):
@@ -815,11 +814,9 @@ def test_nothing_is_left_of_a_deleted_entry(entries, uuid, work, at_once):
     worker.write()
     worker.refuse(uuid, WRONG)
     entries.disable(uuid)
-    entries.ask(lambda redis: redis.set(f'seen:{uuid}', 'x'))
     assert len(entries.ask(lambda redis: redis.keys(f'*{uuid}*'))) == 6
     entries.delete(uuid)
     assert entries.ask(lambda redis: redis.keys(f'*{uuid}*')) == []
-    assert uuid not in state.records(entries)
 
 
 def test_clearing_lets_it_try_again(entries, uuid, work, at_once):
@@ -832,7 +829,7 @@ def test_clearing_lets_it_try_again(entries, uuid, work, at_once):
     for _ in range(25):
         entries.count_try(uuid, place, 'wrong', True, time.time())
     assert entries.count_try(uuid, place, 'right', True, time.time()).ration == 2
-    entries.ask(lambda redis: redis.hset(f'refusals:{uuid}', 'address x', '{}'))
+    entries.ask(lambda redis: redis.hset(f'refusals:{{{uuid}}}', 'address x', '{}'))
     changes = entries.changes('tries')
     with worker.subscription:
         worker.subscription.subscribe('tries')
@@ -843,7 +840,7 @@ def test_clearing_lets_it_try_again(entries, uuid, work, at_once):
     assert message['data'] == place
     assert entries.count_try(uuid, place, 'right', True, time.time()).ration == 0
     assert [each.why for each in state.refusals(entries, uuid)] == [WRONG]
-    assert 'until' not in state.records(entries)[uuid]
+    assert 'until' not in entries.ask(lambda redis: redis.get(keys.of(keys.STATE, uuid)))
 
 
 def test_what_older_versions_wrote_is_brought_over_once(entries, uuid, work):
@@ -886,27 +883,28 @@ def test_foreign_record_costs_the_entry_its_past_alone(entries, uuid, work, at_o
     other = str(uuids.uuid4())
     entries.add(other, [])
     worker = work()
-    entries.ask(lambda redis: redis.hset('states', uuid, value))
+    entries.ask(lambda redis: redis.set(f'state:{{{uuid}}}', value))
     known(entries, uuid)
     states(entries, uuid)
     worker.refuse(uuid, WRONG)
     assert known(entries, uuid).state == REFUSED
-    entries.ask(lambda redis: redis.hset('states', uuid, value))
+    entries.ask(lambda redis: redis.set(f'state:{{{uuid}}}', value))
     worker.online(uuid, other)
     assert {known(entries, each).state for each in (uuid, other)} == {ONLINE}
-    entries.ask(lambda redis: redis.hset('states', uuid, value))
+    entries.ask(lambda redis: redis.set(f'state:{{{uuid}}}', value))
     entries.disable(uuid)
     entries.enable(uuid)
     entries.delete(other)
 
 
-KEYS = ['changes:{}', 'hours:{}', 'refusals:{}', 'rendezvous:{}', *OURS]
+KINDS = 'changes', 'hours', 'refusals', 'rendezvous', 'state', 'at'
+KEYS = [*(keys.of(kind, 'UUID') for kind in KINDS), *OURS]
 
 
 @pytest.mark.parametrize('kind', ['string', 'list', 'hash', 'zset'])
 @pytest.mark.parametrize('key', KEYS)
 def test_key_of_another_kind_costs_nobody_else_anything(entries, uuid, work, at_once, key, kind):
-    other, key = str(uuids.uuid4()), key.replace('{}', uuid)
+    other, key = str(uuids.uuid4()), key.replace('UUID', uuid)
     entries.add(other, [])
     write = {
         'string': lambda redis: redis.set(key, 'x'),
@@ -925,13 +923,13 @@ def test_key_of_another_kind_costs_nobody_else_anything(entries, uuid, work, at_
         there.write()
         here.presence._look_around()
     server = state.server(entries)
-    state.known(entries, server)
+    state.known(entries, server, [uuid, other])
     for each in (uuid, other):
         known(entries, each)
         state.past(entries, [each, state.ALL], time.time() - 86400, time.time())
         state.refusals(entries, each)
         state.history(entries, each)
-    if key not in ('states', 'hours:all'):
+    if key != 'hours:{all}':
         assert len(states(entries, other)) >= 2
     assert len(state.history(entries, other)) == 2
     assert this_hour(entries, other).visits == 2
@@ -960,10 +958,10 @@ def test_what_anybody_says_of_itself_is_read_as_it_can_be(entries, uuid, work, v
     worker.online(uuid)
     entries.ask(lambda redis: redis.hset(worker.presence.key, 'about', value))
     entries.ask(lambda redis: redis.hset(worker.presence.key, 'nobody', value))
-    entries.ask(lambda redis: redis.set('heard', value))
+    entries.ask(lambda redis: redis.set(keys.HEARD, value))
     server = state.server(entries)
     assert len(server.workers) == (value[0] == '{')
-    state.known(entries, server)
+    state.known(entries, server, [uuid])
     assert upkeep.bury(entries, worker.name).keys() == {uuid, 'nobody'}
 
 
