@@ -36,7 +36,16 @@ _another_thread = gevent.get_hub().loop.async_()
 _another_thread.start(lambda: None)
 
 # More fixtures, of real programs.
-pytest_plugins = ['programs', 'visitor', 'story', 'shells', 'hiding', 'gateways', 'behind']
+pytest_plugins = [
+    'programs',
+    'redises',
+    'visitor',
+    'story',
+    'shells',
+    'hiding',
+    'gateways',
+    'behind',
+]
 DEADLINE_SECONDS = 30  # for every wait in a test that says no other: ten times what it takes
 
 

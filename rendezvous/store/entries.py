@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 import gevent
 import redis
 from gevent.lock import Semaphore
+from redis.exceptions import RedisClusterException
 
-from rendezvous.store import embedded, entry_json, keys, rations, scripts
+from rendezvous.store import client, embedded, entry_json, rations, scripts
+from rendezvous.store.client import Call, mget, run, run_all
 from rendezvous.store.entry_json import DIGITS, Json
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
-from rendezvous.wire.addresses import authority, network
+from rendezvous.wire.addresses import network
 from rendezvous.wire.codes import UUID
 from rendezvous.wire.programs import Mistake
 
@@ -31,7 +33,6 @@ log = logging.getLogger('entries')
 
 CONNECTIONS = 16  # questions to Redis at a time, however many hidden servers register
 TURN_SECONDS = 10  # that a question waits for others: a slow disk does not mean that Redis is down
-ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond
 PAUSES_SECONDS = 0.01, 0.2  # between two tries while the embedded store starts: first, longest
 FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: questions do not wait
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
@@ -71,43 +72,41 @@ class Entries:
         without it, it waits for another process to start it. Raises Mistake.
         """
         self._options, self._issuer = options, options.rendezvous_host
-        self.is_embedded = options.redis_host is None
+        self.is_embedded = options.has_embedded_store
         self._launcher = embedded.Launcher() if self.is_embedded and starts_store else None
         self._turns = Semaphore(CONNECTIONS)
         self._down_since = -math.inf
         self.is_cluster = False
         self.errors = 0  # questions that ended with StoreDown
-        self._pool = _pool(options)
-        self._redis = redis.Redis(connection_pool=self._pool)
+        self._place = client.place(options)
+        self._line = client.Line(self._place)
+        self.is_cluster = self._line.is_cluster
         self._shown: dict[str, Shown] = {}
-        self._scripts: dict[str, Any] = {}  # by their text
 
     def open(self) -> None:
         """Waits until Redis answers; starts the embedded store. Raises Mistake or StoreDown."""
         try:
-            self._ask(self._redis.ping)
+            self.ask(lambda redis: redis.ping())
         except WrongPassword as error:
             raise Mistake(str(error)) from None  # a Redis that is down may come back by itself
         with suppress(StoreDown):  # we may lack the permission
-            policy = self._ask(self._redis.info, 'memory').get('maxmemory_policy', '')
+            policy = self.ask(lambda redis: redis.info('memory')).get('maxmemory_policy', '')
             if policy.startswith('allkeys'):
                 log.warning(EVICTS, policy)
 
     def close(self) -> None:
         """Ends the embedded store if this process started it."""
-        self._pool.disconnect()
+        self._line.close()
         if self._launcher:
             self._launcher.end()
 
     def where(self) -> str:
         """Where the entries are, for the log and the shell."""
-        host, port = self._options.redis_host, self._options.redis_port
-        place = embedded.DATA if host is None else f'Redis at {authority(host, port)}'
-        return f'the entries are in {place}'
+        return f'the entries are in {embedded.DATA if self.is_embedded else self._place}'
 
     def get(self, uuid: str) -> Json | None:
         """The entry, or None; raises StoreDown."""
-        (value,) = self._ask(self._redis.mget, uuid)  # which is None where GET refuses the type
+        (value,) = self.ask(partial(mget, keys=[uuid]))
         entry = entry_json.read(value)
         return entry and entry | {'uuid': uuid}
 
@@ -165,7 +164,7 @@ class Entries:
 
     def uuids(self) -> list[str]:
         """Those of all entries. Redis looks at all its keys for it. Raises StoreDown."""
-        keys = self._ask(scan, self._redis, ANY_UUID, SCANNED)
+        keys = self.ask(partial(scan, pattern=ANY_UUID, at_once=SCANNED))
         uuids = [
             key
             for some in slices(keys)
@@ -185,12 +184,12 @@ class Entries:
 
     def shown(self, uuid: str) -> Json | None:
         """What `all` gives of one entry, or None: there is none. Raises StoreDown."""
-        (value,) = self._ask(self._redis.mget, uuid)
+        (value,) = self.ask(partial(mget, keys=[uuid]))
         return None if value is None else dict(self._show(uuid, value).summary)
 
     def _read(self, uuids: Iterable[str]) -> Iterator[list[Shown]]:
         for some in slices(uuids):
-            values = self._ask(self._redis.mget, some)
+            values = self.ask(partial(mget, keys=some))
             pairs = zip(some, values, strict=True)  # None: it was deleted just now
             yield [self._show(uuid, value) for uuid, value in pairs if value is not None]
 
@@ -210,11 +209,11 @@ class Entries:
     def insert(self, uuid: str, entry: Json) -> bool:
         """Keeps an entry as it is, unless that UUID has one already; raises StoreDown."""
         value = json.dumps(entry)
-        made = self._ask(self._redis.set, uuid, value, nx=True)
+        made = self.ask(lambda redis: redis.set(uuid, value, nx=True))
         # Where the first answer was lost and the question asked again, the value there is ours.
-        if not made and self._ask(self._redis.mget, uuid) != [value]:
+        if not made and self.ask(partial(mget, keys=[uuid])) != [value]:
             return False
-        self._ask(self._redis.publish, CHANGES, uuid)
+        self.ask(lambda redis: redis.publish(CHANGES, uuid))
         return True
 
     def disable(self, uuid: str) -> bool:
@@ -272,7 +271,7 @@ class Entries:
         `state`: its new one, 'disabled' or 'enabled'.
         """
 
-        def exchange(transaction) -> Json | None:
+        def exchange(transaction: Any) -> Any:
             (value,) = transaction.mget(uuid)
             transaction.multi()
             if value is None:
@@ -285,7 +284,7 @@ class Entries:
             return entry
 
         # It watches the key, and starts over where another program changed it meanwhile.
-        return self._ask(self._redis.transaction, exchange, uuid, value_from_callable=True)
+        return self.ask(lambda redis: redis.transaction(exchange, uuid, value_from_callable=True))
 
     def changes(self, *channels: str) -> Iterator[tuple[str, str]]:
         """Without end: (CHANGES, the UUID of an entry that is changed), and (CHANNEL, the text) of
@@ -293,7 +292,7 @@ class Entries:
 
         Raises StoreDown.
         """
-        with self._redis.pubsub() as subscription:
+        with self.ask(lambda redis: redis.pubsub()) as subscription:
             self._ask(subscription.subscribe, CHANGES, *channels)
             asked = False
             while True:
@@ -311,13 +310,18 @@ class Entries:
 
     def ask(self, question: Callable[[redis.Redis], Any]) -> Any:
         """What `question` answers, a function of the client; raises StoreDown."""
-        return self._ask(question, self._redis)
+        return self._ask(lambda: question(self._line.client))
 
     def run(self, script: str, names: Iterable[str] = (), arguments: Iterable = ()) -> Any:
         """What a script in Lua answers; Redis gets its text once. Raises StoreDown."""
-        if script not in self._scripts:
-            self._scripts[script] = self._redis.register_script(script)
-        return self._ask(self._scripts[script], list(names), list(arguments))
+        return self.ask(partial(run, script=script, keys=list(keys), arguments=list(arguments)))
+
+    def run_all(self, script: str, calls: Iterable[Call]) -> list:
+        """What a script answers to each call, in one pipeline: to so many keys and arguments. Each
+        call is whole or not at all; where one fails, others may be done. In a cluster the first key
+        of a call says where it runs. Raises StoreDown.
+        """
+        return self.ask(partial(run_all, script=script, calls=list(calls)))
 
     def _ask(self, command: Callable[..., Any], *args, **kwargs) -> Any:
         try:
@@ -331,18 +335,24 @@ class Entries:
             raise StoreDown(f'Redis is busy: no turn for a question within {TURN_SECONDS} seconds')
         try:
             return self._try(command, *args, **kwargs)
-        except redis.AuthenticationError as error:
-            sentence = 'set redis_auth in local.py to its password, or redis_port to another Redis'
-            raise WrongPassword(f'Redis refuses us ({_error_text(error)}): {sentence}') from None
-        except redis.ResponseError as error:
-            sentence = 'mend that there, or set redis_host and redis_port in local.py'
-            raise StoreRefuses(f'Redis refuses ({_error_text(error)}): {sentence}') from None
-        except (redis.RedisError, OSError, ValueError) as error:  # it may not even be a Redis
-            raise StoreDown(self._down(_error_text(error))) from None
+        except (*client.ERRORS, OSError, ValueError) as error:  # it may not even be a Redis
+            raise self._failure(error) from None
         except Mistake as mistake:  # the embedded store cannot be started
             raise StoreDown(str(mistake)) from None
         finally:
             self._turns.release()
+
+    def _failure(self, error: BaseException) -> StoreDown:
+        if isinstance(error, RedisClusterException) and error.__cause__:
+            return self._failure(error.__cause__)  # of the last one of it that was asked
+        why = _error_text(error)
+        if isinstance(error, redis.AuthenticationError):
+            sentence = 'set redis_auth in local.py to its password, or redis_port to another Redis'
+            return WrongPassword(f'Redis refuses us ({why}): {sentence}')
+        if isinstance(error, redis.ResponseError) and not isinstance(error, client.BROKEN):
+            sentence = 'mend that there, or set redis_host and redis_port in local.py'
+            return StoreRefuses(f'Redis refuses ({why}): {sentence}')
+        return StoreDown(self._down(why))
 
     def _down(self, why: str) -> str:
         if self.is_embedded:
@@ -358,7 +368,7 @@ class Entries:
         """
         try:
             return command(*args, **kwargs)
-        except redis.RedisError as error:
+        except client.ERRORS as error:
             if not _may_answer_later(error):
                 raise
             self._reconnect()
@@ -374,7 +384,7 @@ class Entries:
         pause, longest = PAUSES_SECONDS
         while True:
             try:
-                self._redis.ping()
+                self._line.client.ping()
                 self._down_since = -math.inf
                 return
             except redis.ConnectionError:
@@ -393,31 +403,13 @@ class Entries:
 
     def _reconnect(self) -> None:
         """The next questions get new connections; those under way keep theirs."""
-        self._pool.disconnect(inuse_connections=False)
-        self._pool.reset()
+        self._line.renew()
 
 
-def _pool(options: Options) -> redis.ConnectionPool:
-    """Connections to Redis, that leave it to `Entries` to ask again."""
-    settings: dict[str, Any] = {
-        'socket_timeout': ANSWER_SECONDS,
-        'socket_connect_timeout': ANSWER_SECONDS,
-        'decode_responses': True,
-        'encoding_errors': 'replace',  # in keys that are no entries
-        'protocol': 2,
-    }
-    if options.redis_host is None:
-        kind, path = redis.UnixDomainSocketConnection, embedded.socket_path()
-        return redis.ConnectionPool(connection_class=kind, path=path, **settings)
-    settings |= {'host': options.redis_host, 'port': options.redis_port}
-    return redis.ConnectionPool(password=options.redis_auth or None, **settings)
-
-
-def _may_answer_later(error: redis.RedisError) -> bool:
+def _may_answer_later(error: Exception) -> bool:
     if isinstance(error, redis.AuthenticationError):
         return False
-    is_broken = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-    return is_broken or 'READONLY' in _error_text(error)
+    return isinstance(error, client.BROKEN) or 'READONLY' in _error_text(error)
 
 
 def slices(items: Iterable, size: int = SLICE) -> Iterator[list]:
@@ -464,7 +456,7 @@ def _place(address: str) -> str:
         return ''
 
 
-def _error_text(error: Exception | str) -> str:
+def _error_text(error: BaseException | str) -> str:
     """What Redis or the system says, for the log, without the command: that may hold a secret."""
     text = str(error).rpartition(' of pipeline caused error: ')[2].partition(', with args')[0]
     code = getattr(error, 'status_code', None) or ''

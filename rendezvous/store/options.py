@@ -74,6 +74,10 @@ class Options:
         return dataclasses.replace(self, **changed)
 
     @property
+    def has_embedded_store(self) -> bool:
+        return self.redis_host is None and not self.redis_url
+
+    @property
     def knows_addresses(self) -> bool:
         """Whether a connection's address is its client's: whoever terminates TLS hides it."""
         return bool(self.key_file or self.proxy_protocol)

@@ -245,7 +245,7 @@ def test_entry_that_node_rendezvous_wrote_authenticates(
 def test_entry_that_makes_no_sense_is_refused_and_logged(
     server, connect, entries, uuid, value, caplog
 ):
-    entries._redis.set(uuid, value)
+    entries.ask(lambda redis: redis.set(uuid, value))
     refused(ask(connect, server, connect_request(uuid, '123456')), 401, permanent=False)
     assert 'Traceback' not in caplog.text
 

@@ -1,0 +1,191 @@
+"""The client that asks Redis, and what a Redis Cluster needs beside what redis-py gives."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.exceptions import ClusterError, NoScriptError, RedisClusterException
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from rendezvous.store import embedded, keys, redis_url
+from rendezvous.store.options import Options
+from rendezvous.store.redis_url import TLS_FILES, Place
+from rendezvous.wire.programs import HERE
+
+ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond
+SENTINEL_SECONDS = 0.5  # the next Sentinel is asked then
+
+Client = redis.Redis  # or a Cluster, which answers the same
+ERRORS = redis.RedisError, RedisClusterException
+# What may be well a moment later, on a new connection: a cluster tells by answers that it is not.
+BROKEN = redis.ConnectionError, redis.TimeoutError, ClusterError, RedisClusterException
+Call = tuple[Sequence[str], Sequence]  # of a script: keys and arguments
+
+
+class Cluster(redis.RedisCluster):
+    """A Redis Cluster, as one Redis answers: by methods alone, for it is asked from many places."""
+
+    def time(self, **_: Any) -> Any:
+        """By the clock of that one which notes when workers gave a sign."""
+        return super().time(target_nodes=self.get_node_from_key(keys.SERVERS))
+
+    def pubsub_numsub(self, *channels: Any, **_: Any) -> list:
+        """In the order of `channels`, from all primaries: each knows its own subscribers alone."""
+        counted = dict(super().pubsub_numsub(*channels, target_nodes=self.PRIMARIES))
+        return [(channel, counted.get(channel, 0)) for channel in channels]
+
+
+def place(options: Options) -> Place:
+    """Where the Redis is that the options name; the embedded store has a Unix socket."""
+    if options.redis_url:
+        return redis_url.place(options.redis_url)
+    if options.redis_host is None:
+        return Place(redis_url.UNIX, [], str(embedded.socket_path()))
+    host = options.redis_host, options.redis_port
+    return Place('', [host], password=options.redis_auth or None)
+
+
+class Line:
+    """The connections to one Redis, to the primary that Sentinels name, or to a cluster.
+
+    They leave it to `Entries` to ask again.
+    """
+
+    def __init__(self, place: Place):
+        self._place = place
+        self._client: Any = None
+        self.is_cluster = place.kind == redis_url.CLUSTER
+        self.count = 0  # how often they were given up
+
+    @property
+    def client(self) -> Client:
+        """Raises redis.RedisError or RedisClusterException where it has to ask for a cluster."""
+        if self._client is None:
+            self._client = _client(self._place)
+        return self._client
+
+    def renew(self) -> None:
+        """The next questions get new connections; those under way keep theirs."""
+        self.count += 1
+        if self.is_cluster:
+            self._client = None
+        elif self._client is not None:
+            self._client.connection_pool.disconnect(inuse_connections=False)
+            self._client.connection_pool.reset()
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if isinstance(client, Cluster):
+            client.close()
+        elif client is not None:
+            client.connection_pool.disconnect()
+
+
+def _client(place: Place) -> Any:
+    settings = _settings(place)
+    if place.kind == redis_url.UNIX:
+        settings |= {'connection_class': redis.UnixDomainSocketConnection, 'path': place.path}
+        return redis.Redis(connection_pool=redis.ConnectionPool(db=place.database, **settings))
+    tls = _tls(place)
+    if place.kind == redis_url.CLUSTER:
+        seeds = [ClusterNode(*host) for host in place.hosts]
+        only_once = Retry(NoBackoff(), 0)
+        return Cluster(
+            startup_nodes=seeds,
+            retry=only_once,
+            require_full_coverage=False,
+            ssl=place.has_tls,
+            **settings,
+            **tls,
+        )
+    if place.kind == redis_url.SENTINEL:
+        return redis.Redis(
+            connection_pool=_sentinels(place, settings | {'db': place.database}, tls)
+        )
+    ((host, port),) = place.hosts
+    kind = redis.SSLConnection if place.has_tls else redis.Connection
+    settings |= {'connection_class': kind, 'host': host, 'port': port, 'db': place.database} | tls
+    return redis.Redis(connection_pool=redis.ConnectionPool(**settings))
+
+
+def _settings(place: Place) -> dict[str, Any]:
+    return {
+        'socket_timeout': ANSWER_SECONDS,
+        'socket_connect_timeout': ANSWER_SECONDS,
+        'decode_responses': True,
+        'encoding_errors': 'replace',  # in keys that are no entries
+        'protocol': 2,
+        'username': place.user,
+        'password': place.password,
+    }
+
+
+def _tls(place: Place) -> dict[str, Any]:
+    return {name: str(HERE / place.more[name]) for name in TLS_FILES if name in place.more}
+
+
+def _sentinels(
+    place: Place, settings: dict[str, Any], tls: dict[str, Any]
+) -> SentinelConnectionPool:
+    to_sentinels = {
+        'socket_timeout': SENTINEL_SECONDS,
+        'socket_connect_timeout': SENTINEL_SECONDS,
+        'username': place.more.get('sentinel_username'),
+        'password': place.more.get('sentinel_password'),
+        'ssl': place.has_tls,
+        'retry': Retry(NoBackoff(), 0),
+    }
+    sentinel = Sentinel(place.hosts, sentinel_kwargs=to_sentinels | tls)
+    return SentinelConnectionPool(place.service, sentinel, ssl=place.has_tls, **settings, **tls)
+
+
+def mget(client: Client, keys: Iterable[str]) -> list[str | None]:
+    """The values of keys of any slots; None where there is none, or it is no string."""
+    asked = list(keys)
+    if not asked:
+        return []
+    read: Any = client.mget_nonatomic if isinstance(client, Cluster) else client.mget
+    return read(asked)
+
+
+def run(client: Client, script: str, keys: Sequence[str], arguments: Sequence) -> Any:
+    """What a script in Lua answers; Redis gets its text once."""
+    call = len(keys), *keys, *arguments
+    try:
+        return client.evalsha(_sha(script), *call)
+    except NoScriptError:
+        return client.eval(script, *call)
+
+
+def run_all(client: Client, script: str, calls: list[Call]) -> list:
+    """What a script answers to each call, in one pipeline; see Entries.run_all."""
+    answers = _run_all(client, ('EVALSHA', _sha(script)), calls)
+    left = [number for number, each in enumerate(answers) if isinstance(each, NoScriptError)]
+    again = _run_all(client, ('EVAL', script), [calls[number] for number in left])
+    for number, answer in zip(left, again, strict=True):
+        answers[number] = answer
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+def _run_all(client: Client, command: tuple[str, str], calls: list[Call]) -> list:
+    with client.pipeline(transaction=False) as questions:
+        for named, arguments in calls:
+            # Unless redis-py is told, it asks a cluster what the keys of each script are.
+            to: dict[str, Any] = {}
+            if isinstance(client, Cluster):
+                to = {'target_nodes': client.get_node_from_key(named[0])}
+            questions.execute_command(*command, len(named), *named, *arguments, **to)
+        return questions.execute(raise_on_error=False)
+
+
+@cache
+def _sha(script: str) -> str:
+    return hashlib.sha1(script.encode()).hexdigest()

