@@ -34,6 +34,25 @@ options = {
     'redis_port': 6379,
     # The password of your Redis, '' for none.
     'redis_auth': '',
+    # Instead of these three, a Redis by its URL, with what they cannot say: a user's name, TLS
+    # (rediss://), the number of a database. Write special characters of a password as %23.
+    #   redis://USER:PASSWORD@redis.example.com:6379/0
+    #   rediss://USER:PASSWORD@redis.example.com:6379/0?ssl_ca_certs=redis-ca.crt
+    #   unix:///run/redis/redis.sock?db=0
+    #   redis+sentinel://USER:PASSWORD@192.0.2.1:26379,192.0.2.2:26379/SERVICE/0
+    #   redis+cluster://USER:PASSWORD@192.0.2.1:6379,192.0.2.2:6379
+    'redis_url': '',
+    # Several machines with one Redis are one rendezvous: a hidden server registers at any of them,
+    # and a mobile client asks any of them. Each is a node: here is the address or DNS name by which
+    # the other nodes reach this one. None: there are no others.
+    'node_host': None,
+    # The port for the first worker of this node; each further worker has the next one. Let nobody
+    # but the other nodes reach them, if you can.
+    'node_port': 8900,
+    # By this secret, the same on all nodes, they know each other; of at least 32 characters. '':
+    # the first node makes one and puts it into Redis. This prints one:
+    # .venv/bin/python -c 'import secrets; print(secrets.token_urlsafe())'
+    'node_secret': '',
     # Wrong codes that an address may try for one hidden server in 15 minutes. Above the limit the
     # address gets a 429 until its oldest wrong codes are 15 minutes old. 0: nothing is counted by
     # address, and the limit of 100 for all UUIDs together is off, too. Behind a proxy that passes

@@ -22,6 +22,7 @@ USED = (  # by the page; the others are the server's alone
     'redis_host',
     'redis_port',
     'redis_auth',
+    'redis_url',
     'wrong_codes_per_address',
     'wrong_codes_per_day',
     'page_host',

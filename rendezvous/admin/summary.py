@@ -12,10 +12,10 @@ from rendezvous.admin import certificate, nodes, visits, words
 from rendezvous.admin.certificate import Found
 from rendezvous.admin.nodes import Node
 from rendezvous.admin.words import Clock
+from rendezvous.store.client import place
 from rendezvous.store.entry_json import printable
 from rendezvous.store.options import Options
 from rendezvous.store.state import Heard, Hour, Server
-from rendezvous.wire.addresses import authority
 from rendezvous.wire.programs import Mistake
 
 
@@ -106,9 +106,7 @@ def _length(seconds: float) -> str:
 
 
 def _store(options: Options) -> str:
-    if options.redis_host is None:
-        return 'the embedded store'
-    return f'Redis at {authority(options.redis_host, options.redis_port)}'
+    return 'the embedded store' if options.has_embedded_store else str(place(options))
 
 
 def _certificate(options: Options, now: float) -> Certificate | None:

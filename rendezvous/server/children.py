@@ -29,7 +29,7 @@ class Generation:
 
     @property
     def has_store(self) -> bool:
-        return self.options.redis_host is None
+        return self.options.has_embedded_store
 
     def __post_init__(self) -> None:
         self.count = listening.workers(self.options)

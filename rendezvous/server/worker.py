@@ -215,7 +215,7 @@ def main() -> int:
     """Raises Mistake."""
     if '--check' in sys.argv:
         options = starting.check()
-        if options.redis_host is not None:  # ours is there as soon as the server is
+        if not options.has_embedded_store:  # ours is there as soon as the server is
             Entries(options, starts_store=False).open()
         return 0
     orders = Orders(*json.loads(os.environ.pop(ORDERS)))

@@ -14,7 +14,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from rendezvous.store import embedded, keys, redis_url
 from rendezvous.store.options import Options
-from rendezvous.store.redis_url import TLS_FILES, Place
+from rendezvous.store.redis_url import Place
 from rendezvous.wire.programs import HERE
 
 ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond
@@ -126,7 +126,7 @@ def _settings(place: Place) -> dict[str, Any]:
 
 
 def _tls(place: Place) -> dict[str, Any]:
-    return {name: str(HERE / place.more[name]) for name in TLS_FILES if name in place.more}
+    return {name: str(HERE / file) for name, file in place.files.items()}
 
 
 def _sentinels(

@@ -7,18 +7,21 @@ import re
 import runpy
 import socket
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
-from rendezvous.store import embedded
-from rendezvous.wire.addresses import is_loopback, is_number
+from rendezvous.store import embedded, redis_url
+from rendezvous.wire.addresses import is_host, is_loopback, is_number
 from rendezvous.wire.programs import HERE, Mistake
 
 log = logging.getLogger('options')
 
 MAKE_CERT = '.venv/bin/python make_cert.py'  # what makes key and certificate, in sentences
+PLAIN = 'redis_host', 'redis_port', 'redis_auth'  # what redis_url says, too
+SECRETS = 'redis_auth', 'redis_url', 'node_secret', 'metrics_token'
 LOOK_SECONDS = 1  # a listener on this machine accepts at once
 
 OLD_FILES = 'password', 'store.log'  # in data/, of versions whose embedded store had a port
@@ -27,15 +30,13 @@ OLD_STORE = (
     "%s: write 'redis_host': None, and remove redis_port and redis_auth"
 )
 
-TOKEN_CHARACTERS = 20  # of metrics_token: nobody guesses 100 bits
+# So many characters at least: nobody guesses 100 bits, nor 192 where there is no limit of tries.
+TOKENS = {'metrics_token': 20, 'node_secret': 32}
 MAKE_TOKEN = ".venv/bin/python -c 'import secrets; print(secrets.token_urlsafe())'"
 # RFC 6750 section 2.1
 _TOKEN = re.compile('[a-z0-9._~+/-]+=*', re.I | re.A)
 # A path that needs no encoding, and that no proxy and no browser writes anew.
 _PATH = re.compile('(/[a-z0-9_~-][a-z0-9._~-]*)*/?', re.I | re.A)
-
-# RFC 1123 section 2.1, and the underscores that people use
-_LABEL = re.compile('[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?', re.I | re.A)
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,41 @@ def load(path: Path = HERE / 'local.py', warn: bool = True) -> Options:
         raise Mistake('local.py must set options = {...}, as local.example.py does')
     for name, value in given.items():
         _check(name, value)
-    secrets = [name for name in ('redis_auth', 'metrics_token') if given.get(name)]
+    secrets = [name for name in SECRETS if _has_secret(name, given.get(name))]
     if secrets and path.stat().st_mode & 0o007:
         raise Mistake(f'every user of this machine may read {secrets[0]}: chmod 600 local.py')
-    if 'redis_host' not in given and given.keys() & {'redis_port', 'redis_auth'}:
+    is_old = 'redis_host' not in given and not given.get('redis_url')
+    if is_old and given.keys() & {'redis_port', 'redis_auth'}:
         given['redis_host'] = '127.0.0.1'  # the default of earlier versions
     options = DEFAULTS | given
-    if not _means_the_embedded_store(options):
-        return options
-    if warn:
-        log.warning(OLD_STORE, options.redis_host, embedded.DATA)
-    return options | {'redis_host': None}
+    if _means_the_embedded_store(options):
+        if warn:
+            log.warning(OLD_STORE, options.redis_host, embedded.DATA)
+        options |= {'redis_host': None}
+    _check_redis(options)
+    return options
+
+
+def _has_secret(name: str, value: str | None) -> bool:
+    if name != 'redis_url' or not value:
+        return bool(value)
+    place = redis_url.place(value)
+    return bool(place.password or place.more.get('sentinel_password'))
+
+
+def _check_redis(options: Options) -> None:
+    """Raises Mistake where options contradict each other."""
+    place = redis_url.place(options.redis_url) if options.redis_url else None
+    plain = [name for name in PLAIN if getattr(options, name) != getattr(DEFAULTS, name)]
+    if place and plain:
+        raise Mistake(f'local.py: redis_url says where Redis is: remove {" and ".join(plain)}')
+    if options.node_host and options.has_embedded_store:
+        sentence = 'local.py: a node needs a Redis that all nodes share: set redis_url to it'
+        raise Mistake(f'{sentence}, or remove node_host')
+    for name, file in place.files.items() if place else ():
+        if not (os.access(path_of(file), os.R_OK) and path_of(file).is_file()):
+            sentence = f'cannot read {path_of(file)}: let this user read it'
+            raise Mistake(f'{sentence}, or name another file as {name} in redis_url')
 
 
 def check_readable(file: Path) -> None:
@@ -201,7 +226,7 @@ def _check(name: str, value: object) -> None:
         raise Mistake(f'local.py: {name} must be from {least} to {most}')
     if not isinstance(value, str):
         return
-    if name.endswith('host') and not _is_host(value):
+    if name.endswith('host') and not is_host(value):
         sentence = f'local.py: {name} must be an IP address or a DNS name'
         raise Mistake(f'{sentence}, for example {example!r}')
     if name == 'names_domain' and not _is_domain(value):
@@ -212,16 +237,21 @@ def _check(name: str, value: object) -> None:
     if name == 'page_url' and not _is_page_url(value):
         sentence = 'local.py: page_url must be https://, a host and perhaps a port and a path'
         raise Mistake(f'{sentence}, for example {example!r}')
-    if name == 'metrics_token':
-        _check_token(value)
+    if name in TOKENS:
+        _check_token(name, value)
+    if name == 'node_host' and is_number(value) and ip_address(value).is_unspecified:
+        sentence = 'local.py: node_host must be an address by which the other nodes reach this one'
+        raise Mistake(f'{sentence}, for example {example!r}')
     if not value.isprintable():
         raise Mistake(f'local.py: {name} must be without line breaks and control characters')
+    if name == 'redis_url' and value:
+        redis_url.place(value)
 
 
-def _check_token(token: str) -> None:
-    if token and not (_TOKEN.fullmatch(token) and len(token) >= TOKEN_CHARACTERS):
-        what = f'at least {TOKEN_CHARACTERS} letters, digits and -._~+/, for example what this'
-        raise Mistake(f'local.py: metrics_token must be {what} prints: {MAKE_TOKEN}')
+def _check_token(name: str, token: str) -> None:
+    if token and not (_TOKEN.fullmatch(token) and len(token) >= TOKENS[name]):
+        what = f'at least {TOKENS[name]} letters, digits and -._~+/, for example what this'
+        raise Mistake(f'local.py: {name} must be {what} prints: {MAKE_TOKEN}')
 
 
 def _example(name: str) -> str:
@@ -237,19 +267,12 @@ def _is_page_url(text: str) -> bool:
         return False
     named = (f'[{host}]' if ':' in host else host) + ('' if port is None else f':{port}')
     is_plain = text.lower() == f'https://{named}{url.path}'.lower()  # no user, no query, no spaces
-    return is_plain and port != 0 and _is_host(host) and bool(_PATH.fullmatch(url.path))
-
-
-def _is_host(text: str) -> bool:
-    labels = text.split('.')
-    # RFC 3696 section 2: a name that ends in digits alone is a mistyped address
-    is_name = all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
-    return is_number(text) or is_name
+    return is_plain and port != 0 and is_host(host) and bool(_PATH.fullmatch(url.path))
 
 
 def _is_domain(text: str) -> bool:
     # No client takes a certificate for *.localhost or *.com.
-    return '.' in text and _is_host(text) and not is_number(text)
+    return '.' in text and is_host(text) and not is_number(text)
 
 
 def path_of(name: str) -> Path:

@@ -5,9 +5,9 @@ The parent checks it, too: it needs nothing but the standard library.
 
 import re
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from rendezvous.wire.addresses import authority
+from rendezvous.wire.addresses import authority, is_host
 from rendezvous.wire.programs import Mistake
 
 PORT, SENTINEL_PORT = 6379, 26379
@@ -18,14 +18,15 @@ EXAMPLES = {
     SENTINEL: 'redis+sentinel://USER:PASSWORD@192.0.2.1:26379,192.0.2.2:26379/SERVICE/0',
     CLUSTER: 'redis+cluster://USER:PASSWORD@192.0.2.1:6379,192.0.2.2:6379',
 }
-SCHEMES = (
-    'redis://',
-    'rediss://',
-    'unix://',
-    'redis+sentinel://',
-    'rediss+sentinel://',
-    'redis+cluster:// or rediss+cluster://',
-)
+KINDS = {
+    'redis': '',
+    'rediss': '',
+    'unix': UNIX,
+    'redis+sentinel': SENTINEL,
+    'rediss+sentinel': SENTINEL,
+    'redis+cluster': CLUSTER,
+    'rediss+cluster': CLUSTER,
+}
 TLS_FILES = 'ssl_ca_certs', 'ssl_certfile', 'ssl_keyfile'
 SENTINEL_USER = 'sentinel_username', 'sentinel_password'
 
@@ -43,6 +44,11 @@ class Place(NamedTuple):
     password: str | None = None
     more: dict[str, str] = {}  # noqa: RUF012  of TLS_FILES and SENTINEL_USER
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Those of TLS, by the words of TLS_FILES; relative ones are relative to `local.py`."""
+        return {name: file for name, file in self.more.items() if name in TLS_FILES}
+
     def __str__(self) -> str:
         """For the log: without user names and passwords."""
         hosts = ', '.join(authority(*host) for host in self.hosts)
@@ -59,72 +65,69 @@ def place(url: str) -> Place:
     try:
         parts = urlsplit(url)
     except ValueError:  # brackets that hold no IPv6 address
-        raise _mistake('', 'has an address in brackets that is none') from None
-    scheme, _, kind = parts.scheme.partition('+')
-    kind = scheme if scheme == UNIX and not kind else kind
-    if scheme not in ('redis', 'rediss', UNIX) or kind not in EXAMPLES:
-        raise _mistake('', f'must begin with {", ".join(SCHEMES)}')
-    if kind == UNIX and scheme != UNIX:
-        raise _mistake('', f'must begin with {", ".join(SCHEMES)}')
+        raise _mistake('', 'must have brackets around nothing but an IPv6 address') from None
+    if parts.scheme not in KINDS:
+        raise _mistake('', f'must begin with {", ".join(KINDS)}, each with :// behind it')
+    kind, has_tls = KINDS[parts.scheme], parts.scheme.startswith('rediss')
     login, _, named = parts.netloc.rpartition('@')
-    user, _, password = (unquote(part) or None for part in login.partition(':'))
     if parts.fragment or '@' in login:
-        raise _mistake(
-            kind, 'must have %23 for #, %2F for /, %3F for ? and %40 for @ in a password'
-        )
+        raise _mistake(kind, 'must have %23 for # and %40 for @ in a password')
+    user, _, password = (unquote(part) or None for part in login.partition(':'))
+    more = _query(kind, has_tls, parts.query)
     path, service, database = _path(kind, unquote(parts.path))
-    more = _query(kind, scheme == 'rediss', parts.query)
-    if kind == UNIX:
-        database = more.pop('db', '')
-        if named or not path:
-            raise _mistake(kind, 'must have the absolute path of a socket')
+    database = more.pop('db', database)
     if not re.fullmatch('[0-9]{0,5}', database, re.A):
-        raise _mistake(kind, 'must end with the number of a database')
-    hosts = [_host(kind, each) for each in named.split(',')] if kind != UNIX else []
-    if len(hosts) > 1 and not kind:
-        raise _mistake(
-            SENTINEL, 'names several hosts: begin it with redis+sentinel:// or redis+cluster://'
-        )
-    return Place(
-        kind, hosts, path, service, int(database or 0), scheme == 'rediss', user, password, more
-    )
+        raise _mistake(kind, 'must have a number where it names a database')
+    where = _hosts(kind, named), path, service, int(database or 0)
+    return Place(kind, *where, has_tls, user, password, more)
 
 
 def _path(kind: str, path: str) -> tuple[str, str, str]:
     """The path of a Unix socket, the name of a service, and the number of a database."""
     if kind == UNIX:
         return path, '', ''
-    service, _, database = path.strip('/').rpartition('/')
-    if kind == SENTINEL and not service:
-        service, database = database, ''
-    if bool(service) is not (kind == SENTINEL):
-        what = 'must name the service that Sentinels watch' if kind == SENTINEL else 'has a path'
-        raise _mistake(kind, what)
-    if kind == CLUSTER and database:
-        raise _mistake(kind, 'must have no database: a Redis Cluster has but one')
-    return '', service, database
+    if kind == SENTINEL:
+        service, _, database = path.strip('/').partition('/')
+        if not service:
+            raise _mistake(kind, 'must name the service that the Sentinels watch')
+        return '', service, database
+    if kind == CLUSTER and path.strip('/'):
+        raise _mistake(kind, 'must end with the hosts: a Redis Cluster has one database')
+    return '', '', path.strip('/')
+
+
+def _hosts(kind: str, text: str) -> list[tuple[str, int]]:
+    if kind == UNIX:
+        if text:
+            raise _mistake(kind, 'must have an absolute path behind unix://')
+        return []
+    found = [_host(kind, each) for each in text.split(',')]
+    if len(found) > 1 and not kind:
+        raise _mistake(SENTINEL, 'with several hosts must begin with redis+sentinel:// or so')
+    return found
 
 
 def _host(kind: str, text: str) -> tuple[str, int]:
-    default = SENTINEL_PORT if kind == SENTINEL else PORT
     try:
         parts = urlsplit(f'//{text}')
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or port == 0:
-        raise _mistake(kind, 'must have a host, and perhaps a port, where the example has it')
-    return host, port or default
+        host, port = parts.hostname or '', parts.port
+    except ValueError:  # the port is no number, or too large
+        host, port = '', None
+    if not is_host(host) or port == 0:
+        raise _mistake(kind, 'must have an IP address or a DNS name, and perhaps a port')
+    return host, port or (SENTINEL_PORT if kind == SENTINEL else PORT)
 
 
 def _query(kind: str, has_tls: bool, query: str) -> dict[str, str]:
     allowed = [*(TLS_FILES if has_tls else ()), *(SENTINEL_USER if kind == SENTINEL else ())]
     allowed += ['db'] if kind == UNIX else []
-    found = dict(parse_qsl(query, keep_blank_values=True))
-    if found.keys() <= set(allowed) and all(found.values()):
-        return found
-    what = f'can have {", ".join(allowed)} behind its ?' if allowed else 'must have no ?'
-    raise _mistake(kind, f'{what}, and each with a value' if allowed else what)
+    pairs = [pair.partition('=') for pair in query.split('&') if pair]
+    found = {name: unquote(value) for name, _, value in pairs}
+    if not allowed and found:
+        raise _mistake(kind, 'must have no ?: in a password write %3F')
+    if not found.keys() <= set(allowed) or not all(found.values()):
+        raise _mistake(kind, f'must have only {", ".join(allowed)} behind its ?, each with a value')
+    return found
 
 
 def _mistake(kind: str, why: str) -> Mistake:

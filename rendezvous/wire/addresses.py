@@ -1,11 +1,15 @@
 """Addresses of hosts, as text."""
 
 import ipaddress
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
 LOCALHOST = 'localhost'
 REMEMBERED = 10_000  # addresses whose network is known already, some 3 MB
+
+# RFC 1123 section 2.1, and the underscores that people use
+_LABEL = re.compile('[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?', re.I | re.A)
 
 
 def is_number(host: str) -> bool:
@@ -14,6 +18,14 @@ def is_number(host: str) -> bool:
         return bool(ipaddress.ip_address(host))
     except ValueError:
         return False
+
+
+def is_host(text: str) -> bool:
+    """Whether it is an IP address or a DNS name."""
+    labels = text.split('.')
+    # RFC 3696 section 2: a name that ends in digits alone is a mistyped address
+    is_name = all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+    return is_number(text) or is_name
 
 
 def is_loopback(host: str) -> bool:

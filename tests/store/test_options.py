@@ -290,9 +290,11 @@ def test_local_py_that_can_not_be_read_is_told_why(tmp_path, text, why):
 
 TEXTS = 'rendezvous_host', 'listen_host', 'key_file', 'crt_file', 'redis_host', 'redis_auth'
 TEXTS += 'page_host', 'names_domain', 'page_url', 'metrics_token'
+TEXTS += 'redis_url', 'node_host', 'node_secret'
 WHOLE = {
     'rendezvous_port': (0, 65535),
     'redis_port': (1, 65535),
+    'node_port': (1, 65471),
     'wrong_codes_per_address': (0, 1000),
     'wrong_codes_per_day': (0, 1000),
     'unknown_per_minute': (0, 100_000),
@@ -353,7 +355,8 @@ def test_switch_is_on_or_off(tmp_path, name, value):
 
 
 @pytest.mark.parametrize(
-    'name', ['rendezvous_host', 'listen_host', 'names_domain', 'redis_host', 'page_host']
+    'name',
+    ['rendezvous_host', 'listen_host', 'names_domain', 'redis_host', 'page_host', 'node_host'],
 )
 @pytest.mark.parametrize(
     'host',
@@ -477,10 +480,10 @@ def test_metrics_token_that_is_short_or_no_token_is_refused_and_not_told(tmp_pat
     assert token * 5 not in sentence
 
 
-@pytest.mark.parametrize('name', ['metrics_token', 'redis_auth'])
+@pytest.mark.parametrize('name', ['metrics_token', 'redis_auth', 'node_secret'])
 def test_secret_that_everybody_may_read_is_refused(tmp_path, name):
     file = tmp_path / 'local.py'
-    file.write_text(f'options = {{{name!r}: "{"x" * 20}"}}')
+    file.write_text(f'options = {{{name!r}: "{"x" * 32}"}}')
     file.chmod(0o644)
     with pytest.raises(Mistake) as raised:
         local.load(file)
