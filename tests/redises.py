@@ -89,3 +89,92 @@ def redis_cluster(tmp_path_factory):
     """The options of a Redis Cluster of three primaries. It stays for all tests of a session."""
     with cluster(tmp_path_factory.mktemp('cluster')) as nodes:
         yield cluster_options(nodes)
+
+
+class Watched:
+    """A primary and a replica of it, and three Sentinels that watch them."""
+
+    service = 'rendezvous'
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        more = (
+            '--requirepass',
+            PASSWORD,
+            '--masterauth',
+            PASSWORD,
+            '--repl-diskless-sync-delay',
+            '0',
+        )
+        self.nodes = [Node(folder, *more) for _ in range(2)]
+        for node in self.nodes:
+            stack.callback(node.kill)
+        self.nodes[1].ask('REPLICAOF', '127.0.0.1', self.nodes[0].port)
+        until(lambda: self._of_replica().get('master_link_status') == 'up', 'it follows')
+        self.sentinels = [Sentinel(folder, self) for _ in range(3)]
+        for sentinel in self.sentinels:
+            stack.callback(sentinel.kill)
+        until(lambda: all(each.knows_all() for each in self.sentinels), 'the Sentinels know all')
+        hosts = ','.join(f'127.0.0.1:{each.port}' for each in self.sentinels)
+        self.options = {'redis_url': f'redis+sentinel://:{PASSWORD}@{hosts}/{self.service}'}
+
+    def _of_replica(self) -> dict:
+        return self.nodes[1].ask('INFO', 'replication')
+
+    def primary(self) -> int:
+        """The port of the one that the Sentinels name."""
+        found = self.sentinels[0].ask('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', self.service)
+        return int(found[1])
+
+    def fail_over(self) -> None:
+        """Returns when the other one is the primary. The old one becomes its replica."""
+        before = self.primary()
+        self.sentinels[0].ask('SENTINEL', 'FAILOVER', self.service)
+        self.until_moved(before)
+
+    def until_moved(self, before: int) -> None:
+        until(lambda: self.primary() != before, 'the Sentinels name another primary')
+
+
+class Sentinel(Node):
+    def __init__(self, folder: Path, watched: Watched):
+        self.port = free_port()
+        self.folder = folder / str(self.port)
+        self.folder.mkdir(parents=True)
+        name, port = watched.service, watched.nodes[0].port
+        (self.folder / 'sentinel.conf').write_text(
+            f'port {self.port}\nbind 127.0.0.1\nsentinel monitor {name} 127.0.0.1 {port} 2\n'
+            f'sentinel auth-pass {name} {PASSWORD}\nsentinel down-after-milliseconds {name} 500\n'
+            f'sentinel failover-timeout {name} 3000\n'
+        )
+        self.start()
+
+    def start(self) -> None:
+        command = [get_binary_path(), str(self.folder / 'sentinel.conf'), '--sentinel']
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.pid = self.process.pid
+        until(lambda: listens(self.port), 'Sentinel listens')
+
+    def ask(self, *command, password: str = ''):
+        return super().ask(*command, password=password)
+
+    def knows_all(self) -> bool:
+        fields = self.ask('SENTINEL', 'MASTER', Watched.service)
+        pairs = (
+            fields
+            if isinstance(fields, dict)
+            else dict(zip(fields[::2], fields[1::2], strict=True))
+        )
+        return (pairs['num-slaves'], pairs['num-other-sentinels']) == ('1', '2')
+
+
+@contextmanager
+def watched(folder: Path):
+    with ExitStack() as stack:
+        yield Watched(folder, stack)
+
+
+@pytest.fixture
+def sentinels(tmp_path):
+    """A primary and a replica that three Sentinels watch: a Watched."""
+    with watched(tmp_path / 'watched') as found:
+        yield found

@@ -1,7 +1,10 @@
 """The client that asks Redis, and what a Redis Cluster needs beside what redis-py gives."""
 
 import hashlib
+import socket
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -15,9 +18,11 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from rendezvous.store import embedded, keys, redis_url
 from rendezvous.store.options import Options
 from rendezvous.store.redis_url import Place
+from rendezvous.wire.addresses import is_loopback, is_number
 from rendezvous.wire.programs import HERE
 
 ANSWER_SECONDS = 2  # a local Redis answers in under a millisecond
+RESOLVE_SECONDS = 1.5  # between two looks where a name leads
 SENTINEL_SECONDS = 0.5  # the next Sentinel is asked then
 
 Client = redis.Redis  # or a Cluster, which answers the same
@@ -33,6 +38,14 @@ class Cluster(redis.RedisCluster):
     def time(self, **_: Any) -> Any:
         """By the clock of that one which notes when workers gave a sign."""
         return super().time(target_nodes=self.get_node_from_key(keys.SERVERS))
+
+    def give_up(self) -> None:
+        """Closes all connections, those of questions under way with their answers."""
+        for node in self.get_nodes():
+            if node.redis_connection:
+                pool = node.redis_connection.connection_pool
+                pool.update_active_connections_for_reconnect()
+                pool.disconnect(inuse_connections=False)
 
     def pubsub_numsub(self, *channels: Any, **_: Any) -> list:
         """In the order of `channels`, from all primaries: each knows its own subscribers alone."""
@@ -60,7 +73,7 @@ class Line:
         self._place = place
         self._client: Any = None
         self.is_cluster = place.kind == redis_url.CLUSTER
-        self.count = 0  # how often they were given up
+        self._resolved_at, self._strange = time.monotonic(), 0
 
     @property
     def client(self) -> Client:
@@ -69,14 +82,65 @@ class Line:
             self._client = _client(self._place)
         return self._client
 
-    def renew(self) -> None:
-        """The next questions get new connections; those under way keep theirs."""
-        self.count += 1
+    def renew(self, error: Exception | None = None) -> None:
+        """The next questions get new connections; those under way keep theirs.
+
+        A cluster's client has done so by itself, unless the error says that it knows no way.
+        """
+        client = self._client
+        if client is None:
+            return
+        if not self.is_cluster:
+            client.connection_pool.disconnect(inuse_connections=False)
+            client.connection_pool.reset()
+        elif type(error) is RedisClusterException:
+            self._client = None  # the hosts that the options name may know more
+            client.give_up()
+
+    def leads_elsewhere(self, subscription: Any, channel: str) -> bool:
+        """Whether a subscription to `channel`, which nobody else has, is not where questions go.
+
+        Where they went to a replica, a primary before a fail-over, they get new connections.
+        Raises what redis-py raises.
+        """
         if self.is_cluster:
-            self._client = None
-        elif self._client is not None:
-            self._client.connection_pool.disconnect(inuse_connections=False)
-            self._client.connection_pool.reset()
+            return not self.client.pubsub_numsub(channel)[0][1]
+        if self._has_moved(subscription):
+            self.renew()
+            return True
+        is_replica, is_heard = self._look(channel)
+        if is_replica:
+            self.renew()
+            _, is_heard = self._look(channel)
+        return not is_heard
+
+    def _look(self, channel: str) -> tuple[bool, bool]:
+        """Whether a replica answers, and whether somebody hears the channel there; without a
+        permission no and yes.
+        """
+        with self.client.pipeline(transaction=False) as questions:
+            questions.execute_command('HELLO')
+            questions.pubsub_numsub(channel)
+            about, counted = questions.execute(raise_on_error=False)
+        is_replica = isinstance(about, list) and 'replica' in about
+        return is_replica, not isinstance(counted, list) or bool(counted[0][1])
+
+    def _has_moved(self, subscription: Any) -> bool:
+        """Whether the Sentinels, or the DNS twice in a row, say another address now."""
+        if self._place.kind == redis_url.SENTINEL:
+            pool: Any = self.client.connection_pool
+            before = pool.master_address
+            with suppress(redis.ConnectionError, redis.TimeoutError):  # the primary goes on
+                return pool.get_master_address() != before is not None
+            return False
+        host, port = self._place.hosts[0] if self._place.hosts else ('', 0)
+        if is_number(host) or is_loopback(host) or not host:
+            return False
+        if time.monotonic() - self._resolved_at < RESOLVE_SECONDS:
+            return False
+        self._resolved_at = time.monotonic()
+        self._strange = 0 if _leads_to(host, port, subscription) else self._strange + 1
+        return self._strange > 1
 
     def close(self) -> None:
         client, self._client = self._client, None
@@ -84,6 +148,16 @@ class Line:
             client.close()
         elif client is not None:
             client.connection_pool.disconnect()
+
+
+def _leads_to(host: str, port: int, subscription: Any) -> bool:
+    """Whether a name has the address of that connection, as far as is known."""
+    try:
+        there = subscription.connection._sock.getpeername()[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, AttributeError):  # it is lost just now
+        return True
+    return there in {address[0] for *_, address in found}
 
 
 def _client(place: Place) -> Any:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -37,7 +38,10 @@ PAUSES_SECONDS = 0.01, 0.2  # between two tries while the embedded store starts:
 FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: questions do not wait
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
 NAMES = 'names'  # the hash that names.py describes
-SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
+KEPT = 'changes', 'hours', 'rendezvous', 'refusals', 'seen', 'refused'  # NAME:UUID; see state.py
+SILENT_SECONDS = 5  # between two looks whether the embedded store still tells of changes
+LOOK_SECONDS = 1  # the same of another Redis, which may be elsewhere after a fail-over
+OWN = 'answers:'  # and random digits: a channel that nobody else has
 SCANNED = 500  # keys that Redis looks at for an answer, which takes 1 ms to read
 SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
@@ -292,21 +296,41 @@ class Entries:
 
         Raises StoreDown.
         """
+        mine = OWN + secrets.token_hex(8)
+        silent = SILENT_SECONDS if self.is_embedded else LOOK_SECONDS
+        longest = silent + max(silent, client.ANSWER_SECONDS)
         with self.ask(lambda redis: redis.pubsub()) as subscription:
-            self._ask(subscription.subscribe, CHANGES, *channels)
-            asked = False
+            self._ask(subscription.subscribe, mine, CHANGES, *channels)
+            looked_at = heard_at = time.monotonic()
             while True:
-                message = self._ask(subscription.get_message, timeout=SILENT_SECONDS)
-                if message is None and asked:
+                message = self._ask(subscription.get_message, timeout=silent)
+                now = time.monotonic()
+                heard_at = now if message else heard_at
+                if now - heard_at > longest:
                     raise StoreDown('Redis does not answer: it was silent for too long')
-                if message is None:
-                    self._ask(subscription.ping)
-                elif message['type'] == 'message':
+                if now - looked_at >= silent:
+                    looked_at = now
+                    self._look(subscription, mine)
+                if message and message['type'] == 'message':
                     yield message['channel'], message['data']
-                elif message['type'] != 'pong' and message['channel'] == CHANGES:
+                elif message and message['type'] != 'pong' and message['channel'] == CHANGES:
                     # After a lost connection redis-py subscribes again, which is a message, too.
                     yield CHANGES, ''
-                asked = message is None
+
+    def _look(self, subscription: Any, mine: str) -> None:
+        """Asks for a sign of a subscription, and whether it is still where the questions go: a
+        primary before a fail-over tells no more of changes, and nobody counts who listens there.
+
+        Raises StoreDown.
+        """
+        self._ask(subscription.ping)
+        if self.is_embedded:
+            return
+        leads_elsewhere = False
+        with suppress(StoreDown):  # the subscription may be well all the same
+            leads_elsewhere = self._ask(self._line.leads_elsewhere, subscription, mine)
+        if leads_elsewhere:
+            raise StoreDown('Redis is elsewhere now')
 
     def ask(self, question: Callable[[redis.Redis], Any]) -> Any:
         """What `question` answers, a function of the client; raises StoreDown."""
@@ -348,9 +372,11 @@ class Entries:
         why = _error_text(error)
         if isinstance(error, redis.AuthenticationError):
             sentence = 'set redis_auth in local.py to its password, or redis_port to another Redis'
+            if self._options.redis_url:
+                sentence = 'set user and password of redis_url in local.py to those it knows'
             return WrongPassword(f'Redis refuses us ({why}): {sentence}')
         if isinstance(error, redis.ResponseError) and not isinstance(error, client.BROKEN):
-            sentence = 'mend that there, or set redis_host and redis_port in local.py'
+            sentence = f'mend that there, or set {self._set} in local.py'
             return StoreRefuses(f'Redis refuses ({why}): {sentence}')
         return StoreDown(self._down(why))
 
@@ -358,8 +384,14 @@ class Entries:
         if self.is_embedded:
             sentence = f'see {embedded.DATA / embedded.LOG}, or whether another program uses'
             return f'the embedded store does not answer ({why}): {sentence} that folder'
-        sentence = 'start it, or set redis_host and redis_port in local.py'
-        return f'Redis does not answer ({why}): {sentence} (redis_host: None is the embedded store)'
+        sentence = f'start it, or set {self._set} in local.py'
+        if not self._options.redis_url:
+            sentence += ' (redis_host: None is the embedded store)'
+        return f'Redis does not answer ({why}): {sentence}'
+
+    @property
+    def _set(self) -> str:
+        return 'redis_url' if self._options.redis_url else 'redis_host and redis_port'
 
     def _try(self, command: Callable[..., Any], *args, **kwargs) -> Any:
         """The answer. A question is asked once more, on a new connection: the old one may be dead,
@@ -371,7 +403,7 @@ class Entries:
         except client.ERRORS as error:
             if not _may_answer_later(error):
                 raise
-            self._reconnect()
+            self._line.renew(error)
             if self.is_embedded and isinstance(error, redis.ConnectionError):
                 self._await_store()
         return command(*args, **kwargs)

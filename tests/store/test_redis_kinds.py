@@ -1,5 +1,6 @@
 """Redis of each kind: what redis_url names, and what happens when it moves."""
 
+import time
 from contextlib import closing
 
 from rendezvous.store.client import mget
@@ -34,3 +35,16 @@ def test_cluster_answers_as_one_redis(redis_cluster):
         assert entries.ask(lambda redis: fields_of(redis, 'hash')) == {'a': '1', 'b': '2'}
         assert entries.ask(lambda redis: redis.time())[0] > 1.7e9
         assert entries.ask(lambda redis: redis.delete(*names, 'hash')) == 31
+
+
+def test_after_a_fail_over_the_primary_that_sentinels_name_is_asked(sentinels):
+    with closing(Entries(DEFAULTS | sentinels.options)) as entries:
+        entries.open()
+        before = sentinels.primary()
+        assert entries.ask(lambda redis: redis.set('a', '1'))
+        sentinels.fail_over()
+        assert sentinels.primary() != before
+        began = time.monotonic()
+        assert entries.ask(lambda redis: redis.set('a', '2'))
+        assert time.monotonic() - began < 5
+        assert entries.ask(lambda redis: redis.get('a')) == '2'
