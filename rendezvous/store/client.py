@@ -148,6 +148,8 @@ class Line:
             client.close()
         elif client is not None:
             client.connection_pool.disconnect()
+            if self._place.kind == redis_url.SENTINEL:
+                client.connection_pool.sentinel_manager.close()
 
 
 def _leads_to(host: str, port: int, subscription: Any) -> bool:
