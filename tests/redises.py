@@ -1,12 +1,17 @@
 """Redis of other kinds: a cluster, and a primary with a replica that Sentinels watch."""
 
+import socket
+import ssl
 import subprocess
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import gevent
 import pytest
 import redis
 from conftest import free_port, until
+from gevent.pool import Pool
+from gevent.server import StreamServer
 from programs import listens
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -38,6 +43,13 @@ class Node:
         ) as client:
             return client.execute_command(*command)
 
+    def follows(self) -> bool:
+        """Whether it is a replica that has all of its primary."""
+        return self.ask('INFO', 'replication').get('master_link_status') == 'up'
+
+    def close(self) -> None:
+        self.kill()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -68,6 +80,7 @@ def _join(nodes: list[Node], primaries: int) -> None:
     until(lambda: all(_knows(node, len(nodes)) for node in nodes), 'each knows all of the cluster')
     for primary, replica in zip(nodes, nodes[primaries:], strict=False):
         replica.ask('CLUSTER', 'REPLICATE', primary.ask('CLUSTER', 'MYID'))
+        until(replica.follows, 'it has the data of its primary')
     until(lambda: all(_is_well(node) for node in nodes), 'the cluster is there')
 
 
@@ -109,16 +122,13 @@ class Watched:
         for node in self.nodes:
             stack.callback(node.kill)
         self.nodes[1].ask('REPLICAOF', '127.0.0.1', self.nodes[0].port)
-        until(lambda: self._of_replica().get('master_link_status') == 'up', 'it follows')
+        until(self.nodes[1].follows, 'it has the data of the primary')
         self.sentinels = [Sentinel(folder, self) for _ in range(3)]
         for sentinel in self.sentinels:
             stack.callback(sentinel.kill)
         until(lambda: all(each.knows_all() for each in self.sentinels), 'the Sentinels know all')
         hosts = ','.join(f'127.0.0.1:{each.port}' for each in self.sentinels)
         self.options = {'redis_url': f'redis+sentinel://:{PASSWORD}@{hosts}/{self.service}'}
-
-    def _of_replica(self) -> dict:
-        return self.nodes[1].ask('INFO', 'replication')
 
     def primary(self) -> int:
         """The port of the one that the Sentinels name."""
@@ -178,3 +188,31 @@ def sentinels(tmp_path):
     """A primary and a replica that three Sentinels watch: a Watched."""
     with watched(tmp_path / 'watched') as found:
         yield found
+
+
+@contextmanager
+def tls_front(port: int, pair: dict[str, str]):
+    """The port of a server that speaks TLS for the one on `port`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair['crt_file'], pair['key_file'])
+
+    def handle(sock, _) -> None:
+        with (
+            suppress(OSError),
+            socket.create_connection(('127.0.0.1', port)) as far,
+            context.wrap_socket(sock, server_side=True) as near,
+        ):
+            ways = [gevent.spawn(_copy, near, far), gevent.spawn(_copy, far, near)]
+            gevent.joinall(ways, count=1)
+            gevent.killall(ways)
+
+    server = StreamServer(('127.0.0.1', 0), handle, spawn=Pool(None))
+    server.start()
+    yield server.server_port
+    server.stop(timeout=0)
+
+
+def _copy(source, target) -> None:
+    with suppress(OSError):
+        while octets := source.recv(65536):
+            target.sendall(octets)

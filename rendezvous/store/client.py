@@ -93,7 +93,7 @@ class Line:
         if not self.is_cluster:
             client.connection_pool.disconnect(inuse_connections=False)
             client.connection_pool.reset()
-        elif type(error) is RedisClusterException:
+        elif isinstance(error, RedisClusterException) and error.__cause__:
             self._client = None  # the hosts that the options name may know more
             client.give_up()
 

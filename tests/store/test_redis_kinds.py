@@ -1,15 +1,23 @@
 """Redis of each kind: what redis_url names, and what happens when it moves."""
 
 import os
+import re
 import signal
 import time
 import uuid as uuids
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import gevent
 import pytest
-from conftest import descriptors, until
+from conftest import OK, code, connect_request, descriptors, get, until
+from redises import PASSWORD, Node, cluster, cluster_options, tls_front, watched
+from shells import Shell
 
+from rendezvous.admin import entry_files
+from rendezvous.store import options as local
+from rendezvous.store import state
 from rendezvous.store.client import mget
 from rendezvous.store.entries import CHANGES, Entries, StoreDown, fields_of, scan
 from rendezvous.store.options import DEFAULTS
@@ -110,3 +118,117 @@ def test_after_a_fault_the_primary_that_sentinels_name_answers_and_tells(sentine
         print('SECONDS', fault, time.monotonic() - began)
         listener.stop()
     until(lambda: descriptors() <= counted, 'no descriptor is left')
+
+
+USER, ODD = 'rendezvous', 'p@ss/w#rd:%?'  # a password that has to be encoded
+URL = f'{USER}:{quote(ODD, safe="")}@'
+
+
+@contextmanager
+def one_redis(folder, *more: str):
+    """One Redis with a user of its own."""
+    node = Node(folder, *more)
+    with closing(node):
+        rules = (
+            'on',
+            f'>{ODD}',
+            '~*',
+            'resetchannels',
+            '&entries',
+            '&tries',
+            '&live:*',
+            '&answers:*',
+        )
+        node.ask('ACL', 'SETUSER', USER, *rules, '+@all', '-@dangerous', '+info', '+keys')
+        node.ask('CONFIG', 'SET', 'requirepass', 'nobody knows it')
+        yield node
+
+
+@contextmanager
+def plain(folder, _):
+    with one_redis(folder) as node:
+        yield f'redis://{URL}localhost:{node.port}/3'
+
+
+@contextmanager
+def by_tls(folder, pair):
+    with one_redis(folder) as node, tls_front(node.port, pair) as port:
+        yield f'rediss://{URL}127.0.0.1:{port}/?ssl_ca_certs={quote(pair["crt_file"])}'
+
+
+@contextmanager
+def by_path(folder, _):
+    with one_redis(folder, '--unixsocket', str(folder / 'a redis.sock')):
+        yield f'unix://{URL}{quote(str(folder))}/a%20redis.sock?db=7'
+
+
+@contextmanager
+def of_sentinels(folder, _):
+    with watched(folder) as found:
+        yield found.options['redis_url']
+
+
+@contextmanager
+def of_a_cluster(folder, _):
+    with cluster(folder) as nodes:
+        yield cluster_options(nodes[:1])['redis_url']
+
+
+KINDS = plain, by_tls, by_path, of_sentinels, of_a_cluster
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def redis_url(request, tmp_path, pair):
+    with request.param(tmp_path, pair) as url:
+        yield url
+
+
+def test_all_that_a_server_does_goes_with_each_kind(
+    redis_url, pair, tmp_path, monkeypatch, start, connect, caplog
+):
+    file = tmp_path / 'local.py'
+    file.write_text(f'options = {pair | {"redis_url": redis_url}!r}')
+    file.chmod(0o600)
+    options = local.load(file)
+    monkeypatch.setattr(local, 'load', lambda: options)
+    monkeypatch.setattr(entry_files, 'FILES', tmp_path / 'entries')
+    shell = Shell(SimpleNamespace(path=tmp_path))
+    caplog.set_level('INFO')
+    server = start(redis_url=redis_url, redis_host=None, redis_port=6379, redis_auth='')
+    shell.says('add', 'kitchen')
+    (entry,) = shell.listed()
+    uuid, entries = entry['uuid'], server.entries
+    wrong = connect(server)
+    wrong.send(connect_request(uuid, '0' * 40))
+    assert wrong.answer().status == 401
+    hidden, mobile = connect(server), connect(server)
+    hidden.send(connect_request(uuid, code(entries, uuid)))
+    assert hidden.receive(len(OK)) == OK
+    until(lambda: shell.listed('--online'), 'it is online', 15)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    hidden.send(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
+    hidden.close()
+    assert mobile.answer().status == 200
+    mobile.close()
+    until(lambda: state.history(entries, uuid), 'the rendezvous is kept', 15)
+    assert state.refusals(entries, uuid)
+    hidden = connect(server)
+    hidden.send(connect_request(uuid, code(entries, uuid)))
+    assert hidden.receive(len(OK)) == OK
+    shell.says('rekey', '--yes', 'kitchen')
+    assert hidden.rest() == b''  # it was told
+    assert 'kitchen' in shell.says('show', 'kitchen')
+    assert 'Redis' in shell.says('status')
+    shell.says('delete', '--yes', 'kitchen')
+    assert shell.listed() == []
+    assert entries.errors == 0
+    for secret in ODD, quote(ODD, safe=''), PASSWORD:
+        assert secret not in caplog.text + shell.says('status') + entries.where()
+
+
+def test_each_kind_is_told_where_it_is_and_not_the_password(redis_url):
+    with closing(Entries(DEFAULTS | {'redis_url': redis_url})) as entries:
+        assert re.search(r'Redis .*(127\.0\.0\.1:\d|localhost:\d|redis\.sock)', entries.where())
+        for secret in ODD, quote(ODD, safe=''), PASSWORD:
+            assert secret not in entries.where()
