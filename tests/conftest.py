@@ -26,9 +26,9 @@ from rendezvous.server import listening, shares, tls
 from rendezvous.server.registry import RECENT_SECONDS
 from rendezvous.server.shares import Shares
 from rendezvous.server.worker import Worker
+from rendezvous.store import keys
 from rendezvous.store import options as local
-from rendezvous.store import rations
-from rendezvous.store.entries import NAMES, Entries
+from rendezvous.store.entries import Entries
 from rendezvous.wire import codes
 
 # Where pytest-xdist waits for the next test, another thread wakes it: the hub must not end before.
@@ -105,7 +105,7 @@ def pair(tmp_path_factory):
 def entries(redis_options):
     entries = Entries(local.DEFAULTS | redis_options)
     # Most tests come from one address: what other tests have guessed is forgotten.
-    entries.ask(lambda redis: redis.delete(rations.ADDRESSES, rations.LATEST))
+    entries.ask(lambda redis: redis.delete(keys.ADDRESSES, keys.LATEST))
     yield entries
     entries.close()
 
@@ -125,11 +125,11 @@ def two(entries):
     made = [str(uuids.uuid4()) for _ in range(2)]
     for uuid in made:
         entries.add(uuid, ['kitchen'])
-    entries.ask(lambda redis: redis.delete(NAMES))
+    entries.ask(lambda redis: redis.delete(keys.NAMES))
     yield made
     for uuid in made:
         entries.delete(uuid)
-    entries.ask(lambda redis: redis.delete(NAMES))
+    entries.ask(lambda redis: redis.delete(keys.NAMES))
 
 
 @pytest.fixture

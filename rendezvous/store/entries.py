@@ -21,8 +21,7 @@ import redis
 from gevent.lock import Semaphore
 from redis.exceptions import RedisClusterException
 
-from rendezvous.store import client, embedded, entry_json, rations, scripts
-from rendezvous.store.client import Call, mget, run, run_all
+from rendezvous.store import embedded, entry_json, keys, rations, scripts
 from rendezvous.store.entry_json import DIGITS, Json
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
@@ -124,15 +123,10 @@ class Entries:
         there is an entry. Raises StoreDown.
         """
         most = self._options.wrong_codes_per_address, self._options.wrong_codes_per_day
-        record = rations.record(uuid) if known else rations.NOBODY
-        names = rations.ADDRESSES, rations.LATEST, record
-        more = *most, now, rations.MOST, rations.MAX_SHARED
-        ration, seconds, used_up, refused = self.run(
-            rations.SCRIPT, names, [uuid, place, code, *more]
-        )
-        if 'READONLY' in refused:
+        verdict = rations.judge(self.run, rations.Try(uuid, place, code, known, now, *most))
+        if 'READONLY' in verdict.refused:
             self._reconnect()
-        return rations.Verdict(ration, seconds, bool(used_up), _error_text(refused))
+        return verdict._replace(refused=_error_text(verdict.refused))
 
     def used_up(self, uuid: str) -> float | None:
         """When unknown addresses used up their wrong codes for it, in seconds since 1970; None
@@ -240,11 +234,14 @@ class Entries:
         """Forgets the wrong codes that were tried for it, and lets the addresses that were refused
         for too many of them try again at once; raises StoreDown.
         """
-        fields = self.ask(lambda redis: fields_of(redis, keys.of('refusals', uuid)))
-        kinds = [field.partition(' ') for field in fields]
+        refusals, now = keys.of('refusals', uuid), time.time()
+        kinds = [field.partition(' ') for field in self.ask(partial(fields_of, key=refusals))]
         places = {place for kind, _, of in kinds if kind == 'address' and (place := _place(of))}
-        names = uuid, rations.record(uuid), rations.ADDRESSES, rations.LATEST
-        self.run(scripts.CLEAR, names, [time.time(), *places])
+        # The addresses first: what names them is removed with the rest.
+        of_addresses = keys.ADDRESSES, keys.LATEST, keys.CLEARED
+        self.run(scripts.CLEAR_ADDRESSES, of_addresses, [uuid, now, rations.QUARTER, *places])
+        of_entry = uuid, rations.record(uuid), refusals, keys.of(keys.STATE, uuid)
+        self.run(scripts.CLEAR, of_entry, [now])
 
     def rekey(self, uuid: str, digits: int | None = None) -> Json | None:
         """The entry with a new secret, whose codes have `digits`; None: as many as before."""

@@ -11,15 +11,33 @@ can be asked hundreds of times a second. The rations are
 
 No answer shows whether a UUID has an entry: rations 1 and 2 count in the same way for all UUIDs,
 and beyond rations 3 and 4 the answer is the same as to a wrong code.
+
+In a Redis Cluster the tries of the addresses and the record of an entry are on two machines, so two
+scripts judge a try, each whole or not at all. A long code, which nobody guesses, needs that of the
+record alone. A short one is judged in this order:
+
+1. Are rations 3 and 4 used up? Then it counts as wrong from here on, whatever it is.
+2. The address: are rations 1 and 2 used up? If not, a try that counts as wrong is counted, in the
+   same step: of a thousand tries at once only as many as the rations allow are checked.
+3. The record: the same for rations 3 and 4.
+4. Where these were used up between steps 1 and 3, the address once more: that counts a right code,
+   which step 2 did not, or refuses it; for a wrong code it does the same work for nothing.
+
+So a right code that is not let in takes the same steps as a wrong one, and is counted as often, in
+whatever order the tries of several servers come: neither the time nor a later 429 tells the two
+apart.
 """
 
 import math
 from array import array
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from gevent.lock import Semaphore
+
+from rendezvous.store import keys
 
 QUARTER, DAY = 15 * 60, 24 * 60 * 60  # seconds
 MOST = 100  # ration 1: wrong codes of an address in a quarter of an hour
@@ -27,26 +45,15 @@ AT_ONCE = 8  # codes of an address that are checked at a time; half of the conne
 MAX_ADDRESSES = 10_000  # kept in memory, 10 MB at most; a botnet has more
 MAX_SHARED = 100_000  # addresses kept in Redis, some 300 octets each
 
-ADDRESSES, LATEST = 'guesses:addresses', 'guesses:latest'
 CLEARED = 'tries'  # the channel on which cleared addresses are published
-NOBODY = 'guesses:nobody'  # the record for all UUIDs without an entry
+NOBODY = keys.of(keys.GUESSES, 'nobody')  # the record for all UUIDs without an entry
 
-# It is atomic: of a thousand tries at once, only as many as the rations allow are checked. The keys
-# do not match ANY_UUID, which finds the entries.
-#
-# `addresses` is a hash: for each address, the times of its wrong tries by UUID. `latest` holds the
-# time of the last one. `record` is a hash for one entry: the times of strangers' wrong tries and
-# when those were used up; for each friend when it was last right, and its wrong tries; and since
-# when tries count. It is written in any case: so the time that it takes shows nothing.
-SCRIPT = """
-local addresses, latest, record = unpack(KEYS)
-local uuid, place, code = unpack(ARGV)
-local per_address, per_day, now = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local most, max_addresses = tonumber(ARGV[7]), tonumber(ARGV[8])
+# A Redis that refuses to write must not keep hidden servers out: `refused` says why it did.
+_COMMON = """
 local QUARTER, DAY, MONTH, MAX_FRIENDS = 15 * 60, 24 * 60 * 60, 30 * 24 * 60 * 60, 200
 local refused = ''
 
-local function write(...) -- a Redis that refuses to write must not keep hidden servers out
+local function write(...)
   local answer = redis.pcall(...)
   refused = type(answer) == 'table' and answer.err or refused
 end
@@ -64,10 +71,70 @@ local function after(times, start)
   end
   return found
 end
+"""
+
+# Rations 1 and 2. `addresses` is a hash: for each address, the times of its wrong tries by UUID.
+# `latest` holds the time of the last one of each. `cleared` holds since when the tries of a UUID
+# count, for a quarter of an hour: nobody looks for them at each address. ARGV[3]: 'look' counts
+# nothing, 'count' does, 'again' has been counted and takes as long.
+BY_ADDRESS = (
+    _COMMON
+    + """
+local addresses, latest, cleared = unpack(KEYS)
+local uuid, place, how = unpack(ARGV)
+local per_address, now = tonumber(ARGV[4]), tonumber(ARGV[5])
+local most, max_addresses = tonumber(ARGV[6]), tonumber(ARGV[7])
 
 local function to_wait(times, most)
   return math.max(1, math.ceil(times[#times - most + 1] + QUARTER - now))
 end
+
+local tried, all = {}, {}
+for id, times in pairs(read(redis.call('HGET', addresses, place))) do
+  times = after(times, now - QUARTER)
+  tried[id] = times[1] and times
+  for _, at in ipairs(times) do
+    table.insert(all, at)
+  end
+end
+local mine = after(tried[uuid], tonumber(redis.call('ZSCORE', cleared, uuid) or 0))
+if how ~= 'again' then
+  if #all >= most then
+    table.sort(all)
+    return {1, to_wait(all, most), 0, refused}
+  elseif #mine >= per_address then
+    return {2, to_wait(mine, per_address), 0, refused}
+  end
+end
+
+if how == 'look' then
+  return {0, 0, 0, refused}
+elseif how == 'count' then
+  tried[uuid] = tried[uuid] or {}
+  table.insert(tried[uuid], now)
+end
+write('HSET', addresses, place, cmsgpack.pack(tried))
+write('ZADD', latest, now, place)
+local old = redis.call('ZRANGEBYSCORE', latest, '-inf', now - QUARTER, 'LIMIT', 0, 10)
+if redis.call('ZCARD', latest) - #old > max_addresses then
+  table.insert(old, redis.call('ZRANGE', latest, #old, #old)[1])
+end
+if old[1] then
+  write('HDEL', addresses, unpack(old))
+  write('ZREM', latest, unpack(old))
+end
+return {0, 0, 0, refused}
+"""
+)
+
+# Rations 3 and 4. `record` is a hash for one entry: the times of strangers' wrong tries and when
+# those were used up; for each friend when it was last right, and its wrong tries; and since when
+# tries count. But for 'look', it is written in any case: so the time that it takes shows nothing.
+BY_RECORD = (
+    _COMMON
+    + """
+local record = KEYS[1]
+local place, code, per_day, now = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local function befriend()
   local field, friends = nil, {}
@@ -88,33 +155,12 @@ end
 
 local strangers, since, used_up, of_place =
   unpack(redis.call('HMGET', record, 'strangers', 'since', 'used_up', place))
-since = tonumber(since or 0)
-
-local tried, all = {}, {}
-if place ~= '' and code ~= 'long' then
-  for id, times in pairs(read(redis.call('HGET', addresses, place))) do
-    times = after(times, now - QUARTER)
-    tried[id] = times[1] and times
-    for _, at in ipairs(times) do
-      table.insert(all, at)
-    end
-  end
-  if #all >= most then
-    table.sort(all)
-    return {1, to_wait(all, most), 0, refused}
-  end
-  local mine = after(tried[uuid], since)
-  if #mine >= per_address then
-    return {2, to_wait(mine, per_address), 0, refused}
-  end
-end
-
 local friend = of_place and read(of_place)
 if friend and friend.at + MONTH < now then
   friend = nil
 end
 local wrong = friend and friend.wrong or not friend and read(strangers)
-wrong = after(wrong, math.max(now - DAY, since))
+wrong = after(wrong, math.max(now - DAY, tonumber(since or 0)))
 local ration, just_now = 0, 0
 if code ~= 'long' and per_day > 0 and #wrong >= per_day then
   ration = friend and 4 or 3
@@ -124,6 +170,9 @@ elseif code == 'wrong' then
     write('HSET', record, 'used_up', now)
     just_now = 1
   end
+end
+if code == 'look' then
+  return {ration, 0, 0, refused}
 end
 if code ~= 'wrong' and ration == 0 then
   if place ~= '' and (not friend or friend.at + DAY < now) then -- each write waits for the disk
@@ -140,22 +189,9 @@ else
   write('HSET', record, 'strangers', cmsgpack.pack(wrong))
 end
 write('EXPIRE', record, MONTH)
-if place ~= '' then
-  tried[uuid] = tried[uuid] or {}
-  table.insert(tried[uuid], now)
-  write('HSET', addresses, place, cmsgpack.pack(tried))
-  write('ZADD', latest, now, place)
-  local old = redis.call('ZRANGEBYSCORE', latest, '-inf', now - QUARTER, 'LIMIT', 0, 10)
-  if redis.call('ZCARD', latest) - #old > max_addresses then
-    table.insert(old, redis.call('ZRANGE', latest, #old, #old)[1])
-  end
-  if old[1] then
-    write('HDEL', addresses, unpack(old))
-    write('ZREM', latest, unpack(old))
-  end
-end
 return {ration, 0, just_now, refused}
 """
+)
 
 
 class Verdict(NamedTuple):
@@ -168,6 +204,51 @@ class Verdict(NamedTuple):
     seconds: int = 0  # until the next try may be made
     used_up: bool = False  # this try used up ration 3, for the first time within a day
     refused: str = ''  # why Redis did not write the try down
+
+
+class Try(NamedTuple):
+    """An attempt to register `uuid`; Entries.count_try says what `place` and `code` are."""
+
+    uuid: str
+    place: str
+    code: str
+    known: bool
+    now: float
+    per_address: int
+    per_day: int
+
+
+def judge(run: Callable[..., Any], tried: Try) -> Verdict:
+    """What the rations say to it; counts it. `run` is that of Entries. Raises StoreDown."""
+    if not tried.place or tried.code == 'long':
+        return _by_record(run, tried, tried.code)
+    were_used_up = _by_record(run, tried, 'look').ration > 0
+    counts = tried.code == 'wrong' or were_used_up
+    of_address = _by_address(run, tried, 'count' if counts else 'look')
+    if of_address.ration:
+        return of_address
+    verdict = _by_record(run, tried, tried.code)
+    if verdict.ration and not were_used_up:
+        of_address = _by_address(run, tried, 'again' if counts else 'count')
+        if of_address.ration:
+            return of_address
+    return verdict._replace(refused=of_address.refused or verdict.refused)
+
+
+def _by_address(run: Callable[..., Any], tried: Try, how: str) -> Verdict:
+    names = keys.ADDRESSES, keys.LATEST, keys.CLEARED
+    limits = tried.per_address, tried.now, MOST, MAX_SHARED
+    return _verdict(run(BY_ADDRESS, names, [tried.uuid, tried.place, how, *limits]))
+
+
+def _by_record(run: Callable[..., Any], tried: Try, code: str) -> Verdict:
+    name = record(tried.uuid) if tried.known else NOBODY
+    return _verdict(run(BY_RECORD, [name], [tried.place, code, tried.per_day, tried.now]))
+
+
+def _verdict(answer: list) -> Verdict:
+    ration, seconds, used_up, refused = answer
+    return Verdict(ration, seconds, bool(used_up), refused)
 
 
 class Tries:
@@ -211,4 +292,4 @@ class Tries:
 
 def record(uuid: str) -> str:
     """The key of an entry's record of tries."""
-    return f'guesses:{uuid.replace("-", "")}'
+    return keys.of(keys.GUESSES, uuid)

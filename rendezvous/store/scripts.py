@@ -645,27 +645,23 @@ return 1
 """
 )
 
-# Earlier wrong codes no longer count. KEYS: the entry, its record of tries, the addresses and the
-# times of their tries; ARGV: the time, and the addresses that may try again at once. For a deleted
-# entry only the time is kept, and not for long.
+# Earlier wrong codes no longer count. KEYS: the entry, its record of tries, its refusals, its
+# record; ARGV: the time.
 CLEAR = (
     _RECORD
     + """
-local entry, tries, addresses, latest = unpack(KEYS)
-local there = redis.call('EXISTS', entry) == 1
-redis.call(unpack(there and {'HDEL', tries, 'used_up', 'strangers'} or {'DEL', tries}))
-redis.call('HSET', tries, 'since', ARGV[1])
-redis.call('EXPIRE', tries, there and 30 * 24 * 60 * 60 or 15 * 60)
-for i = 2, #ARGV do
-  redis.pcall('HDEL', addresses, ARGV[i])
-  redis.pcall('ZREM', latest, ARGV[i])
-  redis.pcall('PUBLISH', 'tries', ARGV[i])
+local entry, tries, refusals = unpack(KEYS)
+if redis.call('EXISTS', entry) == 0 then
+  return redis.call('DEL', tries)
 end
-local fields = redis.pcall('HKEYS', key_of('refusals', entry))
+redis.call('HDEL', tries, 'used_up', 'strangers')
+redis.call('HSET', tries, 'since', ARGV[1])
+redis.call('EXPIRE', tries, 30 * 24 * 60 * 60)
+local fields = redis.pcall('HKEYS', refusals)
 for _, field in ipairs(fields.err and {} or fields) do
   local kind = string.match(field, '^%l+')
   if kind == 'address' or kind == 'strangers' or kind == 'friend' then
-    redis.call('HDEL', key_of('refusals', entry), field)
+    redis.call('HDEL', refusals, field)
   end
 end
 local known = record_of(entry)
@@ -675,3 +671,19 @@ if known['until'] then
 end
 """
 )
+
+# The same for the addresses. KEYS: their tries, the times of these, the UUIDs that were cleared;
+# ARGV: the UUID, the time, for how many seconds tries count, and the addresses that may try again
+# at once.
+CLEAR_ADDRESSES = """
+local addresses, latest, cleared = unpack(KEYS)
+local uuid, now, seconds = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+redis.call('ZREMRANGEBYSCORE', cleared, '-inf', now - seconds)
+redis.call('ZADD', cleared, now, uuid)
+redis.call('EXPIRE', cleared, seconds)
+for i = 4, #ARGV do
+  redis.pcall('HDEL', addresses, ARGV[i])
+  redis.pcall('ZREM', latest, ARGV[i])
+  redis.pcall('PUBLISH', 'tries', ARGV[i])
+end
+"""

@@ -17,7 +17,7 @@ from test_limits import is_served
 from test_proxy_line import BAD, IPV4, IPV6, LINE4, LINE6, TLVS, binary, block
 
 from rendezvous.server import listening
-from rendezvous.store import presence, rations, state
+from rendezvous.store import keys, presence, rations, state
 from rendezvous.wire import proxy_line
 from rendezvous.wire.addresses import Peer as Address
 
@@ -239,7 +239,7 @@ def test_those_who_send_half_a_header_stop_nobody(plain, come, entries, uuid, ca
 def test_wrong_codes_count_for_the_address_that_the_proxy_says(plain, come, entries, uuid):
     """Also where the proxy terminates TLS: without the header all would have one address."""
     server = plain()
-    entries.ask(lambda redis: redis.delete(rations.ADDRESSES, rations.LATEST, rations.NOBODY))
+    entries.ask(lambda redis: redis.delete(keys.ADDRESSES, keys.LATEST, rations.NOBODY))
 
     def guess(tried: str, host: str) -> int:
         peer = come(server, header_of(host))

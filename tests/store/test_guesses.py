@@ -14,8 +14,8 @@ from programs import Outside
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rendezvous.store import rations, state
-from rendezvous.store.entries import Entries, StoreDown
+from rendezvous.store import keys, rations, state
+from rendezvous.store.entries import ANY_UUID, Entries, StoreDown
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
 from rendezvous.wire.addresses import network
@@ -61,7 +61,7 @@ def tries(redis_options):
 @pytest.fixture(autouse=True)
 def no_tries(entries):
     """Those of the tests before were of the same addresses."""
-    entries.ask(lambda redis: redis.delete(rations.ADDRESSES, rations.LATEST, rations.NOBODY))
+    entries.ask(lambda redis: redis.delete(keys.ADDRESSES, keys.LATEST, rations.NOBODY))
 
 
 def long_code(entries, uuid: str) -> str:
@@ -251,22 +251,23 @@ def test_botnet_does_not_fill_redis(entries, uuid, monkeypatch):
     for number in range(60):
         place = f'198.18.0.{number}'
         entries.count_try(str(uuids.uuid4()), place, 'wrong', False, now + number)
-    known = entries.ask(lambda redis: redis.hkeys(rations.ADDRESSES))
+    known = entries.ask(lambda redis: redis.hkeys(keys.ADDRESSES))
     assert set(known) == {f'198.18.0.{number}' for number in range(40, 60)}
-    assert entries.ask(lambda redis: redis.zcard(rations.LATEST)) == 20
+    assert entries.ask(lambda redis: redis.zcard(keys.LATEST)) == 20
     assert entries.ask(lambda redis: redis.dbsize()) - before <= 3
     entries.count_try(uuid, '192.0.2.1', 'wrong', True, now + 2000)  # and they age
     entries.count_try(uuid, '192.0.2.1', 'wrong', True, now + 2000)
-    assert entries.ask(lambda redis: redis.hkeys(rations.ADDRESSES)) == ['192.0.2.1']
+    assert entries.ask(lambda redis: redis.hkeys(keys.ADDRESSES)) == ['192.0.2.1']
 
 
 def test_no_key_is_found_by_who_looks_for_entries(entries, uuid, tries):
     for place in ('192.0.2.1', '2001:db8::/64'):
         tries(uuid, place, 'right', time.time())
         tries(uuid, place, 'wrong', time.time())
-    keys = entries.ask(lambda redis: redis.keys('*-*-*-*-*'))
-    assert not [key for key in keys if 'guesses' in key]
-    assert uuid in keys
+    assert entries.ask(lambda redis: redis.exists(rations.record(uuid)))
+    found = entries.ask(lambda redis: redis.keys(ANY_UUID))
+    assert not [key for key in found if 'guesses' in key]
+    assert uuid in found
 
 
 @pytest.mark.parametrize('change', ['clear', 'delete'])
@@ -419,15 +420,33 @@ def test_network_is_an_ipv4_address_or_a_64():
 
 
 A_DAY = (
-    'local function try(KEYS, ARGV)'
-    + rations.SCRIPT
-    + """
+    f"""
+local function by_address(KEYS, ARGV)
+{rations.BY_ADDRESS}
 end
+
+local function by_record(KEYS, ARGV)
+{rations.BY_RECORD}
+end
+"""
+    + """
 local uuid, friend, day, start = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local per_address, per_day, most, max_addresses = unpack(ARGV, 5)
 
-local function is_looked_at(place, code, at)
-  return try(KEYS, {uuid, place, code, per_address, per_day, at, most, max_addresses})[1] == 0
+local function is_looked_at(place, code, at) -- as rations.judge asks
+  local function address(how)
+    return by_address(KEYS, {uuid, place, how, per_address, at, most, max_addresses})[1]
+  end
+
+  local function record(code)
+    return by_record({KEYS[4]}, {place, code, per_day, at})[1]
+  end
+
+  if code == 'long' then
+    return record(code) == 0
+  end
+  record('look')
+  return address('count') == 0 and record(code) == 0
 end
 
 local count = 0
@@ -448,7 +467,7 @@ def test_ten_thousand_addresses_guess_for_a_year(entries, uuid, redis_options):
     """Each ration used up, one try a second; one of the addresses is a friend's."""
     limits = DEFAULTS.wrong_codes_per_address, DEFAULTS.wrong_codes_per_day
     more = *limits, rations.MOST, rations.MAX_SHARED
-    keys = rations.ADDRESSES, rations.LATEST, rations.record(uuid)
+    of_address = keys.ADDRESSES, keys.LATEST, keys.CLEARED
     host, port, password = redis_options.values()
     now, looked_at = int(time.time()), []
     # One that never asks again where an answer is late: each try is counted once.
@@ -456,7 +475,8 @@ def test_ten_thousand_addresses_guess_for_a_year(entries, uuid, redis_options):
         a_day = patient.register_script(A_DAY)
         for day in range(365):
             start = now + day * rations.DAY
-            looked_at.append(a_day(keys, [uuid, '198.18.99.1', day, start, *more]))
+            a_year = uuid, '198.18.99.1', day, start, *more
+            looked_at.append(a_day([*of_address, rations.record(uuid)], a_year))
     assert set(looked_at) == {50 + 50}
     assert sum(looked_at) * 3 / 10**8 < 1 / 900
     assert 0.10 < 1 - (1 - 3 / 10**6) ** sum(looked_at) < 0.11  # what the README says of six digits
