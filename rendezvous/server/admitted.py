@@ -17,6 +17,7 @@ from rendezvous.wire import codes
 # connection to Redis was lost and nobody has noticed it yet.
 REMEMBER_SECONDS = 10
 MOST = 10_000  # questions, some 5 MB
+_OF_NO_CONCERN = {'labels': 0, 'note': 0, 'saved': 0}  # what saving.py writes
 
 
 class _Answer(NamedTuple):
@@ -69,8 +70,9 @@ class Admitted:
 
 
 def stamp_of(entry: dict | None) -> int:
-    """Another one when the entry is deleted, disabled or re-keyed; not with other labels or a note.
+    """Another one when the entry is deleted, disabled or re-keyed; not when it is saved with
+    other labels, a note or a host name.
 
     A few octets: each registration holds one.
     """
-    return hash(repr(sorted((entry | {'labels': 0, 'note': 0}).items())) if entry else None)
+    return hash(repr(sorted((entry | _OF_NO_CONCERN).items())) if entry else None)

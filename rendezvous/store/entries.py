@@ -36,11 +36,7 @@ TURN_SECONDS = 10  # that a question waits for others: a slow disk does not mean
 PAUSES_SECONDS = 0.01, 0.2  # between two tries while the embedded store starts: first, longest
 FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: questions do not wait
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
-NAMES = 'names'  # the hash that names.py describes
-KEPT = 'changes', 'hours', 'rendezvous', 'refusals', 'seen', 'refused'  # NAME:UUID; see state.py
-SILENT_SECONDS = 5  # between two looks whether the embedded store still tells of changes
-LOOK_SECONDS = 1  # the same of another Redis, which may be elsewhere after a fail-over
-OWN = 'answers:'  # and random digits: a channel that nobody else has
+SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
 SCANNED = 500  # keys that Redis looks at for an answer, which takes 1 ms to read
 SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
@@ -65,6 +61,13 @@ class Shown(NamedTuple):
     text: int  # its hash
     summary: Json
     sort_key: tuple
+
+
+class Read(NamedTuple):
+    """An entry that is to be changed."""
+
+    entry: Json  # {'uuid': UUID} where the text is no entry
+    digest: str  # of the text: it may have octets that are no characters
 
 
 class Entries:
@@ -112,6 +115,10 @@ class Entries:
         (value,) = self.ask(partial(mget, keys=[uuid]))
         entry = entry_json.read(value)
         return entry and entry | {'uuid': uuid}
+
+    def exists(self, uuid: str) -> bool:
+        """Whether there is an entry, or whatever else under that key; raises StoreDown."""
+        return bool(self._ask(self._redis.exists, uuid))
 
     def count_try(
         self, uuid: str, place: str, code: str, known: bool, now: float
@@ -255,37 +262,41 @@ class Entries:
         return self._change(uuid, with_secret)
 
     def delete(self, uuid: str) -> bool:
-        kept = [keys.of(kind, uuid) for kind in (*keys.HISTORY_OF, keys.STATE)]
-
-        def forget(client: redis.Redis) -> bool:
-            with client.pipeline() as transaction:
-                transaction.eval(scripts.DELETE, 1 + len(kept), uuid, *kept)
-                # This one tells the servers, too.
-                transaction.eval(scripts.SWITCH_NAME, 2, NAMES, uuid, '')
-                return bool(transaction.execute()[0])
-
-        return self.ask(forget)
+        """Whether there was one; all that is kept of it goes, and its name. Raises StoreDown."""
+        kinds = *keys.HISTORY_OF, keys.STATE, keys.GUESSES
+        of_entry = uuid, *(keys.of(kind, uuid) for kind in kinds)
+        there = bool(self.run(scripts.DELETE, of_entry, [CHANGES]))
+        # In another slot, so it goes afterwards: the name of a deleted entry is free meanwhile.
+        self.run(scripts.DROP_NAMES, [keys.NAMES], [uuid, CHANGES])
+        return there
 
     def _change(self, uuid: str, change: Callable[[Json], Json], state: str = '') -> Json | None:
         """Writes what `change` makes of an entry, and tells all; None: there is none.
 
-        `state`: its new one, 'disabled' or 'enabled'.
+        It starts over where another program changed the entry meanwhile. `state` as in `replace`.
         """
+        while read := self.read(uuid):
+            entry = change(read.entry)
+            if self.replace(uuid, read, entry, state):
+                return entry
+        return None
 
-        def exchange(transaction: Any) -> Any:
-            (value,) = transaction.mget(uuid)
-            transaction.multi()
-            if value is None:
-                return None
-            entry = change((entry_json.read(value) or {}) | {'uuid': uuid})
-            transaction.set(uuid, json.dumps(entry))
-            if state:
-                transaction.eval(scripts.SET_STATE, 0, uuid, state, time.time())
-            transaction.publish(CHANGES, uuid)
-            return entry
+    def read(self, uuid: str) -> Read | None:
+        """An entry that is to be changed; None: there is none. Raises StoreDown."""
+        found = self.run(scripts.READ, [uuid])
+        if not found:
+            return None
+        text, digest = found
+        return Read((entry_json.read(text) or {}) | {'uuid': uuid}, digest)
 
-        # It watches the key, and starts over where another program changed it meanwhile.
-        return self.ask(lambda redis: redis.transaction(exchange, uuid, value_from_callable=True))
+    def replace(self, uuid: str, read: Read, entry: Json, state: str = '') -> bool:
+        """Writes an entry, and tells all; False: it is not as it was read any more.
+
+        `state`: its new one, 'disabled' or 'enabled'. Raises StoreDown.
+        """
+        of_entry = uuid, keys.of(keys.STATE, uuid), keys.of('changes', uuid)
+        more = read.digest, json.dumps(entry), CHANGES, state, time.time()
+        return bool(self.run(scripts.REPLACE, of_entry, more))
 
     def changes(self, *channels: str) -> Iterator[tuple[str, str]]:
         """Without end: (CHANGES, the UUID of an entry that is changed), and (CHANNEL, the text) of

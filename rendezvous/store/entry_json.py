@@ -49,6 +49,7 @@ class Entry(TypedDict, total=False):
     created: float  # seconds since 1970, as are the next two
     disabled: float
     enabled: float
+    saved: str  # by this the plan to save it with another host name is known, see names.py
     authURL: str
     authParams: AuthParams
     formerly: AuthParams  # the secret before this one: it registers nobody

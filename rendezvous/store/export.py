@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 import gevent
 from redis import Redis
 
-from rendezvous.store import embedded, keys, names, scripts
+from rendezvous.store import embedded, names, scripts
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import CHARACTERS, Json
-from rendezvous.store.state import CHANGES, HISTORY, KEPT_DAYS
+from rendezvous.store.keys import NAMES
+from rendezvous.store.state import CHANGES, HISTORY, KEPT_DAYS, STATES_KEY
 from rendezvous.wire.codes import UUID
 from rendezvous.wire.programs import Mistake
 

@@ -1,13 +1,24 @@
-"""Label, note and host name of an entry, changed at once: all three or none."""
+"""Label, note and host name of an entry, changed at once: all three or none.
 
-import json
-from functools import partial
-from typing import Any, NamedTuple
+The entry is written in one step, if it is as it was read: that is when all three change. Another
+host name needs a plan before it and an end after it, see names.py. An entry is read before its
+field in the hash of names, and each change of a name changes the entry, too: so who has read an old
+name writes nothing, and starts over.
+"""
 
-from rendezvous.store import entry_json, names, scripts
-from rendezvous.store.entries import CHANGES, NAMES, Entries
+import secrets
+from contextlib import suppress
+from typing import NamedTuple
+
+import gevent
+
+from rendezvous.store import entry_json, names
+from rendezvous.store.entries import Entries, Read, StoreDown
 from rendezvous.store.entry_json import Json
+from rendezvous.store.names import Field
 from rendezvous.wire.programs import Mistake
+
+PLAN_SECONDS = 0.1  # that another one's plan is waited for: it takes some milliseconds
 
 
 class Saved(NamedTuple):
@@ -17,6 +28,14 @@ class Saved(NamedTuple):
     name: str = ''  # its host name now; '' where it has none
     former: str = ''  # its host name before
     why: str = ''  # nothing was changed: a sentence
+
+
+class Wish(NamedTuple):
+    """What is to be changed, where it is not None."""
+
+    labels: list[str] | None
+    note: str | None
+    named: bool | None
 
 
 def save(
@@ -30,62 +49,94 @@ def save(
 
     Where it has a host name and gets another label, that is its host name. Raises StoreDown.
     """
-
-    def change(redis: Any) -> Any:
-        # It watches both keys, and starts over where another program changed one meanwhile.
-        func = partial(_exchange, uuid=uuid, labels=labels, note=note, named=named)
-        return redis.transaction(func, uuid, NAMES, value_from_callable=True)
-
-    return entries.ask(change)
+    wish = Wish(labels, note, named)
+    while not (saved := _save(entries, uuid, wish)):
+        pass
+    return saved
 
 
-def _exchange(
-    transaction: Any, uuid: str, labels: list[str] | None, note: str | None, named: bool | None
-) -> Saved:
-    (value,) = transaction.mget(uuid)
-    former = names.read(transaction, uuid)
-    if value is None:
-        transaction.multi()
+def _save(entries: Entries, uuid: str, wish: Wish) -> Saved | None:
+    """None: another program changed something meanwhile."""
+    read = entries.read(uuid)
+    if read is None:
         return Saved(None)
-    before = (entry_json.read(value) or {}) | {'uuid': uuid}
-    after = _changed(before, labels, note)
-    wanted = bool(former) if named is None else named
-    is_same = entry_json.summary(after)['labels'] == entry_json.summary(before)['labels']
-    name = former if wanted else ''
+    field = names.read(entries, uuid)
+    if field.token:
+        _await(entries, uuid, field)
+        return None
+    after, former = _changed(read.entry, wish), field.now
     try:
-        if wanted and not (former and is_same):
-            name = _of_label(transaction, uuid, after)
-    except Mistake as mistake:
-        transaction.multi()
+        name = _name(read.entry, after, former, wish.named)
+        if name != former:
+            return _rename(entries, uuid, read, after, field, name)
+    except names.Unfit as unfit:
         instead = f', or first switch off its host name {former}' if former else ''
-        return Saved(before, former, former, f'{mistake}{instead}')
-    transaction.multi()
-    transaction.set(uuid, json.dumps(after))
-    if name != former:
-        transaction.eval(scripts.SWITCH_NAME, 2, NAMES, uuid, name)
-    transaction.publish(CHANGES, uuid)
-    return Saved(before, name, former)
+        return Saved(read.entry, former, former, f'{unfit}{instead}')
+    return Saved(read.entry, former, former) if entries.replace(uuid, read, after) else None
 
 
-def _changed(entry: Json, labels: list[str] | None, note: str | None) -> Json:
-    after = entry | ({} if labels is None else {'labels': labels})
-    after |= {} if note is None else {'note': note}
-    return after if note != '' else {name: after[name] for name in after if name != 'note'}
-
-
-def _of_label(transaction: Any, uuid: str, entry: Json) -> str:
-    """The host name that its first label makes. Raises Mistake where it cannot have that one."""
-    labels = entry_json.summary(entry)['labels']
-    if not labels:
-        raise Mistake('an entry without a label has no host name: give it a label')
+def _rename(
+    entries: Entries, uuid: str, read: Read, after: Json, field: Field, name: str
+) -> Saved | None:
+    """Writes the entry and its host name, too. Raises names.Unfit."""
+    token = secrets.token_hex(8)
+    plan = names.plan(field.now, name, token)
     try:
-        name = names.checked(labels[0])
+        if not names.put(entries, uuid, field, plan):
+            return None
+    except names.Taken as taken:
+        other = names.read(entries, taken.holder)
+        if not other.token:
+            raise
+        _await(entries, taken.holder, other)  # it may give the name back, or not get it
+        return None
+    if not entries.replace(uuid, read, after | {'saved': token}):
+        _settle(entries, uuid, plan)
+        return None
+    with suppress(StoreDown):  # it is done, and the plan says so
+        names.put(entries, uuid, plan, names.plain(name))
+    return Saved(read.entry, name, field.now)
+
+
+def _await(entries: Entries, uuid: str, plan: Field) -> None:
+    """Lets another one carry out its plan, and ends it where that one was killed, or is slow."""
+    gevent.sleep(PLAN_SECONDS)
+    if names.read(entries, uuid) == plan:
+        _settle(entries, uuid, plan)
+
+
+def _settle(entries: Entries, uuid: str, plan: Field) -> None:
+    """A plan that was carried out is over; another one never will be: the entry is changed first,
+    so that who made the plan, and may be only slow, cannot write what it has read.
+    """
+    read = entries.read(uuid)
+    if read is None:
+        name = ''
+    elif plan.is_done(read.entry):
+        name = plan.then
+    elif entries.replace(uuid, read, read.entry | {'saved': secrets.token_hex(8)}):
+        name = plan.now
+    else:
+        return  # somebody else has changed it just now
+    names.put(entries, uuid, plan, names.plain(name))
+
+
+def _changed(entry: Json, wish: Wish) -> Json:
+    after = entry | ({} if wish.labels is None else {'labels': wish.labels})
+    after |= {} if wish.note is None else {'note': wish.note}
+    return after if wish.note != '' else {name: after[name] for name in after if name != 'note'}
+
+
+def _name(before: Json, after: Json, former: str, named: bool | None) -> str:
+    """The host name that it is to have; '' is none. Raises names.Unfit where it cannot be one."""
+    labels = entry_json.summary(after)['labels']
+    if not (former if named is None else named):
+        return ''
+    if former and labels == entry_json.summary(before)['labels']:
+        return former
+    if not labels:
+        raise names.Unfit('an entry without a label has no host name: give it a label')
+    try:
+        return names.checked(labels[0])
     except Mistake as mistake:
-        raise Mistake(f'{labels[0]!r} cannot be a host name: {mistake}') from None
-    if transaction.type(NAMES) not in ('hash', 'none'):
-        raise Mistake(f'another program uses the key {NAMES!r} of this Redis: no name can be kept')
-    holder = transaction.hget(NAMES, name)
-    # A name that points to a deleted entry is free.
-    if holder and holder != uuid and transaction.exists(holder):
-        raise Mistake(f'{name} is the host name of the entry {holder}: choose another label')
-    return name
+        raise names.Unfit(f'{labels[0]!r} cannot be a host name: {mistake}') from None

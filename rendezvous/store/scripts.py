@@ -570,59 +570,102 @@ redis.call('DEL', 'guesses:addresses', 'guesses:latest')
 """
 )
 
-# ARGV: a UUID, 'disabled' or 'enabled', the time.
-SET_STATE = (
+# The text of the entry KEYS[1] and its digest, or nothing.
+READ = """
+local value = redis.pcall('GET', KEYS[1])
+return type(value) == 'string' and {value, redis.sha1hex(value)} or {}
+"""
+
+# Puts another text in place of the one that was read, and tells the servers. KEYS: the entry, its
+# record, its changes of state; ARGV: the digest of the text that was read, the new text, the
+# channel, a new state or '', the time. The answer is 0 where the text is another one by now. Where
+# the first answer was lost and this comes again, the text there is ours.
+REPLACE = (
     _RECORD
     + """
-local uuid, now = ARGV[1], tonumber(ARGV[3])
-local known = record_of(uuid)
-lapse(uuid, known, now)
-if ARGV[2] == 'disabled' and known.state ~= 'disabled' then
-  change(uuid, known, now, 'disabled')
-  keep(uuid, known)
-elseif ARGV[2] == 'enabled' and known.state == 'disabled' then
-  change(uuid, known, now, known.first and 'offline' or 'never seen')
-  keep(uuid, known)
+local uuid, value = KEYS[1], redis.pcall('GET', KEYS[1])
+local digest, after, channel, state, now = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+if type(value) ~= 'string' or redis.sha1hex(value) ~= digest then
+  return value == after and 1 or 0
 end
+redis.call('SET', uuid, after)
+if state ~= '' then
+  local known = record_of(uuid)
+  lapse(uuid, known, now)
+  if state == 'disabled' and known.state ~= 'disabled' then
+    change(uuid, known, now, 'disabled')
+    keep(uuid, known)
+  elseif state == 'enabled' and known.state == 'disabled' then
+    change(uuid, known, now, known.first and 'offline' or 'never seen')
+    keep(uuid, known)
+  end
+end
+redis.call('PUBLISH', channel, uuid)
+return 1
 """
 )
 
-# KEYS: the entry's and those of what is kept of it.
+# KEYS: the entry's and those of what is kept of it; ARGV: the channel on which the servers hear it.
 DELETE = """
 local there = redis.call('DEL', KEYS[1])
 redis.call('DEL', unpack(KEYS, 2))
+redis.call('PUBLISH', ARGV[1], KEYS[1])
 return there
 """
 
-# Gives the entry KEYS[2] the name ARGV[1], and takes the one away that it had; '' is none. Answers
-# with the UUID of another entry that has that name, and changes nothing then. A name that points to
-# a deleted entry is free. The key may be another program's: an entry can be deleted all the same.
-SWITCH_NAME = """
-local names, uuid, name = KEYS[1], KEYS[2], ARGV[1]
-local holder = name ~= '' and redis.call('HGET', names, name)
-if holder and holder ~= uuid and redis.call('EXISTS', holder) == 1 then
-  return holder
+# Gives an entry another name. KEYS: `names`; ARGV: the UUID, its field as it was read and as it is
+# to be (see names.py), the channel, the name that it takes or '', a UUID that has no entry any
+# more, and the names that it gives back. The answer is '', the UUID of another entry that has that
+# name, or 'changed': the field is another one by now. Nothing is changed then.
+PUT_NAME = """
+local names, uuid, before, after, channel, name, gone = KEYS[1], unpack(ARGV)
+local found = redis.call('HGET', names, uuid) or ''
+if found ~= before then
+  return found == after and '' or 'changed'
 end
-local old = redis.pcall('HGET', names, uuid)
-if type(old) == 'string' then
-  redis.call('HDEL', names, uuid)
-  if redis.call('HGET', names, old) == uuid then
-    redis.call('HDEL', names, old)
+if name ~= '' then
+  local holder = redis.call('HGET', names, name)
+  if holder and holder ~= uuid and holder ~= gone then
+    return holder
+  end
+  redis.call('HSET', names, name, uuid)
+end
+for i = 7, #ARGV do
+  if redis.call('HGET', names, ARGV[i]) == uuid then
+    redis.call('HDEL', names, ARGV[i])
   end
 end
-if name ~= '' and redis.call('EXISTS', uuid) == 1 then
-  redis.call('HSET', names, name, uuid, uuid, name)
+if after == '' then
+  redis.call('HDEL', names, uuid)
+else
+  redis.call('HSET', names, uuid, after)
 end
-redis.call('PUBLISH', 'entries', uuid)
+redis.call('PUBLISH', channel, uuid)
 return ''
 """
 
-# KEYS: an entry's; ARGV: JSON, as export.py gives it. The answer is 0 where there is an entry
-# already. Where the first answer was lost and this comes again, the entry there is ours.
-PUT_BACK = (
-    _RECORD
-    + """
-local uuid, kept = KEYS[1], cjson.decode(ARGV[1])
+# A deleted entry ARGV[1] gives its names back. The key may be another program's: an entry can be
+# deleted all the same.
+DROP_NAMES = """
+local names, uuid = KEYS[1], ARGV[1]
+local field = redis.pcall('HGET', names, uuid)
+if type(field) ~= 'string' then
+  return
+end
+for name in string.gmatch(field, '%S+') do
+  if redis.call('HGET', names, name) == uuid then
+    redis.call('HDEL', names, name)
+  end
+end
+redis.call('HDEL', names, uuid)
+redis.call('PUBLISH', ARGV[2], uuid)
+"""
+
+# KEYS: an entry's and `names`; ARGV: JSON, as export.py gives it. The answer is 0 where there is an
+# entry already. Where the first answer was lost and this comes again, the entry there is ours.
+PUT_BACK = """
+local uuid, names = unpack(KEYS)
+local kept = cjson.decode(ARGV[1])
 if redis.call('EXISTS', uuid) == 1 then
   return redis.pcall('GET', uuid) == kept.entry and 1 or 0
 end

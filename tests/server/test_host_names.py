@@ -19,9 +19,10 @@ from programs import Outside
 
 from rendezvous.admin import certificate
 from rendezvous.server import limits, pages
-from rendezvous.store import names
 from rendezvous.store import options as local
-from rendezvous.store.entries import NAMES, Entries
+from rendezvous.store import saving
+from rendezvous.store.entries import Entries
+from rendezvous.store.keys import NAMES
 from rendezvous.wire.http_head import HeadReader
 
 DOMAIN = 'names.example'
@@ -42,6 +43,15 @@ def named(start, entries):
 
     yield named
     entries.ask(lambda redis: redis.delete(NAMES))
+
+
+def switch_on(entries: Entries, uuid: str, name: str) -> None:
+    saved = saving.save(entries, uuid, [name], named=True)
+    assert (saved.name, saved.why) == (name, '')
+
+
+def switch_off(entries: Entries, uuid: str) -> None:
+    saving.save(entries, uuid, named=False)
 
 
 def means(server, name: str, domain: str = DOMAIN) -> str:
@@ -81,14 +91,14 @@ def test_label_is_switched_on_and_off_while_the_server_runs(
     server = named()
     hidden, mobile = register(server, uuid), connect(server)
     assert asked(connect, server, ask('kitchen')).status == 503
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     hears(server, 'kitchen', uuid)
     request = ask('KITCHEN', 'authorization:  Digest username="x"', 'Cookie: a')
     assert reaches(hidden, mobile, request)
-    names.switch_on(entries, uuid, 'attic')
+    switch_on(entries, uuid, 'attic')
     hears(server, 'attic', uuid)
     assert asked(connect, server, ask('kitchen')).status == 503
-    names.switch_off(entries, uuid)
+    switch_off(entries, uuid)
     forgets(server, 'attic', uuid)
     assert asked(connect, server, ask('attic')).status == 503
     assert reaches(hidden, mobile, request)  # the pipe that was open stays
@@ -97,11 +107,11 @@ def test_label_is_switched_on_and_off_while_the_server_runs(
 def test_name_of_a_deleted_entry_means_the_next_one_that_gets_it(named, entries, uuid):
     server, first = named(), str(uuids.uuid4())
     entries.add(first, ['kitchen'])
-    names.switch_on(entries, first, 'kitchen')
+    switch_on(entries, first, 'kitchen')
     hears(server, 'kitchen', first)
     entries.delete(first)
     forgets(server, 'kitchen', first)
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     hears(server, 'kitchen', uuid)
 
 
@@ -109,30 +119,30 @@ def test_names_change_hands(named, entries, uuid):
     server, other = named(), str(uuids.uuid4())
     entries.add(other, ['attic'])
     for mine, theirs in [('kitchen', 'attic'), ('attic', 'kitchen')]:
-        names.switch_off(entries, other)
-        names.switch_on(entries, uuid, mine)
-        names.switch_on(entries, other, theirs)
+        switch_off(entries, other)
+        switch_on(entries, uuid, mine)
+        switch_on(entries, other, theirs)
         hears(server, mine, uuid)
         hears(server, theirs, other)
     entries.delete(other)
 
 
 def test_change_that_has_to_do_with_no_name_leaves_it(named, entries, uuid):
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     server = named()
     entries.disable(uuid)
     entries.enable(uuid)
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     other = str(uuids.uuid4())
     entries.add(other, ['attic'])
-    names.switch_on(entries, other, 'attic')
+    switch_on(entries, other, 'attic')
     hears(server, 'attic', other)  # changes are heard in order
     assert means(server, 'kitchen') == uuid
     entries.delete(other)
 
 
 def test_server_knows_all_names_when_it_begins_to_serve(named, entries, uuid):
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     assert means(named(), 'kitchen') == uuid
 
 
@@ -140,7 +150,7 @@ def test_each_worker_hears_and_they_meet(named, tmp_path, register, connect, ent
     one, two = [
         named(meeting_place=tmp_path / each, which=f'{each}/2', rendezvous_wait=30) for each in '12'
     ]
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     for server in (one, two):
         hears(server, 'kitchen', uuid)
     hidden, mobile = register(one, uuid), connect(two)
@@ -151,8 +161,8 @@ def test_each_worker_hears_and_they_meet(named, tmp_path, register, connect, ent
 def test_first_host_of_a_connection_decides(named, register, connect, entries, uuid):
     server, other = named(), str(uuids.uuid4())
     entries.add(other, ['attic'])
-    names.switch_on(entries, uuid, 'kitchen')
-    names.switch_on(entries, other, 'attic')
+    switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, other, 'attic')
     hears(server, 'attic', other)
     kitchen, attic, mobile = register(server, uuid), register(server, other), connect(server)
     mobile.send(b'GET / HTTP/1.1\r\nHost: %s\r\n\r\n' % DOMAIN.encode())
@@ -172,7 +182,7 @@ def test_without_the_option_a_host_means_nobody(start, connect, uuid):
 
 def test_unknown_and_offline_get_the_same_answer(named, connect, entries, uuid):
     server, absent = named(), str(uuids.uuid4())
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     hears(server, 'kitchen', uuid)
     requests = [ask(name) for name in ('kitchen', 'attic', 'x' * 64, '-', uuid, absent)]
     answers = [asked(connect, server, each) for each in (*requests, get(uuid), get(absent))]
@@ -186,7 +196,7 @@ def test_who_tries_names_is_slowed_and_refused_as_who_tries_uuids(
 ):
     monkeypatch.setattr(limits, 'SLOW_SECONDS', 0)
     server = named(unknown_per_minute=3)
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     hears(server, 'kitchen', uuid)
     tries = ['kitchen', *3 * ['attic'], uuid, str(uuids.uuid4()), 'a', 'b', 'c', 'd']
     statuses = [asked(connect, server, ask(name)).status for name in tries]
@@ -226,7 +236,7 @@ def test_names_stay_known_while_redis_is_down_and_change_right_afterwards(
     outside, theirs, start, connect, uuid
 ):
     theirs.add(uuid, ['kitchen'])
-    names.switch_on(theirs, uuid, 'kitchen')
+    switch_on(theirs, uuid, 'kitchen')
     server = start(names_domain=DOMAIN, **outside.options)
     hidden = connect(server)
     hidden.send(connect_request(uuid, code(theirs, uuid)))
@@ -238,7 +248,7 @@ def test_names_stay_known_while_redis_is_down_and_change_right_afterwards(
     assert reaches(hidden, connect(server), ask('kitchen'))
     outside.start()
     hears(late, 'kitchen', uuid)
-    names.switch_on(theirs, uuid, 'attic')
+    switch_on(theirs, uuid, 'attic')
     for each in (server, late):
         hears(each, 'attic', uuid)
         forgets(each, 'kitchen', uuid)
@@ -249,7 +259,7 @@ def test_key_of_another_program_is_no_harm(named, entries, uuid):
     server = named()
     assert means(server, uuid) == uuid
     entries.ask(lambda redis: redis.delete(NAMES))
-    names.switch_on(entries, uuid, 'kitchen')
+    switch_on(entries, uuid, 'kitchen')
     hears(server, 'kitchen', uuid)
 
 
@@ -333,7 +343,7 @@ class Site:
         self._worker, self._context = worker, client_context(crt_file)
         self._greenlets = Pool()
         entries.add(self.uuid, [name])
-        names.switch_on(entries, self.uuid, name)
+        switch_on(entries, self.uuid, name)
         until(lambda: means(worker, name, LOCALHOST) == self.uuid, 'it is known')
 
     def start(self) -> None:

@@ -10,7 +10,7 @@ import gevent
 import pytest
 from conftest import until
 
-from rendezvous.store import embedded, entry_json, saving
+from rendezvous.store import embedded, entry_json, keys, saving
 from rendezvous.store.entries import CHANGES, Entries, StoreDown
 from rendezvous.store.options import DEFAULTS
 
@@ -128,10 +128,11 @@ def test_new_secret_mends_an_entry_that_makes_no_sense(entries, uuid, value):
 
 
 def test_delete_forgets_who_was_here_and_leaves_a_key_of_another_type_alone(entries, uuid):
-    keys = f'seen:{uuid}', f'rendezvous:{{{uuid}}}'
-    entries.ask(lambda redis: redis.mset(dict.fromkeys(keys, 'x')))
+    kinds = *keys.HISTORY_OF, keys.STATE, keys.GUESSES
+    kept = [keys.of(kind, uuid) for kind in kinds]
+    entries.ask(lambda redis: redis.mset(dict.fromkeys(kept, 'x')))
     entries.delete(uuid)
-    assert not entries.ask(lambda redis: redis.exists(*keys))
+    assert not entries.ask(lambda redis: redis.exists(*kept))
     entries.ask(lambda redis: redis.hset(uuid, 'mine', 'x'))
     assert entries.get(uuid) is None
     assert not entries.disable(uuid)

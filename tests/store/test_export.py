@@ -33,7 +33,7 @@ def busy(entries, uuid):
     told.write({})
     saving.save(entries, uuid, note='in the attic\nbehind the door')
     entries.disable(uuid)
-    assert names.switch_on(entries, uuid, f'n-{uuid[:8]}') == ''
+    assert names.give(entries, uuid, f'n-{uuid[:8]}')
     return uuid
 
 
@@ -78,7 +78,7 @@ def test_name_that_another_entry_has_by_now_is_left_out(entries, busy):
     kept, other = export.whole(entries, busy), str(uuids.uuid4())
     entries.delete(busy)
     entries.add(other, [])
-    names.switch_on(entries, other, kept['name'])
+    assert names.give(entries, other, kept['name'])
     assert export.put_back(entries, kept)
     assert names.of(entries, busy) == ''
     assert names.of(entries, other) == kept['name']

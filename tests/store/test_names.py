@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 from rendezvous.store import names
-from rendezvous.store.entries import NAMES, StoreRefuses
+from rendezvous.store.keys import NAMES
 from rendezvous.wire.programs import Mistake
 
 
@@ -50,73 +50,88 @@ def test_uuid_is_no_label(change):
 def test_name_is_switched_on_changed_and_off(entries, two):
     uuid = two[0]
     assert (names.of(entries, uuid), names.known(entries)) == ('', {})
-    assert names.switch_on(entries, uuid, 'kitchen') == ''
-    assert names.switch_on(entries, uuid, 'kitchen') == ''  # where the first answer was lost
+    assert names.give(entries, uuid, 'kitchen')
+    assert names.give(entries, uuid, 'kitchen')  # where the first answer was lost
     assert (names.of(entries, uuid), names.known(entries)) == ('kitchen', {'kitchen': uuid})
-    assert names.switch_on(entries, uuid, 'attic') == ''
+    assert names.give(entries, uuid, 'attic')
     assert (names.of(entries, uuid), names.known(entries)) == ('attic', {'attic': uuid})
-    names.switch_off(entries, uuid)
-    names.switch_off(entries, uuid)
+    off(entries, uuid)
+    off(entries, uuid)
     assert (names.of(entries, uuid), names.known(entries)) == ('', {})
+    assert entries.ask(lambda redis: redis.exists(NAMES)) == 0
+
+
+def off(entries, uuid: str) -> None:
+    assert names.put(entries, uuid, names.read(entries, uuid), names.plain(''))
 
 
 def test_name_of_another_entry_stays_its_own(entries, two):
-    names.switch_on(entries, two[0], 'kitchen')
-    names.switch_on(entries, two[1], 'attic')
-    assert names.switch_on(entries, two[1], 'kitchen') == two[0]
+    names.give(entries, two[0], 'kitchen')
+    names.give(entries, two[1], 'attic')
+    assert not names.give(entries, two[1], 'kitchen')
     assert names.known(entries) == {'kitchen': two[0], 'attic': two[1]}
 
 
 def test_one_of_many_at_once_gets_the_name(entries, two):
-    tries = [
-        gevent.spawn(names.switch_on, entries, two[count % 2], 'kitchen') for count in range(40)
-    ]
+    tries = [gevent.spawn(names.give, entries, two[count % 2], 'kitchen') for count in range(40)]
     gevent.joinall(tries, raise_error=True)
     (holder,) = names.known(entries).values()
-    assert [each.value for each in tries] == [
-        '' if holder == two[n % 2] else holder for n in range(40)
-    ]
+    assert [each.value for each in tries] == [holder == two[n % 2] for n in range(40)]
+
+
+def test_names_change_hands_at_once_and_nobody_has_anothers(entries, two):
+    """Whatever is given to whom: both ways of the hash fit each other, and nothing else is left."""
+    wanted = [(uuid, name) for uuid in two for name in ('kitchen', 'attic', 'cellar')]
+    for _ in range(5):
+        giving = [gevent.spawn(names.give, entries, *each) for each in wanted]
+        gevent.joinall(giving, raise_error=True)
+        held = {uuid: names.of(entries, uuid) for uuid in two}
+        assert all(held.values())
+        both = held | {name: uuid for uuid, name in held.items()}
+        assert entries.ask(lambda redis: redis.hgetall(NAMES)) == both
+        assert len(both) == 4
 
 
 def test_deleted_entry_gives_its_name_back(entries, two):
-    names.switch_on(entries, two[0], 'kitchen')
+    names.give(entries, two[0], 'kitchen')
     assert entries.delete(two[0])
     assert entries.ask(lambda redis: redis.hgetall(NAMES)) == {}
-    assert names.switch_on(entries, two[1], 'kitchen') == ''
-
-
-def test_deleted_entry_gets_no_name(entries, two):
-    entries.delete(two[0])
-    assert names.switch_on(entries, two[0], 'kitchen') == ''
-    assert names.known(entries) == {}
+    assert names.give(entries, two[1], 'kitchen')
 
 
 def test_name_of_an_entry_that_another_program_deleted_is_free(entries, two):
     first, second = two
-    assert names.switch_on(entries, first, 'kitchen') == ''
+    assert names.give(entries, first, 'kitchen')
     entry = entries.get(first)
     entries.ask(lambda redis: redis.delete(first))
-    assert names.switch_on(entries, second, 'kitchen') == ''
+    assert names.give(entries, second, 'kitchen')
     assert entries.insert(first, entry)  # from a backup: the name is another one's now
     assert names.of(entries, first) == ''
-    names.switch_off(entries, first)
+    off(entries, first)
     assert names.known(entries) == {'kitchen': second}
+    assert not names.give(entries, first, 'kitchen')
+    off(entries, second)
+    assert names.give(entries, first, 'kitchen')
 
 
 def test_what_another_program_wrote_into_the_hash_is_no_name(entries, two):
     uuid = two[0]
-    names.switch_on(entries, uuid, 'kitchen')
+    names.give(entries, uuid, 'kitchen')
     odd = {'attic': 'x', 'hall': '', 'cellar': json.dumps(two), uuid.upper(): uuid, two[1]: 'attic'}
     entries.ask(lambda redis: redis.hset(NAMES, mapping=odd))
     assert names.known(entries) == {'kitchen': uuid}
     assert names.of(entries, two[1]) == ''
+    for text in ('kitchen', 'attic hall', 'kitchen attic x', '- - -', 'a b c d', uuid, ' '):
+        entries.ask(lambda redis, text=text: redis.hset(NAMES, two[1], text))
+        assert names.of(entries, two[1]) == ''
+        assert names.known(entries) == {'kitchen': uuid}
 
 
 def test_key_of_another_program_stays_as_it_is(entries, two):
     entries.ask(lambda redis: redis.rpush(NAMES, 'Ada'))
     assert (names.of(entries, two[0]), names.known(entries)) == ('', {})
-    with pytest.raises(StoreRefuses, match='WRONGTYPE'):
-        names.switch_on(entries, two[0], 'kitchen')
+    with pytest.raises(names.Unfit, match='another program uses the key'):
+        names.give(entries, two[0], 'kitchen')
     assert entries.delete(two[0])
     assert entries.ask(lambda redis: redis.lrange(NAMES, 0, -1)) == ['Ada']
 

@@ -7,7 +7,8 @@ import gevent
 import pytest
 
 from rendezvous.store import entry_json, names, saving
-from rendezvous.store.entries import CHANGES, NAMES
+from rendezvous.store.entries import CHANGES
+from rendezvous.store.keys import NAMES
 
 
 def kept(entries, uuid: str) -> tuple[list[str], str, str]:
@@ -24,6 +25,7 @@ def test_all_three_are_saved_at_once(entries, two):
     assert kept(entries, uuid) == (['Attic'], 'under the roof\nleft', 'attic')
     after = entries.get(uuid)
     assert after.pop('note')
+    assert after.pop('saved')
     assert after == before | {'labels': ['Attic']}  # and nothing else
 
 
