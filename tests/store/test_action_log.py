@@ -8,6 +8,13 @@ from rendezvous.store import action_log
 from rendezvous.store.action_log import Action
 
 
+@pytest.fixture(params=['one', 'cluster'])
+def redis_options(request, redis_options):
+    """Of one Redis, and of a cluster."""
+    is_one = request.param == 'one'
+    return redis_options if is_one else request.getfixturevalue('redis_cluster')
+
+
 @pytest.fixture(autouse=True)
 def empty(entries):
     entries.ask(lambda redis: redis.delete(action_log.LOG))

@@ -15,6 +15,13 @@ from rendezvous.store.entries import CHANGES, Entries, StoreDown
 from rendezvous.store.options import DEFAULTS
 
 
+@pytest.fixture(params=['one', 'cluster'])
+def redis_options(request, redis_options):
+    """Of one Redis, and of a cluster."""
+    is_one = request.param == 'one'
+    return redis_options if is_one else request.getfixturevalue('redis_cluster')
+
+
 @pytest.fixture
 def told(entries):
     """The UUIDs that the servers are told."""
@@ -228,7 +235,8 @@ def test_messages_on_other_channels_come_with_the_changes(entries, uuid):
     saving.save(entries, uuid, labels=['attic'])
     until(lambda: len(found) == 3, 'they are told')
     assert found == [(CHANGES, ''), ('mine', 'hello'), (CHANGES, uuid)]
-    entries.ask(lambda redis: redis.execute_command('CLIENT KILL TYPE pubsub'))
+    to = {'target_nodes': 'all'} if entries.is_cluster else {}
+    entries.ask(lambda redis: redis.execute_command('CLIENT KILL TYPE pubsub', **to))
     until(lambda: len(found) == 4, 'it has subscribed again')
     assert found[3] == (CHANGES, '')
     listening.kill()

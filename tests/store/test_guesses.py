@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from rendezvous.store import keys, rations, state
-from rendezvous.store.entries import ANY_UUID, Entries, StoreDown
+from rendezvous.store.entries import ANY_UUID, Entries, StoreDown, scan
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
 from rendezvous.wire.addresses import network
@@ -43,6 +43,16 @@ def guess(start, pair):
 
 
 @pytest.fixture
+def redis_options(request, redis_options):
+    """Of one Redis, or of a cluster, as `of_both` says."""
+    is_cluster = getattr(request, 'param', '') == 'cluster'
+    return request.getfixturevalue('redis_cluster') if is_cluster else redis_options
+
+
+of_both = pytest.mark.parametrize('redis_options', ['one', 'cluster'], indirect=True)
+
+
+@pytest.fixture
 def tries(redis_options):
     """Counts tries in Redis, without a server; the verdict on each."""
     opened = {}
@@ -61,7 +71,8 @@ def tries(redis_options):
 @pytest.fixture(autouse=True)
 def no_tries(entries):
     """Those of the tests before were of the same addresses."""
-    entries.ask(lambda redis: redis.delete(keys.ADDRESSES, keys.LATEST, rations.NOBODY))
+    forgotten = keys.ADDRESSES, keys.LATEST, keys.CLEARED, rations.NOBODY
+    entries.ask(lambda redis: redis.delete(*forgotten))
 
 
 def long_code(entries, uuid: str) -> str:
@@ -110,6 +121,7 @@ def test_strangers_have_fifty_wrong_codes_a_day_together(server, guess, entries,
     assert time.time() - entries.used_up(uuid) < 60
 
 
+@of_both
 def test_right_code_above_the_ration_of_strangers_counts_as_a_wrong_one(tries, uuid):
     """Or who tries it for the eleventh time sees that it was right."""
     now = time.time()
@@ -119,6 +131,7 @@ def test_right_code_above_the_ration_of_strangers_counts_as_a_wrong_one(tries, u
     assert [verdict.ration for verdict in found] == [3] * 10 + [2]
 
 
+@of_both
 def test_friend_has_fifty_wrong_codes_a_day_of_its_own(tries, uuid):
     now, friend = time.time(), '192.0.2.1'
     assert tries(uuid, friend, 'right', now).ration == 0
@@ -159,9 +172,103 @@ def test_uuid_that_does_not_exist_costs_redis_the_same(entries, uuid):
     assert written == [True] * 120
 
 
+class Asked:
+    """Runs the scripts, and remembers which; what `before_address` does comes before those that
+    look at the address of who tries.
+    """
+
+    def __init__(self, entries, before_address=lambda: None):
+        self._entries, self._before_address = entries, before_address
+        self.scripts: list[str] = []
+
+    def __call__(self, script: str, *more):
+        is_of_address = script == rations.BY_ADDRESS
+        self.scripts.append('address' if is_of_address else 'record')
+        if is_of_address and self.scripts.count('address') == 1:
+            self._before_address()
+        return self._entries.run(script, *more)
+
+    def judge(self, uuid: str, place: str, code: str, known: bool = True) -> rations.Verdict:
+        tried = rations.Try(uuid, place, code, known, time.time(), 10, 50)
+        return rations.judge(self, tried)
+
+
+@of_both
+def test_right_code_that_is_not_let_in_costs_redis_what_a_wrong_one_does(entries, uuid):
+    """The same scripts in the same order, as many writes, and so for a UUID without an entry."""
+    for number in range(50):
+        entries.count_try(uuid, f'198.18.0.{number}', 'wrong', True, time.time())
+    found = []
+    for known, kind in ((True, 'right'), (True, 'wrong'), (False, 'wrong')):
+        asked, each = Asked(entries), uuid if known else str(uuids.uuid4())
+        for _ in range(12):
+            before = offset(entries)
+            verdict = asked.judge(each, f'192.0.2.{len(found)}', kind, known)
+            asked.scripts += [f'{offset(entries) - before} writes', str(verdict.seconds > 0)]
+        found.append(asked.scripts)
+    assert found[0] == found[1]
+    without = [[each for each in scripts if 'writes' not in each] for scripts in found]
+    assert without[1] == without[2]
+    assert found[0].count('True') == 2
+
+
+@of_both
+@pytest.mark.parametrize('code', ['right', 'wrong'])
+def test_ration_that_is_used_up_in_this_moment_tells_nothing_either(entries, uuid, code):
+    """Between two looks at it: a right code counts as often as a wrong one, after the same work."""
+
+    def use_up() -> None:
+        for number in range(50):
+            entries.count_try(uuid, f'198.18.0.{number}', 'wrong', True, time.time())
+
+    asked = Asked(entries, use_up)
+    assert asked.judge(uuid, '192.0.2.1', code)[:2] == (3, 0)
+    assert asked.scripts == ['record', 'address', 'record', 'address']
+    left = [entries.count_try(uuid, '192.0.2.1', code, True, time.time()) for _ in range(10)]
+    assert [each.ration for each in left] == [3] * 9 + [2]
+
+
+@of_both
+def test_address_that_is_used_up_in_this_moment_refuses_a_right_code_too(entries, uuid):
+    """Or more codes than its ration allows would be looked at."""
+
+    def use_up() -> None:
+        for _ in range(10):
+            assert entries.count_try(uuid, '192.0.2.1', 'wrong', True, time.time()).ration == 0
+
+    assert Asked(entries, use_up).judge(uuid, '192.0.2.1', 'right').ration == 2
+    assert '192.0.2.1' not in entries.ask(lambda redis: redis.hkeys(rations.record(uuid)))
+
+
+@of_both
+def test_long_code_is_one_question_about_the_entry_alone(entries, uuid):
+    asked = Asked(entries)
+    for place in ('192.0.2.1', ''):
+        assert asked.judge(uuid, place, 'long').ration == 0
+    assert asked.scripts == ['record'] * 2
+    assert not entries.ask(lambda redis: redis.exists(keys.ADDRESSES))
+
+
+def test_right_codes_at_the_same_moment_that_are_not_let_in_are_counted_as_wrong_ones_are(
+    start, guess, entries, uuid
+):
+    """On two servers at once: the 429 that follow would tell that the code is right."""
+    servers, right = [start(), start()], code(entries, uuid)
+    for number in range(50):
+        entries.count_try(uuid, f'198.18.0.{number}', 'wrong', True, time.time())
+    for tried, address in ((right, '127.0.0.2'), (wrong(entries, uuid), '127.0.0.3')):
+        tries = [
+            gevent.spawn(guess, servers[number % 2], uuid, tried, address) for number in range(60)
+        ]
+        assert Counter(each.get().status for each in tries) == {401: 10, 429: 50}
+
+
 def offset(entries) -> int:
     """Changes with each write."""
-    return entries.ask(lambda redis: redis.info('persistence')['rdb_changes_since_last_save'])
+    to = {'target_nodes': 'all'} if entries.is_cluster else {}
+    found = entries.ask(lambda redis: redis.info('persistence', **to))
+    of_each = found.values() if to else [found]
+    return sum(each['rdb_changes_since_last_save'] for each in of_each)
 
 
 def test_code_of_the_stand_in_registers_nobody(server, guess, entries, uuid):
@@ -260,16 +367,18 @@ def test_botnet_does_not_fill_redis(entries, uuid, monkeypatch):
     assert entries.ask(lambda redis: redis.hkeys(keys.ADDRESSES)) == ['192.0.2.1']
 
 
+@of_both
 def test_no_key_is_found_by_who_looks_for_entries(entries, uuid, tries):
     for place in ('192.0.2.1', '2001:db8::/64'):
         tries(uuid, place, 'right', time.time())
         tries(uuid, place, 'wrong', time.time())
     assert entries.ask(lambda redis: redis.exists(rations.record(uuid)))
-    found = entries.ask(lambda redis: redis.keys(ANY_UUID))
+    found = entries.ask(lambda redis: scan(redis, ANY_UUID))
     assert not [key for key in found if 'guesses' in key]
     assert uuid in found
 
 
+@of_both
 @pytest.mark.parametrize('change', ['clear', 'delete'])
 def test_cleared_tries_no_longer_count(entries, uuid, tries, change):
     """And no key of another one is looked at: there may be many."""
@@ -280,17 +389,42 @@ def test_cleared_tries_no_longer_count(entries, uuid, tries, change):
         tries(uuid, friend, 'wrong', now)
     assert tries(uuid, friend, 'right', now).ration == 2
     assert entries.used_up(uuid)
-    before = entries.ask(lambda redis: redis.info('commandstats').get('cmdstat_scan'))
+    before = scans(entries)
     if change == 'delete':
         entries.delete(uuid)
     entries.clear_wrong_codes(uuid)
-    assert entries.ask(lambda redis: redis.info('commandstats').get('cmdstat_scan')) == before
+    assert scans(entries) == before
     assert entries.used_up(uuid) is None
     kept = entries.ask(lambda redis: redis.hkeys(rations.record(uuid)))
     assert (friend in kept) == (change == 'clear')
     for number in range(5):
         assert tries(uuid, friend, 'wrong', time.time()).ration == 0
         assert tries(uuid, f'198.18.0.{number}', 'wrong', time.time()).ration == 0
+
+
+def scans(entries) -> list:
+    to = {'target_nodes': 'all'} if entries.is_cluster else {}
+    found = entries.ask(lambda redis: redis.info('commandstats', **to))
+    return [each.get('cmdstat_scan') for each in (found.values() if to else [found])]
+
+
+@of_both
+def test_cleared_entry_is_remembered_for_as_long_as_its_tries_count(entries, uuid, tries):
+    """Nobody looks for its tries at each address; and no other UUID is cleared with it."""
+    now, others = time.time(), [str(uuids.uuid4()) for _ in range(3)]
+    for each in (uuid, others[0]):
+        for _ in range(10):
+            assert tries(each, '192.0.2.1', 'wrong', now - 1).ration == 0
+        assert tries(each, '192.0.2.1', 'wrong', now - 1).ration == 2
+    entries.ask(
+        lambda redis: redis.zadd(keys.CLEARED, {others[1]: now - 901, others[2]: now - 800})
+    )
+    entries.clear_wrong_codes(uuid)
+    found = entries.ask(lambda redis: redis.zrange(keys.CLEARED, 0, -1))
+    assert sorted(found) == sorted([uuid, others[2]])
+    assert 890 < entries.ask(lambda redis: redis.ttl(keys.CLEARED)) <= 900
+    assert tries(uuid, '192.0.2.1', 'wrong', now + 1).ration == 0
+    assert tries(others[0], '192.0.2.1', 'wrong', now + 1).ration == 2  # as before
 
 
 def test_enable_lets_strangers_in_again(server, guess, entries, uuid):
@@ -357,6 +491,7 @@ def test_zero_means_no_limit(start, guess, entries, uuid):
     assert guess(server, uuid, code(entries, uuid)).status == 200
 
 
+@of_both
 def test_window_slides(tries, uuid):
     """At most ten in any 15 minutes, not in those of a clock's face."""
     now = time.time()
@@ -372,6 +507,7 @@ def test_window_slides(tries, uuid):
     assert pass_(1791, 20) == 5
 
 
+@of_both
 def test_address_is_a_friend_for_thirty_days_after_its_last_right_code(tries, uuid):
     now, friend = time.time(), '192.0.2.1'
 
@@ -390,6 +526,7 @@ def test_address_is_a_friend_for_thirty_days_after_its_last_right_code(tries, uu
     assert stays(90)  # a long code makes a friend, too
 
 
+@of_both
 def test_friends_of_an_entry_are_bounded(tries, entries, uuid):
     """Who has the secret has a million networks, too, and a friend costs Redis some octets."""
     now = time.time()
@@ -403,6 +540,7 @@ def test_friends_of_an_entry_are_bounded(tries, entries, uuid):
     assert len(fields) == 6  # those of over a month ago are forgotten
 
 
+@of_both
 def test_clock_that_is_set_back_locks_nobody_out_for_long(tries, uuid):
     now = time.time()
     for _ in range(10):

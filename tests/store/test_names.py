@@ -12,6 +12,13 @@ from rendezvous.store.keys import NAMES
 from rendezvous.wire.programs import Mistake
 
 
+@pytest.fixture(params=['one', 'cluster'])
+def redis_options(request, redis_options):
+    """Of one Redis, and of a cluster."""
+    is_one = request.param == 'one'
+    return redis_options if is_one else request.getfixturevalue('redis_cluster')
+
+
 @pytest.mark.parametrize(
     'label', ['kitchen', 'Kitchen', 'KITCHEN-2', 'a', '7', '1-1', 'a--b', 'xn--kche-0ra', 'x' * 63]
 )

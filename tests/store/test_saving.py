@@ -2,13 +2,23 @@
 
 import json
 import uuid as uuids
+from contextlib import closing
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from rendezvous.store import entry_json, names, saving
-from rendezvous.store.entries import CHANGES
+from rendezvous.store.entries import CHANGES, Entries
 from rendezvous.store.keys import NAMES
+from rendezvous.store.options import DEFAULTS
+
+
+@pytest.fixture(params=['one', 'cluster'])
+def redis_options(request, redis_options):
+    """Of one Redis, and of a cluster."""
+    is_one = request.param == 'one'
+    return redis_options if is_one else request.getfixturevalue('redis_cluster')
 
 
 def kept(entries, uuid: str) -> tuple[list[str], str, str]:
@@ -134,3 +144,138 @@ def test_note_is_shown_and_the_value_in_redis_stays_json(entries, two):
     assert entries.shown(uuid)['note'] == 'Küche\n<b>'
     value = entries.ask(lambda redis: redis.get(uuid))
     assert entry_json.read(value) == json.loads(value)
+
+
+class Killed(BaseException):
+    """This process ends here, and does nothing more."""
+
+
+def killed_before(monkeypatch, entries, number: int, *wish) -> bool:
+    """Saves until so many questions were asked; whether there were more to ask."""
+    left, ask = [None] * number, entries._ask
+
+    def asked(*args, **kwargs):
+        if not left:
+            raise Killed
+        left.pop()
+        return ask(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(entries, '_ask', asked)
+        try:
+            saving.save(entries, *wish)
+        except Killed:
+            return True
+    return False
+
+
+def shown(entries, uuid: str) -> tuple:
+    """As all see it, by all ways to look."""
+    known = {uuid: name for name, uuid in names.known(entries).items()}
+    found = kept(entries, uuid)
+    assert known.get(uuid, '') == found[2]
+    return found
+
+
+WISHES = [  # what it is before, what is wished, what it becomes
+    ((['attic'], 'above', True), (['cellar'], 'below', None), (['cellar'], 'below', 'cellar')),
+    ((['attic'], 'above', True), (['cellar'], 'below', False), (['cellar'], 'below', '')),
+    ((['attic'], 'above', False), (['cellar'], 'below', True), (['cellar'], 'below', 'cellar')),
+    ((['attic'], 'above', False), (None, 'below', True), (['attic'], 'below', 'attic')),
+    ((['attic'], 'above', True), (None, 'below', False), (['attic'], 'below', '')),
+    ((['attic'], 'above', False), (['cellar'], 'below', False), (['cellar'], 'below', '')),
+]
+
+
+@pytest.mark.parametrize(('first', 'wish', 'after'), WISHES)
+def test_who_is_killed_in_between_leaves_all_or_nothing(
+    entries, two, monkeypatch, first, wish, after
+):
+    """Wherever it ends; and the next one goes on from there, also one who wants that name."""
+    monkeypatch.setattr(saving, 'PLAN_SECONDS', 0.01)
+    uuid, other = two
+    before = (*first[:2], 'attic' if first[2] else '')
+    number, seen, is_killed = 0, [], True
+    while is_killed:
+        saving.save(entries, uuid, *first)
+        assert shown(entries, uuid) == before
+        is_killed = killed_before(monkeypatch, entries, number, uuid, *wish)
+        seen.append(shown(entries, uuid))
+        entries.disable(uuid)  # another change in between, which shows nothing
+        entries.enable(uuid)
+        assert shown(entries, uuid) == seen[-1]
+        free = [name for name in ('attic', 'cellar') if name != seen[-1][2]]
+        for name in free if number % 2 else ():
+            assert saving.save(entries, other, [name], '', True).name == name
+            assert saving.save(entries, other, named=False).name == ''
+            assert shown(entries, uuid) == seen[-1]
+        assert saving.save(entries, uuid, *wish).why == ''
+        assert shown(entries, uuid) == after
+        number += 1
+    assert number > 3
+    assert seen == sorted(seen, key=lambda each: each == after)  # all old ones come first
+    assert set(map(str, seen)) == {str(before), str(after)}
+    fields = {uuid: after[2], after[2]: uuid} if after[2] else {}
+    assert entries.ask(lambda redis: redis.hgetall(NAMES)) == fields
+
+
+def test_who_is_slow_does_not_write_over_what_was_saved_meanwhile(entries, two, redis_options):
+    """It has planned to rename, and stops before the entry is written; then it goes on."""
+    (uuid, _), may_go_on, stopped = two, Event(), Event()
+    with closing(Entries(DEFAULTS | redis_options)) as slow:
+        replace = slow.replace
+
+        def replace_later(*args):
+            stopped.set()
+            may_go_on.wait()
+            return replace(*args)
+
+        slow.replace = replace_later
+        renaming = gevent.spawn(saving.save, slow, uuid, ['attic'], None, True)
+        stopped.wait()
+        assert names.read(entries, uuid).then == 'attic'
+        assert saving.save(entries, uuid, note='a note').before
+        assert shown(entries, uuid) == (['kitchen'], 'a note', '')
+        assert saving.save(entries, two[1], ['attic'], None, True).name == 'attic'
+        may_go_on.set()
+        assert renaming.get().why.startswith(f'attic is the host name of the entry {two[1]}')
+    assert shown(entries, uuid) == (['kitchen'], 'a note', '')
+    assert shown(entries, two[1]) == (['attic'], '', 'attic')
+
+
+def test_of_many_that_rename_at_once_each_finds_the_names_right(entries, two):
+    """A host name is the label of its entry, nobody has another's, and nothing is left over."""
+    wishes = [
+        (uuid, [label], f'{label} {number}', named)
+        for number in range(4)
+        for uuid in two
+        for label in ('attic', 'cellar')
+        for named in (True, False, None)
+    ]
+    saved = [gevent.spawn(saving.save, entries, *wish) for wish in wishes]
+    while not all(each.ready() for each in saved):
+        known = names.known(entries)
+        assert len(set(known.values())) == len(known) <= 2
+        gevent.sleep(0.01)
+    gevent.joinall(saved, raise_error=True)
+    found = {uuid: kept(entries, uuid) for uuid in two}
+    for labels, note, name in found.values():
+        assert note.split()[0] == labels[0]
+        assert name in ('', labels[0])
+    held = {uuid: name for uuid, (_, _, name) in found.items() if name}
+    fields = held | {name: uuid for uuid, name in held.items()}
+    assert entries.ask(lambda redis: redis.hgetall(NAMES)) == fields
+
+
+def test_nothing_is_left_in_the_names_of_an_entry_that_is_deleted_meanwhile(entries, two):
+    uuid, _ = two
+    for _ in range(20):
+        entries.delete(uuid)
+        entries.add(uuid, ['kitchen'])
+        changes = (saving.save, entries, uuid, ['attic'], None, True), (entries.delete, uuid)
+        gevent.joinall([gevent.spawn(*change) for change in changes], raise_error=True)
+        assert entries.get(uuid) is None
+        assert saving.save(entries, uuid, note='x').before is None
+        assert names.of(entries, uuid) == ''
+        assert saving.save(entries, two[1], ['attic'], None, True).name == 'attic'
+        saving.save(entries, two[1], named=False)
