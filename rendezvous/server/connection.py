@@ -87,12 +87,8 @@ class Rendezvous:
             answer = self.meeting.answer
             self.nodes = Nodes(options, entries, self.presence.name, number, answer)
         self.admission = Admission(options, entries, self.presence)
-        self.limits = ConnectionLimits(
-            options.max_connections,
-            options.max_connections_per_address,
-            options.max_pipes_per_address,
-            shares,
-        )
+        each = options.max_connections_per_address, options.max_pipes_per_address
+        self.limits = ConnectionLimits(options.max_connections, *each, shares)
         self.names = Names(entries, options.names_domain)
         self.visits = Visits()
         parts = self.presence, self.registry, self.admission, self.names, self.visits
