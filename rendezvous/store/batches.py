@@ -80,6 +80,39 @@ def write(entries: Entries, worker: str, batch: Batch, how: Json, about: Json) -
     return _written(entries.run(scripts.WRITE, [*of_worker, *of_all], texts))
 
 
+def node(entries: Entries, uuid: str) -> str:
+    """The node of a cluster that has what is known of it; '' is all of one Redis."""
+
+    def name(cluster: Any) -> str:
+        return cluster.get_node_from_key(uuid).name
+
+    return entries.ask(name) if entries.is_cluster else ''
+
+
+def has_lost(
+    entries: Entries, worker: str, number: int, counts: dict[str, tuple[int, int]]
+) -> bool:
+    """Whether Redis has lost the last batch of that worker, or more. In a cluster each node can
+    lose its part: `counts` are what was written last to each. Raises StoreDown.
+    """
+
+    def read(redis: Redis) -> list:
+        with redis.pipeline(transaction=False) as questions:
+            questions.get(keys.batch(worker))
+            for uuid in counts if entries.is_cluster else ():
+                questions.hget(keys.of(keys.PLACES, uuid), worker)
+            return questions.execute(raise_on_error=False)  # a key may be another program's
+
+    last, *found = entries.ask(read)
+    texts = ['{} {}'.format(*count) for count in counts.values()]
+    lost = (
+        each != text
+        for each, text in zip(found, texts, strict=False)
+        if not isinstance(each, Exception)
+    )
+    return last != str(number) or any(lost)
+
+
 def _written(answer: list) -> Written:
     found, *strangers = answer
     return Written(not found, list(zip(strangers[::2], strangers[1::2], strict=True)))

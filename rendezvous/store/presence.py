@@ -36,6 +36,7 @@ BACKLOG = 10_000  # rendezvous that wait in memory while Redis is down, some 3 M
 REFUSED = 1000  # UUIDs whose refusals wait in memory until they are written, some 6 MB
 # Refusals that who has no secret gets, too: where there are too many, these are dropped first.
 COMMON = dict.fromkeys(('wrong', 'address', 'strangers'), True)
+ABSENT = 1000  # hidden servers that have left, and more are taken for it
 FAILED = 1000  # UUIDs whose failures do: anybody may ask for any UUID
 HOURS = 100_000  # hours of all hidden servers that do, some 20 MB
 BATCH = 200  # of each kind in a batch: it blocks Redis for 10 ms at most
@@ -63,7 +64,9 @@ class Presence:
         self.channel, self.key = channel(self.name), keys.live(self.name)
         self._number = 0  # of the last batch
         self._written: Counts = {}  # as Redis holds them
+        self._marks: dict[str, str] = {}  # in a cluster: by node, the UUID that it was told last
         self._has_arrived = self._has_written = False
+        self.complete_since = math.inf  # by a monotonic clock; Redis has all that is here
         self._outages: list[list[float]] = []  # the newest first
         self._heartbeat_at = self._hours_at = self._look_at = -math.inf
         self._others: set[str] | None = None  # as they were at the last look; None: there was none
@@ -117,6 +120,13 @@ class Presence:
         if len(self._failed) > FAILED:
             del self._failed[next(iter(self._failed))]
 
+    def note_absent(self, uuid: str) -> None:
+        """Another worker thought that it is here: Redis may say so after a fail-over. Soon that is
+        mended, where it has not come.
+        """
+        if len(self._lost) < ABSENT:
+            self._lose({uuid: time.time()})
+
     def note_refusal(self, uuid: str, address: str, why: Why, until: float = 0) -> None:
         """A registration was refused; `until`: when a ration that is used up allows a try again.
 
@@ -161,13 +171,14 @@ class Presence:
         if self._unanswered:
             self._send(self._unanswered)
         batch = self._batch(counts, with_news=True)
-        if not batch and upkeep.has_lost(self._entries, self.name, self._number):
-            self._heartbeat_at = -math.inf
+        if not batch and self._has_lost():
+            self._start_over()
             batch = self._batch(counts, with_news=True)
         while batch:
             self._send(batch)
             gevent.sleep(0)
             batch = self._batch(counts, with_news=_may_be_full(batch))
+        self.complete_since = min(self.complete_since, time.monotonic())
 
     def stop(self) -> None:
         """A clean end: writes what is left, and that this worker is gone. Raises StoreDown."""
@@ -243,12 +254,7 @@ class Presence:
         self._unanswered = batch
         written = self._ask(batch)
         if written.is_lost:
-            self._arrive(FROZEN_SECONDS)
-            self._sweep_at = time.monotonic() + PATIENCE_SECONDS
-            left = upkeep.had(self._entries, self.name).keys() - self._written.keys()
-            self._lose(dict.fromkeys(left, time.time()))
-            self._written = dict.fromkeys(self._written, LOST)
-            self._has_written = False
+            self._start_over()
             written = self._ask(batch)
         self._has_written = True
         if written.strangers:
@@ -260,12 +266,29 @@ class Presence:
         for uuid, count in batch['counts'].items():
             if count:
                 self._written[uuid] = count
+                self._marks[batches.node(self._entries, uuid)] = uuid
                 self._lost.pop(uuid, None)
             elif self._written.pop(uuid, None):
                 seen = batch['seen'].get(uuid)  # its last registration ended, or a pipe did now
                 self._lost[uuid] = Lost(seen['at'] if seen else time.time(), time.monotonic())
         for uuid in batch['gone']:
             self._lost.pop(uuid, None)
+
+    def _start_over(self) -> None:
+        """Redis has lost what was written, or the end of it: all counts are written once more."""
+        self.complete_since = math.inf
+        self._arrive(FROZEN_SECONDS)
+        self._sweep_at = time.monotonic() + PATIENCE_SECONDS
+        # What had gone may be there again.
+        left = upkeep.had(self._entries, self.name).keys() - self._written.keys()
+        self._lose(dict.fromkeys(left, time.time()))
+        self._written, self._marks = dict.fromkeys(self._written, LOST), {}
+        self._has_written, self._heartbeat_at = False, -math.inf
+
+    def _has_lost(self) -> bool:
+        marks = {uuid: self._written.get(uuid, LOST) for uuid in self._marks.values()}
+        there = {uuid: count for uuid, count in marks.items() if count != LOST}
+        return batches.has_lost(self._entries, self.name, self._number, there)
 
     def _ask(self, batch: Batch) -> batches.Written:
         about, now = self._about(), time.time()

@@ -414,14 +414,14 @@ WRITE_NEWS = (
     _NEWS
     + """
 local counts = #batch.rows + #batch.refusals + #batch.hours > 0
-local last, was_there = string.match(counts and redis.call('GET', KEYS[2]) or '', '^(%d+) (%d)$')
-if last == how.number then
-  return {tonumber(was_there)}
+if counts and redis.call('GET', KEYS[2]) == how.number then
+  return {1}
 end
 write_news()
-answer[1] = exists(KEYS[1]) and 1 or 0
-if counts then
-  redis.call('SET', KEYS[2], how.number .. ' ' .. answer[1], 'EX', how.remember_counts)
+if not exists(KEYS[1]) then
+  answer[1] = 0
+elseif counts then
+  redis.call('SET', KEYS[2], how.number, 'EX', how.remember_counts)
 end
 return answer
 """

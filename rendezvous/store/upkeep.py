@@ -56,9 +56,17 @@ def _others_live(entries: Entries, name: str) -> bool:
     return any(each != name for each in entries.ask(living))
 
 
-def has_lost(entries: Entries, name: str, number: int) -> bool:
-    """Whether Redis has lost the last batch of that worker, or more. Raises StoreDown."""
-    return entries.ask(lambda redis: redis.get(keys.batch(name))) != str(number)
+def _note_end(entries: Entries, text: str) -> None:
+    """A worker has ended, and that was its last sign, as state.Heard has it. Raises StoreDown.
+
+    One that had died before its node was stopped may be found later: the node was stopped.
+    """
+    ended = heard_from(text)
+    if ended:
+        with suppress(StoreRefuses):  # another program has that key
+            known = heard_from(entries.ask(lambda redis: redis.hget(keys.GONE, ended.node)))
+            if not (known and known.stopped and known.at > ended.at):
+                entries.ask(lambda redis: redis.hset(keys.GONE, ended.node, text))
 
 
 class Others(NamedTuple):

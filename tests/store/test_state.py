@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT, until
 
 from rendezvous.store import keys, presence, state, upkeep
-from rendezvous.store.entries import StoreDown
-from rendezvous.store.keys import GONE
+from rendezvous.store.entries import Entries, StoreDown, scan
+from rendezvous.store.options import DEFAULTS
 from rendezvous.store.presence import Presence
 from rendezvous.store.state import DISABLED, NEVER, OFFLINE, ONLINE, REFUSED, Hour, Why
 
@@ -33,6 +33,20 @@ ABOUT = {
     'counters': {'handshakes': 3, 'refused 401 no such UUID': 1},
 }
 OURS = keys.SERVERS, keys.HEARD, keys.OUTAGES, keys.of('hours', keys.ALL)
+
+
+@pytest.fixture(params=['redis', 'cluster'])
+def options(request, redis_options):
+    """Where Redis is: all of it is told alike in one Redis and in a cluster."""
+    is_cluster = request.param == 'cluster'
+    return request.getfixturevalue('redis_cluster') if is_cluster else redis_options
+
+
+@pytest.fixture
+def entries(options):
+    entries = Entries(DEFAULTS | options)
+    yield entries
+    entries.close()
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +116,31 @@ def known(entries, uuid: str) -> state.Known:
     of_all = state.known(entries, state.server(entries), [uuid]).get(uuid, state.Known())
     assert of_all == found
     return found
+
+
+def keys_of(entries, uuid: str) -> set[str]:
+    """But for those that say for ten minutes what a cluster was told last."""
+    found = entries.ask(lambda redis: scan(redis, f'*{uuid}*'))
+    return {key for key in found if not key.startswith('batch:')}
+
+
+def everywhere(entries, *command: str) -> list:
+    """What Redis answers to a command, or each primary of a cluster."""
+
+    def ask(redis) -> list:
+        if not entries.is_cluster:
+            return [redis.execute_command(*command)]
+        return [redis.execute_command(*command, target_nodes=n) for n in redis.get_primaries()]
+
+    return entries.ask(ask)
+
+
+def scripts_run(entries) -> tuple[int, float]:
+    """How many since `config_resetstat`, and how many microseconds they took."""
+    found = [
+        each.get('cmdstat_evalsha', {}) for each in everywhere(entries, 'INFO', 'commandstats')
+    ]
+    return sum(each.get('calls', 0) for each in found), sum(each.get('usec', 0) for each in found)
 
 
 def states(entries, uuid: str) -> list[str]:
@@ -499,10 +538,8 @@ sys.stdin.read()
 
 @pytest.mark.skipif(not shutil.which('faketime'), reason='there is no faketime here')
 @pytest.mark.parametrize('ahead', ['-1h', '+1h'])
-def test_worker_of_a_machine_with_another_clock_lives(
-    entries, redis_options, uuid, work, at_once, ahead
-):
-    here, other = work(), json.dumps(redis_options)
+def test_worker_of_a_machine_with_another_clock_lives(entries, options, uuid, work, at_once, ahead):
+    here, other = work(), json.dumps(options)
     here.write()
     arguments = ['faketime', '-f', ahead, sys.executable, '-c', AN_HOUR_OFF, other, uuid]
     pipe = subprocess.PIPE
@@ -623,11 +660,11 @@ def test_many_outages_keep_redis_no_longer_busy(entries, work, at_once):
         """What Redis takes to write that all of them are with a new worker."""
         worker = work()
         worker.write()
-        entries.ask(lambda redis: redis.config_resetstat())
+        everywhere(entries, 'CONFIG RESETSTAT')
         worker.online(*made)
-        found = entries.ask(lambda redis: redis.info('commandstats'))['cmdstat_evalsha']['usec']
+        found = scripts_run(entries)[1]
         entries.ask(lambda redis: redis.delete(worker.presence.key))
-        return found / 1e6
+        return found
 
     try:
         seconds()
@@ -744,15 +781,14 @@ def test_failures_alone_write_nothing(entries, work):
     """Anybody may ask for any UUID."""
     worker = work()
     worker.write()
-    entries.ask(lambda redis: redis.config_resetstat())
+    everywhere(entries, 'CONFIG RESETSTAT')
     worker.presence.note_failure(str(uuids.uuid4()))
     worker.presence._hours_at = -math.inf
     worker.write()
     # The first ones do, as heartbeats do.
     worker.presence.note_failure(str(uuids.uuid4()))
     worker.write()
-    calls = entries.ask(lambda redis: redis.info('commandstats'))
-    assert calls['cmdstat_evalsha']['calls'] <= 1
+    assert scripts_run(entries)[0] <= (3 if entries.is_cluster else 1)
 
 
 def test_refusals_are_merged_by_kind_and_address(entries, uuid, work, at_once):
@@ -804,7 +840,7 @@ def test_nothing_is_written_of_an_entry_that_does_not_exist(entries, work, at_on
     rendezvous(worker, nobody, 1, 1)
     worker.write(nobody)
     worker.write()
-    assert entries.ask(lambda redis: redis.keys(f'*{nobody}*')) == []
+    assert keys_of(entries, nobody) == set()
 
 
 def test_nothing_is_left_of_a_deleted_entry(entries, uuid, work, at_once):
@@ -814,9 +850,9 @@ def test_nothing_is_left_of_a_deleted_entry(entries, uuid, work, at_once):
     worker.write()
     worker.refuse(uuid, WRONG)
     entries.disable(uuid)
-    assert len(entries.ask(lambda redis: redis.keys(f'*{uuid}*'))) == 6
+    assert len(keys_of(entries, uuid)) == 6
     entries.delete(uuid)
-    assert entries.ask(lambda redis: redis.keys(f'*{uuid}*')) == []
+    assert keys_of(entries, uuid) == set()
 
 
 def test_clearing_lets_it_try_again(entries, uuid, work, at_once):
@@ -841,32 +877,6 @@ def test_clearing_lets_it_try_again(entries, uuid, work, at_once):
     assert entries.count_try(uuid, place, 'right', True, time.time()).ration == 0
     assert [each.why for each in state.refusals(entries, uuid)] == [WRONG]
     assert 'until' not in entries.ask(lambda redis: redis.get(keys.of(keys.STATE, uuid)))
-
-
-def test_what_older_versions_wrote_is_brought_over_once(entries, uuid, work):
-    other, third, nobody = (str(uuids.uuid4()) for _ in range(3))
-    seen = json.dumps({'at': 1e9, 'address': ADDRESS})
-    for each in (other, third):
-        entries.add(each, [])
-
-    def write(redis) -> None:
-        redis.mset({f'seen:{each}': seen for each in (uuid, nobody)})
-        redis.set(f'seen:{other}', 'x')
-        redis.lpush(f'refused:{uuid}', 'x')
-        redis.lpush(f'refused:{third}', 'x')
-        redis.set('seen:config', seen)
-
-    entries.ask(write)
-    work().write()
-    found = known(entries, uuid)
-    assert (found.state, found.since, found.first, found.address) == (OFFLINE, 1e9, 1e9, ADDRESS)
-    assert states(entries, uuid) == [OFFLINE]
-    assert {known(entries, each).state for each in (other, third)} == {NEVER}
-    left = entries.ask(lambda redis: {*redis.keys('seen:*'), *redis.keys('refused:*')})
-    assert left == {'seen:config', f'seen:{nobody}'}
-    entries.ask(lambda redis: redis.delete(*left))
-    for each in (other, third):
-        entries.delete(each)
 
 
 FOREIGN = [
@@ -969,11 +979,11 @@ def test_what_anybody_says_of_itself_is_read_as_it_can_be(entries, uuid, work, v
 def without(entries, *commands: str):
     """A Redis whose administrator has taken commands away from us."""
     taken = [f'-{command}' for command in commands]
-    entries.ask(lambda redis: redis.execute_command('ACL SETUSER', 'default', *taken))
+    everywhere(entries, 'ACL SETUSER', 'default', *taken)
     try:
         yield
     finally:
-        entries.ask(lambda redis: redis.execute_command('ACL SETUSER', 'default', '+@all'))
+        everywhere(entries, 'ACL SETUSER', 'default', '+@all')
 
 
 @pytest.mark.parametrize('taken', [('pubsub',), ('pubsub', 'time')])
