@@ -2,13 +2,11 @@
 octet, and a table.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import statistics
 import sys
@@ -17,20 +15,18 @@ import time
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import gevent
 from gevent.event import Event
 from gevent.pool import Pool
-from gevent.server import StreamServer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FOLDERS = 'bench', 'tests', 'tests/server', 'tests/hidden'
 sys.path[:0] = [str(ROOT), *(str(ROOT / name) for name in FOLDERS)]
 
+from checked import Mobile, Origin, Outcome, Request, ask, numbers
 from conftest import free_port, until
-from faults import CHUNK_BYTES, linger_not
 from processes import connections
 from programs import Folder, Program, command_line
 
@@ -38,9 +34,10 @@ from rendezvous.store import embedded
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import DEFAULTS
 
+# Of those, for the programs here, which import this first: it says where the others are.
+__all__ = ['Mobile', 'Origin', 'Outcome', 'Request', 'ask', 'free_port', 'numbers', 'until']
+
 WORKERS = 2
-BLOCK_BYTES = 1024 * 1024
-numbers = iter(range(10**9))  # no two requests have the same name
 
 
 class Stage(Folder):
@@ -50,9 +47,10 @@ class Stage(Folder):
         # All mobile clients have one address here, and a pipe stays for `drain` after each request.
         options = {'max_connections_per_address': 0, 'workers': WORKERS, **options}
         super().__init__(path, rendezvous_port=free_port(), **options)
-        self.host = options.get('rendezvous_host', '127.0.0.1')
+        self.name = options.get('rendezvous_host', '127.0.0.1')
+        self.host = options.get('listen_host', self.name)
         self.port = self.options['rendezvous_port']
-        self.pair(self.host)
+        self.pair(self.name)
         self.context = ssl.create_default_context(cafile=self.path / 'registrar.crt')
         shutil.copy(HERE / 'probe.py', self.path)
         with (self.path / 'rendezvous/wire/pipe.py').open('a') as file:
@@ -99,8 +97,9 @@ class Stage(Folder):
         count = self.options['workers']
         until(lambda: len(self.worker_pids) == count == len(self.workers()), 'all serve', 60)
 
-    def hide(self, uuid: str, origin: 'Origin', port: int = 0, program=('hidden.py',)) -> Program:
+    def hide(self, uuid: str, origin: Origin, port: int = 0, program=('hidden.py',)) -> Program:
         """A hidden.py that is registered; `port`: of the relay that it goes through."""
+        origin.uuid = uuid
         entry = json.loads((self.path / 'entries' / f'{uuid}.json').read_text())
         entry['server']['port'] = port or self.port
         file = self.path / 'entries' / f'{next(numbers)}.json'
@@ -133,7 +132,7 @@ class Stage(Folder):
         file = self.path / 'joined.log'
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def explain(self, outcome: 'Outcome') -> None:
+    def explain(self, outcome: Outcome) -> None:
         """Prints a request that failed, its pipes, and the lines of the log about its ports."""
         print(f'    {outcome}')
         ports = {outcome.port}
@@ -183,142 +182,6 @@ def stage(folder: str | None = None, **options):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(dir=folder) as path, Stage(Path(path), **options) as on:
         yield on
-
-
-def octets(name: str, count: int) -> bytes:
-    """The octets that a body of this name has: whoever checks it makes them again."""
-    return hashlib.shake_128(name.encode()).digest(count)
-
-
-class Request(NamedTuple):
-    name: str
-    up: int = 0  # octets of its body
-    down: int = 100  # and of its answer's
-
-    def head(self, uuid: str) -> bytes:
-        return (
-            f'POST /{self.name}/{self.up}/{self.down} HTTP/1.1\r\nHost: x\r\n'
-            f'Authorization: Digest username="{uuid}"\r\nContent-Length: {self.up}\r\n\r\n'
-        ).encode()
-
-    def answer(self) -> bytes:
-        head = f'HTTP/1.1 200 OK\r\nX-Name: {self.name}\r\nContent-Length: {self.down}\r\n\r\n'
-        return head.encode() + octets(f'{self.name} down', self.down)
-
-
-class Origin:
-    """The HTTP server that is hidden: checks what comes, and answers what the request says."""
-
-    def __init__(self):
-        self.wrong: list[str] = []  # requests whose body was
-        self.open: dict[str, socket.socket] = {}  # the connections of those under way
-        self.served = self.ended = 0
-        self.flows = Event()  # cleared: answers stop after their first half
-        self.flows.set()
-        self._server = StreamServer(('127.0.0.1', 0), self._handle, spawn=Pool(None))
-        self._server.start()
-        self.address = f'127.0.0.1:{self._server.server_port}'
-
-    def _handle(self, sock, _) -> None:
-        with sock, suppress(OSError):
-            while head := self._head(sock):
-                name, up, down = head.split()[1].decode()[1:].split('/')
-                self.open[name] = sock
-                try:
-                    self._answer(sock, Request(name, int(up), int(down)))
-                finally:
-                    del self.open[name]
-        self.ended += 1
-
-    def _head(self, sock) -> bytes:
-        head = b''
-        while not head.endswith(b'\r\n\r\n') and (octet := sock.recv(1)):
-            head += octet
-        return head
-
-    def _answer(self, sock, request: Request) -> None:
-        expected, got = octets(f'{request.name} up', request.up), 0
-        while got < request.up:
-            if not (more := sock.recv(min(CHUNK_BYTES, request.up - got))):
-                raise ConnectionError('cut off')
-            if more != expected[got : got + len(more)]:
-                self.wrong.append(request.name)
-            got += len(more)
-        answer = request.answer()
-        sock.sendall(answer[: len(answer) // 2])
-        self.flows.wait()
-        sock.sendall(answer[len(answer) // 2 :])
-        self.served += 1
-
-
-class Outcome(NamedTuple):
-    request: Request
-    saw: str  # 'good', or what came instead; 'WRONG' where an octet was
-    port: int  # of the mobile client
-    since: float  # time.monotonic() of its connection
-    began: float
-    ended: float
-
-
-class Mobile:
-    """A mobile client's connection: one request after the other, each checked."""
-
-    def __init__(self, stage: Stage, uuid: str, seconds: float = 90, sock=None):
-        self._stage, self._uuid, self._seconds = stage, uuid, seconds
-        self._sock, self.port, self.since = sock or socket.socket(), 0, time.monotonic()
-        self.gave_up = False
-
-    def ask(self, request: Request) -> Outcome:
-        began, got = time.monotonic(), bytearray()
-        try:
-            with gevent.Timeout(self._seconds, TimeoutError()):
-                saw = self._ask(request, got)
-        except ConnectionRefusedError:
-            saw = 'refused'
-        except TimeoutError:
-            saw = f'no end within {self._seconds:g} s'
-        except (OSError, ValueError):  # ValueError: it has been closed here
-            saw = 'cut off'
-        if not request.answer().startswith(got):
-            status = re.match(rb'HTTP/1\.1 (502|503) [ -~]*\r\n', got)
-            saw = status[1].decode() if status else 'WRONG'
-        return Outcome(request, saw, self.port, self.since, began, time.monotonic())
-
-    def _ask(self, request: Request, got: bytearray) -> str:
-        if not self.port:
-            self._connect()
-        self._sock.sendall(request.head(self._uuid))
-        body = octets(f'{request.name} up', request.up)
-        for start in range(0, request.up, BLOCK_BYTES):
-            self._sock.sendall(body[start : start + BLOCK_BYTES])
-        count = len(request.answer())
-        while len(got) < count:
-            if not (more := self._sock.recv(CHUNK_BYTES)):
-                return 'ended early'
-            got += more
-        return 'good'
-
-    def _connect(self) -> None:
-        self._sock.connect((self._stage.host, self._stage.port))
-        self.port = self._sock.getsockname()[1]
-        self._sock = self._stage.context.wrap_socket(
-            self._sock, server_hostname=self._stage.host, suppress_ragged_eofs=False
-        )
-
-    def close(self, reset: bool = False) -> None:
-        with suppress(OSError):  # it may be closed already
-            if reset:
-                linger_not(self._sock)
-        self._sock.close()
-
-
-def ask(stage: Stage, uuid: str, up: int = 0, down: int = 100, **more) -> Outcome:
-    """One request on a connection of its own."""
-    mobile = Mobile(stage, uuid, **more)
-    try:
-        return mobile.ask(Request(f'r{next(numbers)}', up, down))
-    finally:
-        mobile.close()
 
 
 def until_good(stage: Stage, uuid: str, each: float = 90) -> tuple[str, float]:

@@ -130,7 +130,7 @@ def no_names() -> None:
             names.answers = False
             entry = on.path / 'entries' / f'{uuid}.json'
             program = with_etc(on, 'hosts', 'resolv.conf')
-            hiding = on.start(*program, str(entry), Origin().address)
+            hiding = on.start(*program, str(entry), Origin(uuid).address)
             gevent.sleep(seconds)
             names.answers = True
             took.append(waits(on))

@@ -37,6 +37,7 @@ CLIENTS, REGISTRATIONS, AT_A_TIME = 4, 4, 3
 BOUND_SECONDS = 1800
 BACK_SECONDS = 10  # for the hidden servers, after the server is; there are other faults, too
 SLACK_SECONDS = 0.75  # between what a relay does and what a busy or paused server sees
+WRONG = 'WRONG', 'WRONG UUID'
 GARBAGE = b'', b'GET / HT', b'\x16\x03\x01\x02\x00\x01', b'SSH-2.0-x\r\n', bytes(range(256)) * 9
 
 
@@ -259,11 +260,13 @@ class Storm(Faults):
         joined, saw, why, harmed = self.on.joined(), Counter(), Counter(), []
         for uuid, outcome in self._outcomes:
             saw[outcome.saw] += 1
-            if outcome.saw not in ('good', 'given up', 'WRONG'):
+            if outcome.saw not in ('good', 'given up', *WRONG):
                 reason = self._why(uuid, outcome, joined)
                 why[reason] += 1
                 harmed += [] if reason else [outcome]
-        wrong = saw['WRONG'] + sum(len(hidden.origin.wrong) for hidden in self.hidden)
+        wrong = sum(saw[each] for each in WRONG) + sum(
+            len(hidden.origin.wrong) for hidden in self.hidden
+        )
         left, tracebacks = self._left(), self.on.log().count('Traceback')
         print(f'{len(self._outcomes)} requests: {dict(saw)}')
         print(f'failed, by what hit their own connection: {dict(why)}')
