@@ -23,7 +23,6 @@ from conftest import OK, Peer, _kept, client_context, connect_request, get, unti
 from faults import NOBODY, shell, why_not
 from programs import Folder, Outside, Program, command_line
 
-from rendezvous.admin import certificate
 from rendezvous.store import keys
 from rendezvous.store import options as local
 from rendezvous.store.entries import Entries
