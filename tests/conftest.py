@@ -45,6 +45,7 @@ pytest_plugins = [
     'hiding',
     'gateways',
     'behind',
+    'three',
 ]
 DEADLINE_SECONDS = 30  # for every wait in a test that says no other: ten times what it takes
 

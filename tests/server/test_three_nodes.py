@@ -1,0 +1,191 @@
+"""Three nodes under faults: whom they hit is told, everybody else is served, by whichever node."""
+
+import os
+import re
+import signal
+import time
+from collections import Counter
+
+import gevent
+import pytest
+from checked import Mobile, Origin, Outcome, Request, ask, numbers
+from conftest import until
+from gevent.pool import Pool
+from three import Node, Three, frozen
+
+from rendezvous.store import keys
+
+LARGE_BYTES = 10_000_000
+ELSEWHERE_SECONDS = 6  # three times what it may take until a mobile client is served elsewhere
+CLIENTS = 6
+
+
+def answer(text: str) -> bytes:
+    return f'HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}'.encode()
+
+
+def until_known(three: Three, uuid: str, **nodes: int) -> None:
+    """So many registrations wait there, by Redis; `one=2` are two on the first node."""
+    names = {'one': 0, 'two': 1, 'three': 2}
+    expected = {three.nodes[names[name]].host: count for name, count in nodes.items()}
+    until(lambda: three.hints(uuid) == expected, f'registrations wait: {expected}')
+
+
+def crossed(node: Node, uuid: str) -> Counter[str]:
+    """From which other nodes mobile clients there have got that hidden server, by its log."""
+    return Counter(re.findall(rf'rendezvous with {uuid}, on node (\S+)', node.log()))
+
+
+def good(outcome: Outcome, seconds: float = ELSEWHERE_SECONDS) -> bool:
+    return outcome.saw == 'good' and outcome.ended - outcome.began < seconds
+
+
+class Load:
+    """Mobile clients that ask without a pause, on new connections and on kept ones."""
+
+    def __init__(self, nodes: list[Node], uuids: list[str]):
+        self._over = False
+        self.outcomes: list[tuple[Node, Outcome]] = []
+        turns = [(nodes[each % len(nodes)], uuids[each % len(uuids)]) for each in range(CLIENTS)]
+        self._greenlets = [gevent.spawn(self._ask, *turn, each) for each, turn in enumerate(turns)]
+
+    def _ask(self, node: Node, uuid: str, number: int) -> None:
+        while not self._over:
+            mobile, saw = Mobile(node, uuid, seconds=30), 'good'
+            for _ in range(1 + number % 3):
+                if saw == 'good':
+                    up, down = (3000, 300_000) if number % 2 else (300_000, 1000)
+                    outcome = mobile.ask(Request(f'r{next(numbers)}', up, down))
+                    self.outcomes.append((node, outcome))
+                    saw = outcome.saw
+            mobile.close()
+            gevent.sleep(0.02)
+
+    def until_more(self, count: int = 3 * CLIENTS) -> None:
+        enough = len(self.outcomes) + count
+        until(lambda: len(self.outcomes) >= enough, f'{count} more requests')
+
+    def stop(self) -> list[tuple[Node, Outcome]]:
+        """Those that failed; all requests come to an end."""
+        self._over = True
+        gevent.joinall(self._greenlets, raise_error=True)
+        assert not [each for _, each in self.outcomes if each.saw.startswith('WRONG')]
+        return [(node, each) for node, each in self.outcomes if each.saw != 'good']
+
+
+def test_every_pairing_inside_and_across(three):
+    """A hidden server on each of the nodes, a mobile client on each: small and large, both ways."""
+    for holder in three.nodes:
+        uuid, origin = three.add(), Origin()
+        hiding = three.hide(uuid, origin, holder.host)
+        until(lambda u=uuid, h=holder: three.hints(u) == {h.host: 4}, 'all know where it is')
+        for node in three.nodes:
+            mobile = Mobile(node, uuid)
+            for up, down in ((10, 1000), (LARGE_BYTES, 100), (100, LARGE_BYTES)):
+                assert mobile.ask(Request(f'r{next(numbers)}', up, down)).saw == 'good'
+            mobile.close()
+            expected = {} if node is holder else {holder.host: 1}
+            assert crossed(node, uuid) == expected
+        assert not origin.wrong
+        assert hiding.end() == 0
+
+
+def test_200_mobile_clients_get_200_registrations_of_the_other_nodes(three):
+    """All of one hidden server; each head comes to exactly one registration."""
+    uuid, code = three.add(), ''
+    code = three.code(uuid)
+    three.register(three.nodes[0], uuid, code).close()
+    until(lambda: three.entries.ask(lambda r: r.exists(keys.of(keys.STATE, uuid))), 'is expected')
+    asking = Pool(None)
+
+    def visit(number: int) -> str:
+        mobile = three.ask(three.nodes[number % 3], uuid, f'/{number}')
+        text = mobile.answer().body.decode()
+        mobile.close()
+        return text
+
+    def live(number: int) -> str:
+        hidden = three.register(three.nodes[(number + 1) % 3], uuid, code)
+        head = hidden.until(b'\r\n\r\n').decode()
+        hidden.send(answer(head.split()[1]))
+        assert hidden.rest() == b''  # and no second one
+        return head.split()[1]
+
+    visits = [asking.spawn(visit, number) for number in range(200)]
+    gevent.sleep(0)
+    lives = [asking.spawn(live, number) for number in range(200)]
+    gevent.joinall([*visits, *lives], timeout=50, raise_error=True)
+    assert [each.value for each in visits] == [f'/{number}' for number in range(200)]
+    assert sorted(each.value for each in lives) == sorted(each.value for each in visits)
+
+
+def test_killed_node_takes_only_its_own_pipes_with_it(three):
+    """... and its hidden servers are found where they register next."""
+    killed, *others = three.nodes
+    uuids, origins = [three.add() for _ in range(2)], [Origin(), Origin()]
+    for uuid, origin in zip(uuids, origins, strict=True):
+        three.hide(uuid, origin)
+    load = Load(three.nodes, uuids)
+    load.until_more()
+    killed.kill()
+    at = time.monotonic()
+    for node in others:
+        for uuid in uuids:
+            assert good(ask(node, uuid, seconds=30))
+    load.until_more()
+    bad = load.stop()
+    held = ' '.join(node.log() for node in others)
+    for node, outcome in bad:
+        was_held_there = re.search(
+            rf':{outcome.port} rendezvous with \S+, on node {killed.host}\n', held
+        )
+        assert node is killed or (was_held_there and outcome.began < at), outcome
+    killed.serve()
+    three.until_all_serve()
+    assert not any(origin.wrong for origin in origins)
+
+
+@pytest.mark.parametrize('what', ['worker', 'node'])
+def test_frozen_holder_costs_a_mobile_client_two_seconds_at_most(three, what):
+    """Both others have a registration; the next mobile clients do not pay again."""
+    holder, other, asked = three.nodes
+    uuid = three.add()
+    hiding = [three.hide(uuid, Origin(), node.host) for node in (holder, other)]
+    until_known(three, uuid, one=4, two=4)
+    with frozen(*(holder.pids() if what == 'node' else holder.workers()[:1])):
+        outcomes = [ask(asked, uuid, seconds=30) for _ in range(8)]
+    took = [outcome.ended - outcome.began for outcome in outcomes]
+    assert all(map(good, outcomes)), took
+    assert sorted(took)[-3] < 1, took
+    assert [each.end() for each in hiding] == [0, 0]
+
+
+def test_mobile_client_of_a_frozen_holder_gets_what_registers_elsewhere(three):
+    """All its registrations are there; it waits for the next one, which another node has."""
+    holder, other, asked = three.nodes
+    uuid = three.add()
+    hidden = [three.register(holder, uuid) for _ in range(2)]
+    until_known(three, uuid, one=2)
+    with frozen(*holder.pids()):
+        mobile = three.ask(asked, uuid, '/first')
+        later = three.register(other, uuid)
+        began = time.monotonic()
+        assert later.until(b'\r\n\r\n').startswith(b'GET /first ')
+        assert time.monotonic() - began < ELSEWHERE_SECONDS
+        later.send(answer('there'))
+        assert mobile.answer().body == b'there'
+    for peer in (*hidden, mobile, later):
+        peer.close()
+
+
+def test_new_version_of_a_node_costs_no_request(three):
+    renewed = three.nodes[1]
+    uuids = [three.add() for _ in range(2)]
+    for uuid in uuids:
+        three.hide(uuid, Origin())
+    load, before = Load(three.nodes, uuids), renewed.workers()
+    load.until_more()
+    os.kill(renewed.parent, signal.SIGUSR2)
+    until(lambda: not {*before} & {*renewed.workers()}, 'the old workers have ended', 60)
+    load.until_more()
+    assert load.stop() == []
