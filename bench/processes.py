@@ -63,13 +63,16 @@ def memory_bytes(pids: Iterable[int]) -> int:
 
 
 def connections(pid: int) -> list[tuple[int, int]]:
-    """Of TCP: the port of this process and that of the other side, of each."""
-    own = set()
+    """Of TCP: the port of this process and that of the other side, of each.
+
+    Its network may be another one than ours.
+    """
+    own, tables = set(), []
     with suppress(OSError):  # it has ended
         for fd in Path(f'/proc/{pid}/fd').iterdir():
             with suppress(OSError):
                 own.add(os.readlink(fd).removeprefix('socket:[').removesuffix(']'))
-    tables = [Path(f'/proc/net/{name}').read_text() for name in ('tcp', 'tcp6')]
+        tables = [Path(f'/proc/{pid}/net/{name}').read_text() for name in ('tcp', 'tcp6')]
     rows = [row.split() for table in tables for row in table.splitlines()[1:]]
     rows = [row for row in rows if row[9] in own and row[3] != LISTENS]
     ends = [[end.partition(':')[2] for end in row[1:3]] for row in rows]

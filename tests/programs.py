@@ -186,6 +186,14 @@ class Folder:
     def pids(self) -> list[int]:
         return pids_in(self.path)
 
+    @property
+    def parent(self) -> int:
+        """The process of its server.py. Raises ProcessLookupError where there is none."""
+        for pid in self.pids():
+            if command_line(pid).endswith('python server.py '):
+                return pid
+        raise ProcessLookupError
+
     def workers(self) -> list[int]:
         """Those of them that are workers, of whatever generation."""
         return [pid for pid in self.pids() if '--worker' in command_line(pid)]

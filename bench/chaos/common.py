@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), *(str(ROOT / name) for name in FOLDERS)]
 from checked import Mobile, Origin, Outcome, Request, ask, numbers
 from conftest import free_port, until
 from processes import connections
-from programs import Folder, Program, command_line
+from programs import Folder, Program
 
 from rendezvous.store import embedded
 from rendezvous.store.entries import Entries
@@ -40,36 +40,18 @@ __all__ = ['Mobile', 'Origin', 'Outcome', 'Request', 'ask', 'free_port', 'number
 WORKERS = 2
 
 
-class Stage(Folder):
-    """The real programs in a folder, on a fixed port; probe.py says what is inside them."""
+class Probed(Folder):
+    """The real programs in a folder; probe.py says what is inside them."""
 
-    def __init__(self, path: Path, **options):
-        # All mobile clients have one address here, and a pipe stays for `drain` after each request.
-        options = {'max_connections_per_address': 0, 'workers': WORKERS, **options}
-        super().__init__(path, rendezvous_port=free_port(), **options)
-        self.name = options.get('rendezvous_host', '127.0.0.1')
-        self.host = options.get('listen_host', self.name)
-        self.port = self.options['rendezvous_port']
-        self.pair(self.name)
-        self.context = ssl.create_default_context(cafile=self.path / 'registrar.crt')
+    def install_probe(self) -> None:
         shutil.copy(HERE / 'probe.py', self.path)
         with (self.path / 'rendezvous/wire/pipe.py').open('a') as file:
             file.write('\n\nimport sys, probe\n\nprobe.install(sys.modules[__name__])\n')
 
-    def serve(self, *command: str) -> tuple[Program, int]:
-        """server.py, all workers of which serve, and its port; `command`: another program."""
-        program = self.start(*(command or ['server.py']))
-        until(self._served, 'it serves', 60)
-        return program, self.port
-
-    def run_sh(self) -> Program:
-        """bin/run.sh, which serves."""
-        return self.serve('-c', 'import os; os.execl("bin/run.sh", "bin/run.sh")')[0]
-
     def renew(self) -> None:
         """SIGUSR2: when this returns, new workers serve; the old ones finish their pipes."""
         before = self._served()
-        os.kill(self.server_pid, signal.SIGUSR2)
+        os.kill(self.parent, signal.SIGUSR2)
         until(lambda: self._served() > before, 'the new version serves', 60)
 
     def _served(self) -> int:
@@ -81,14 +63,6 @@ class Stage(Folder):
         return 0
 
     @property
-    def server_pid(self) -> int:
-        """The parent. Raises ProcessLookupError where there is none."""
-        for pid in self.pids():
-            if command_line(pid).endswith('python server.py '):
-                return pid
-        raise ProcessLookupError
-
-    @property
     def worker_pids(self) -> list[int]:
         """Those that probe.py knows: one that has just been started cannot be asked yet."""
         return [pid for pid in self.workers() if (self.path / f'probed.{pid}').exists()]
@@ -96,17 +70,6 @@ class Stage(Folder):
     def until_all_workers_serve(self) -> None:
         count = self.options['workers']
         until(lambda: len(self.worker_pids) == count == len(self.workers()), 'all serve', 60)
-
-    def hide(self, uuid: str, origin: Origin, port: int = 0, program=('hidden.py',)) -> Program:
-        """A hidden.py that is registered; `port`: of the relay that it goes through."""
-        origin.uuid = uuid
-        entry = json.loads((self.path / 'entries' / f'{uuid}.json').read_text())
-        entry['server']['port'] = port or self.port
-        file = self.path / 'entries' / f'{next(numbers)}.json'
-        file.write_text(json.dumps(entry))
-        hiding = self.start(*program, str(file), origin.address)
-        hiding.until_it_says('registered')
-        return hiding
 
     def inside(self, *pids: int) -> Counter[str]:
         """What the workers have, or a hidden.py: greenlets, pipes, registrations, sockets."""
@@ -132,24 +95,6 @@ class Stage(Folder):
         file = self.path / 'joined.log'
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def explain(self, outcome: Outcome) -> None:
-        """Prints a request that failed, its pipes, and the lines of the log about its ports."""
-        print(f'    {outcome}')
-        ports = {outcome.port}
-        for at, pid, mobile_port, hidden_port in self.joined():
-            if mobile_port == outcome.port and outcome.since <= at <= outcome.ended:
-                print(f'        {at - outcome.began:.3f} s later joined by {pid} to {hidden_port}')
-                ports.add(hidden_port)
-        marks = [f':{port} ' for port in ports]
-        for line in self.log().splitlines():
-            if any(mark in line for mark in marks):
-                print(f'        {line}')
-
-    def entries(self) -> Entries:
-        """The entries of the store in this folder, for this process."""
-        embedded.DATA = self.path / 'data'
-        return Entries(DEFAULTS | self.options, starts_store=False)
-
     def at_rest(self, registrations: int) -> Counter[str]:
         """What is inside the workers, once so many wait and nothing else is under way."""
 
@@ -174,6 +119,60 @@ class Stage(Folder):
             inside = self.inside(*pids)
             more = inside - before  # where it is more
         return ', '.join(f'{count} {name}' for name, count in more.items())
+
+
+class Stage(Probed):
+    """One server, on a fixed port, and hidden servers beside it."""
+
+    def __init__(self, path: Path, **options):
+        # All mobile clients have one address here, and a pipe stays for `drain` after each request.
+        options = {'max_connections_per_address': 0, 'workers': WORKERS, **options}
+        super().__init__(path, rendezvous_port=free_port(), **options)
+        self.name = options.get('rendezvous_host', '127.0.0.1')
+        self.host = options.get('listen_host', self.name)
+        self.port = self.options['rendezvous_port']
+        self.pair(self.name)
+        self.context = ssl.create_default_context(cafile=self.path / 'registrar.crt')
+        self.install_probe()
+
+    def serve(self, *command: str) -> tuple[Program, int]:
+        """server.py, all workers of which serve, and its port; `command`: another program."""
+        program = self.start(*(command or ['server.py']))
+        until(self._served, 'it serves', 60)
+        return program, self.port
+
+    def run_sh(self) -> Program:
+        """bin/run.sh, which serves."""
+        return self.serve('-c', 'import os; os.execl("bin/run.sh", "bin/run.sh")')[0]
+
+    def hide(self, uuid: str, origin: Origin, port: int = 0, program=('hidden.py',)) -> Program:
+        """A hidden.py that is registered; `port`: of the relay that it goes through."""
+        origin.uuid = uuid
+        entry = json.loads((self.path / 'entries' / f'{uuid}.json').read_text())
+        entry['server']['port'] = port or self.port
+        file = self.path / 'entries' / f'{next(numbers)}.json'
+        file.write_text(json.dumps(entry))
+        hiding = self.start(*program, str(file), origin.address)
+        hiding.until_it_says('registered')
+        return hiding
+
+    def explain(self, outcome: Outcome) -> None:
+        """Prints a request that failed, its pipes, and the lines of the log about its ports."""
+        print(f'    {outcome}')
+        ports = {outcome.port}
+        for at, pid, mobile_port, hidden_port in self.joined():
+            if mobile_port == outcome.port and outcome.since <= at <= outcome.ended:
+                print(f'        {at - outcome.began:.3f} s later joined by {pid} to {hidden_port}')
+                ports.add(hidden_port)
+        marks = [f':{port} ' for port in ports]
+        for line in self.log().splitlines():
+            if any(mark in line for mark in marks):
+                print(f'        {line}')
+
+    def entries(self) -> Entries:
+        """The entries of the store in this folder, for this process."""
+        embedded.DATA = self.path / 'data'
+        return Entries(DEFAULTS | self.options, starts_store=False)
 
 
 @contextmanager

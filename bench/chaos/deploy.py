@@ -65,7 +65,7 @@ def main() -> int:
         for number in range(deploys):
             took.append(deploy(on, again=bool(number % 2)))
             gevent.sleep(1)
-        outcomes, same = load.stop(), pid == on.server_pid
+        outcomes, same = load.stop(), pid == on.parent
         failed = [outcome for outcome in outcomes if outcome.saw != 'good']
         for outcome in failed[:20]:
             on.explain(outcome)

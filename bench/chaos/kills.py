@@ -93,7 +93,7 @@ def server_killed(runs: int, away: int) -> None:
         on.hide(uuid, Origin())
         before, seen, down, took = on.at_rest(4), [], [], []
         for _ in range(runs):
-            os.kill(on.server_pid, signal.SIGKILL)
+            os.kill(on.parent, signal.SIGKILL)
             until(lambda: not listens(on.port), 'it is dead')
             began = time.monotonic()
             until(lambda: accepts(on), 'it accepts again', away + 70)

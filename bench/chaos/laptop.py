@@ -146,7 +146,7 @@ def server_gone() -> None:
         on.hide(uuid, Origin())
         took = []
         for seconds in (1, 5, 20):
-            os.kill(on.server_pid, signal.SIGKILL)
+            os.kill(on.parent, signal.SIGKILL)
             gevent.sleep(seconds)
             on.serve()
             took.append(waits(on) if on.inside()['registrations'] == 0 else 0)

@@ -71,7 +71,7 @@ def full_disk() -> None:
         print_requests('disk full, the store ended on a write', on, uuid)
         said = on.run('users_app.py', 'add', 'cellar').stderr.strip()
         print(f'    users_app.py add: ...{said[-60:]}')
-        os.kill(on.server_pid, signal.SIGKILL)
+        os.kill(on.parent, signal.SIGKILL)
         until(lambda: not on.workers(), 'it is dead')
         on.start('server.py')
         until(lambda: listens(on.port), 'it listens', 30)

@@ -96,7 +96,7 @@ class Faults:
         with self.busy:
             killed, back = time.monotonic(), {}
             self.kills.append((killed, back))
-            os.kill(self.on.server_pid, signal.SIGKILL)
+            os.kill(self.on.parent, signal.SIGKILL)
             self.on.serve()
             serving = time.monotonic()
             for hidden in self.hidden:
@@ -127,10 +127,10 @@ class Faults:
 
     def server_reloads(self, dice) -> None:
         with self.busy:
-            os.kill(self.on.server_pid, signal.SIGHUP)
+            os.kill(self.on.parent, signal.SIGHUP)
 
     def parent_pauses(self, dice) -> None:
-        self._pause(self.on.server_pid, dice)
+        self._pause(self.on.parent, dice)
 
     def worker_pauses(self, dice) -> None:
         self._pause(self._a_worker(dice), dice)

