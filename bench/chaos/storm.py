@@ -27,6 +27,7 @@ from contextlib import suppress
 
 import common
 import gevent
+from checked import WRONG
 from common import Mobile, Origin, Outcome, Request, ask, until
 from faults import Link, Relay, linger_not
 from gevent.lock import RLock
@@ -37,7 +38,6 @@ CLIENTS, REGISTRATIONS, AT_A_TIME = 4, 4, 3
 BOUND_SECONDS = 1800
 BACK_SECONDS = 10  # for the hidden servers, after the server is; there are other faults, too
 SLACK_SECONDS = 0.75  # between what a relay does and what a busy or paused server sees
-WRONG = 'WRONG', 'WRONG UUID'
 GARBAGE = b'', b'GET / HT', b'\x16\x03\x01\x02\x00\x01', b'SSH-2.0-x\r\n', bytes(range(256)) * 9
 
 

@@ -19,6 +19,7 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 
 BLOCK_BYTES = 1024 * 1024
+WRONG = 'WRONG', 'WRONG UUID'  # what Outcome.saw is where a fault is no excuse
 numbers = iter(range(10**9))  # no two requests have the same name
 
 

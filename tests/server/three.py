@@ -259,6 +259,12 @@ class Node(Folder):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def end(self) -> int:
+        """The exit status of its server, after a SIGTERM."""
+        program = self._programs[-1]
+        os.kill(program.pid, signal.SIGTERM)
+        return program.process.wait(START_SECONDS)
+
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.until_nothing_runs()
