@@ -86,9 +86,12 @@ class Probed(Folder):
         until(lambda: file.exists() or pid not in self.pids(), 'it says what is in it')
         if not file.exists():
             return {}
-        redis = self.options.get('redis_port', 0)  # connections to it are kept in a pool
-        sockets = sum(far != redis for _, far in connections(pid))
+        sockets = sum(not {*ends} & self.pooled() for ends in connections(pid))
         return json.loads(file.read_text()) | {'sockets': sockets}
+
+    def pooled(self) -> set[int]:
+        """Ports whose connections are kept for later: how many there are tells nothing."""
+        return {self.options.get('redis_port', 0)}
 
     def joined(self) -> list[list]:
         """What probe.py has written of each pipe: when, the process, and two ports."""

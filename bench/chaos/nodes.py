@@ -52,6 +52,7 @@ AWAY_SECONDS = 4  # at most, of whatever is frozen or split
 SLACK_SECONDS = 0.75  # between a fault and what a busy machine sees of it
 LEFT_SECONDS = 90  # until nothing is left over
 LARGE_BYTES = 10_000_000
+REDIS_PORTS: set[int] = set()  # of this run
 
 
 class Hit:
@@ -70,6 +71,14 @@ class ProbedNode(Probed, Node):
         super().__init__(*arguments, **options)
         self.install_probe()
         self.busy = RLock()  # it is being ended and started
+
+    def pooled(self) -> set[int]:
+        return self.links() | REDIS_PORTS
+
+    def links(self) -> set[int]:
+        """The ports of links."""
+        first = self.options['node_port']
+        return set(range(first, first + WORKERS))
 
 
 class ProbedThree(Three):
@@ -309,8 +318,7 @@ class Storm(Faults):
         had the hidden server itself.
         """
         found: dict[int, list[tuple]] = {}
-        first = self.on.nodes[0].options['node_port']
-        links = {0, *range(first, first + WORKERS)}
+        links = {0} | self.on.nodes[0].links()
         for node in self.on.nodes:
             for at, pid, mobile_port, hidden_port in node.joined():
                 row = at, pid, node.host, hidden_port not in links
@@ -455,6 +463,7 @@ def main() -> int:
         networks = None if reason else stack.enter_context(Networks())
         here = networks.here if networks else '127.0.0.1'
         redis = stack.enter_context(Watched(path / 'redis', here))
+        REDIS_PORTS.update(redis.ports)
         on = stack.enter_context(ProbedThree(path, redis.options, networks))
         storm, began = Storm(on, redis, networks, seed), time.monotonic()
         storm.blow(count)

@@ -61,6 +61,8 @@ def say(kind: type) -> None:
         elif type(one).__name__ == 'Meeting':  # the other worker has a greenlet for each
             kept = [sock for socks in one._kept.values() for sock in socks]
             inside['greenlets'] -= sum(not has_ended(sock) for sock in kept)
+        elif type(one).__name__ == 'Door':  # the same of links
+            inside['greenlets'] -= one.count()
     with open(f'inside.{os.getpid()}.new', 'w') as file:
         json.dump(inside, file)
     os.rename(file.name, f'inside.{os.getpid()}')

@@ -164,14 +164,14 @@ class Watched:
         more = ['--bind', *hosts, '--requirepass', redises.PASSWORD]
         more += ['--masterauth', redises.PASSWORD, '--replica-announce-ip', here]
         more += ['--repl-diskless-sync-delay', '0', '--repl-ping-replica-period', '1']
-        ports = [free_ports(hosts, 1) for _ in range(3)]
-        self.servers = [redises.Node(path, *more, port=port) for port in ports[:2]]
-        self._port = ports[2]
-        self.servers[1].ask('REPLICAOF', here, ports[0])
+        self.ports = [free_ports(hosts, 1) for _ in range(3)]
+        self.servers = [redises.Node(path, *more, port=port) for port in self.ports[:2]]
+        self._port = self.ports[2]
+        self.servers[1].ask('REPLICAOF', here, self.ports[0])
         until(lambda: has_replica(self.servers[0]), 'it has a replica')
         (path / 'sentinel.conf').write_text(
             f'port {self._port}\nbind {" ".join(hosts)}\ndir {path}\n'
-            f'sentinel monitor nodes {here} {ports[0]} 1\n'
+            f'sentinel monitor nodes {here} {self.ports[0]} 1\n'
             f'sentinel auth-pass nodes {redises.PASSWORD}\n'
             f'sentinel down-after-milliseconds nodes {DOWN_SECONDS * 1000}\n'
             'sentinel failover-timeout nodes 5000\n'
