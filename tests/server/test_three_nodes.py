@@ -5,12 +5,14 @@ import re
 import signal
 import time
 from collections import Counter
+from contextlib import contextmanager
 
 import gevent
 import pytest
 from checked import Mobile, Origin, Outcome, Request, ask, numbers
 from conftest import until
 from gevent.pool import Pool
+from programs import Outside
 from three import Node, Three, frozen
 
 from rendezvous.store import keys
@@ -189,3 +191,137 @@ def test_new_version_of_a_node_costs_no_request(three):
     until(lambda: not {*before} & {*renewed.workers()}, 'the old workers have ended', 60)
     load.until_more()
     assert load.stop() == []
+
+
+# The network between them
+
+
+def test_split_costs_a_mobile_client_two_seconds_at_most(three, networks):
+    """Both see Redis, which names the one that cannot be reached, too."""
+    holder, other, asked = three.nodes
+    uuid = three.add()
+    hiding = [three.hide(uuid, Origin(), node.host) for node in (holder, other)]
+    until_known(three, uuid, one=4, two=4)
+    networks.split(holder.host, asked.host)
+    outcomes = [ask(asked, uuid, seconds=30) for _ in range(8)]
+    networks.mend(holder.host, asked.host)
+    took = [outcome.ended - outcome.began for outcome in outcomes]
+    assert all(map(good, outcomes)), took
+    assert sorted(took)[-3] < 1, took
+    assert [each.end() for each in hiding] == [0, 0]
+
+
+def test_behind_a_split_is_served_what_registers_elsewhere(three, networks):
+    holder, other, asked = three.nodes
+    uuid = three.add()
+    hidden = three.register(holder, uuid)
+    until_known(three, uuid, one=1)
+    networks.split(holder.host, asked.host)
+    mobile = three.ask(asked, uuid, '/first')
+    later = three.register(other, uuid)
+    assert later.until(b'\r\n\r\n').startswith(b'GET /first ')
+    networks.mend(holder.host, asked.host)
+    later.send(answer('there'))
+    assert mobile.answer().body == b'there'
+    until_known(three, uuid, one=1)  # nobody has it
+    for peer in (hidden, mobile, later):
+        peer.close()
+
+
+def test_pipe_that_crosses_outlives_a_split(three, networks):
+    holder, _, asked = three.nodes
+    uuid, origin = three.add(), Origin()
+    hiding = three.hide(uuid, origin, holder.host)
+    until_known(three, uuid, one=4)
+    origin.flows.clear()
+    visit = gevent.spawn(ask, asked, uuid, 1000, LARGE_BYTES)
+    until(lambda: origin.open, 'it is under way')
+    networks.split(holder.host, asked.host)
+    origin.flows.set()
+    visit.join(timeout=2)  # in which all would have come
+    assert not visit.ready()
+    networks.mend(holder.host, asked.host)
+    assert visit.get().saw == 'good'
+    assert hiding.end() == 0
+
+
+# Redis
+
+
+@pytest.mark.parametrize('what', ['killed', 'frozen'])
+def test_nodes_meet_without_redis(three, what):
+    """... and with it again, when it is back."""
+    holder, other, asked = three.nodes
+    uuid = three.add()
+    hiding = three.hide(uuid, Origin(), holder.host)
+    until_known(three, uuid, one=4)
+    with frozen(three.redis.process.pid) if what == 'frozen' else killed(three.redis):
+        outcomes = [ask(node, uuid, seconds=30) for node in (other, asked, holder) for _ in 'ab']
+    assert all(map(good, outcomes)), outcomes
+    three.until_all_serve()
+    until_known(three, uuid, one=4)
+    assert good(ask(asked, uuid))
+    assert hiding.end() == 0
+
+
+@contextmanager
+def killed(redis: Outside):
+    redis.stop()
+    try:
+        yield
+    finally:
+        redis.start()
+
+
+def test_redis_that_has_lost_everything_but_the_entries_costs_no_request(three):
+    uuids = [three.add() for _ in range(2)]
+    for uuid, node in zip(uuids, three.nodes, strict=False):
+        three.hide(uuid, Origin(), node.host)
+        until(lambda u=uuid: sum(three.hints(u).values()) == 4, 'it is known')
+    load = Load(three.nodes, uuids)
+    load.until_more()
+
+    def flush(redis) -> None:
+        kept = redis.mget(uuids)
+        with redis.pipeline(transaction=True) as commands:
+            commands.flushall().mset(dict(zip(uuids, kept, strict=True))).execute()
+
+    for _ in range(3):
+        three.entries.ask(flush)
+        load.until_more()
+    assert load.stop() == []
+    three.until_all_serve()
+    until_known(three, uuids[0], one=4)
+    until_known(three, uuids[1], two=4)
+
+
+def test_fail_over_of_redis_costs_no_request(sentinels, tmp_path):
+    """The primary is killed; the Sentinels promote its replica."""
+    with Three(tmp_path, sentinels.options) as three:
+        uuid = three.add()
+        hiding = three.hide(uuid, Origin())
+        load = Load(three.nodes, [uuid])
+        load.until_more()
+        before = sentinels.primary()
+        next(node for node in sentinels.nodes if node.port == before).kill()
+        load.until_more()
+        sentinels.until_moved(before)
+        load.until_more()
+        assert load.stop() == []
+        three.until_all_serve()
+        hiding.end()
+        three.hide(uuid, Origin())  # which Redis has to admit
+        assert all(good(ask(node, uuid)) for node in three.nodes)
+
+
+def test_nothing_is_left_in_redis_of_a_node_that_was_killed(three):
+    """By the time of the others: they look every ten seconds."""
+    gone = three.nodes[2]
+    uuid = three.add()
+    hidden = three.register(gone, uuid)
+    until_known(three, uuid, three=1)
+    gone.kill()
+    hidden.close()
+    until(lambda: not three.left_in_redis(), 'nothing is left', 50)
+    gone.serve()
+    three.until_all_serve()

@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import uuid as uuids
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import gevent
@@ -275,8 +275,16 @@ class Three:
 
     make = Node
 
-    def __init__(self, path: Path, redis: dict, networks: Networks | None = None, **options):
-        """`redis`: the options that say where it is."""
+    def __init__(
+        self,
+        path: Path,
+        redis: dict,
+        networks: Networks | None = None,
+        outside: Outside | None = None,
+        **options,
+    ):
+        """`redis`: the options that say where it is; `outside`: itself."""
+        self.networks, self.redis = networks, outside
         hosts = networks.hosts if networks else LOOPBACK
         port = free_ports(LOOPBACK, 1 + WORKERS)
         common = {
@@ -433,22 +441,23 @@ def frozen(*pids: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope='module')
-def three(redis_options, tmp_path_factory):
-    """For tests that leave them as they were."""
-    with Three(tmp_path_factory.mktemp('three'), redis_options) as three:
-        yield three
+def three(tmp_path_factory):
+    """For tests that leave them as they were; on networks that can be split, where root may."""
+    path = tmp_path_factory.mktemp('three')
+    with ExitStack() as stack:
+        networks = None if why_not() else stack.enter_context(Networks())
+        hosts = ('127.0.0.1', networks.here) if networks else ('127.0.0.1',)
+        (path / 'redis').mkdir()
+        bind = '--bind', *hosts, '--appendonly', 'yes'
+        outside = Outside(str(path / 'redis'), free_ports(hosts, 1), 'secret', *bind)
+        stack.enter_context(outside)
+        options = outside.options | {'redis_host': hosts[-1]}
+        yield stack.enter_context(Three(path, options, networks, outside))
 
 
 @pytest.fixture
-def away(redis_options, tmp_path):
-    """Three nodes that can be split."""
-    if reason := why_not():
-        pytest.skip(reason)
-    with Networks() as networks:
-        bind = '--bind', '127.0.0.1', networks.here
-        port = free_ports((networks.here, '127.0.0.1'), 1)
-        (tmp_path / 'redis').mkdir()
-        with Outside(str(tmp_path / 'redis'), port, 'secret', *bind) as outside:
-            redis = outside.options | {'redis_host': networks.here}
-            with Three(tmp_path, redis, networks) as three:
-                yield three, networks
+def networks(three):
+    """That of its nodes: they can be split."""
+    if not three.networks:
+        pytest.skip(why_not())
+    return three.networks
