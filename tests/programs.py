@@ -254,7 +254,7 @@ class Outside:
         self.stop()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [
                 *(get_binary_path(), '--bind', '127.0.0.1', '--port', str(self._port)),
                 *('--requirepass', self._password, '--save', '', '--dir', self._path),
@@ -272,9 +272,9 @@ class Outside:
         self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Ends it; it forgets everything."""
-        self._process.kill()
-        self._process.wait()
+        """Ends it; it forgets everything, unless it was told to keep it."""
+        self.process.kill()
+        self.process.wait()
 
 
 @pytest.fixture(scope='session')
