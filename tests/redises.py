@@ -32,7 +32,8 @@ class Node:
 
     def start(self) -> None:
         command = [get_binary_path(), '--bind', '127.0.0.1', '--port', str(self.port)]
-        command += ['--dir', str(self.folder), '--save', '', '--appendonly', 'yes', *self._more]
+        command += ['--dir', str(self.folder), '--save', '', '--appendonly', 'yes']
+        command += ['--repl-diskless-sync-delay', '0', *self._more]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.pid = self.process.pid
         until(lambda: listens(self.port), 'Redis listens')
@@ -43,9 +44,10 @@ class Node:
         ) as client:
             return client.execute_command(*command)
 
-    def follows(self) -> bool:
+    def follows(self, password: str = PASSWORD) -> bool:
         """Whether it is a replica that has all of its primary."""
-        return self.ask('INFO', 'replication').get('master_link_status') == 'up'
+        found = self.ask('INFO', 'replication', password=password)
+        return found.get('master_link_status') == 'up'
 
     def close(self) -> None:
         self.kill()

@@ -1,5 +1,6 @@
 """Redis of each kind: what redis_url names, and what happens when it moves."""
 
+import gc
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from urllib.parse import quote
 import gevent
 import pytest
 from conftest import OK, code, connect_request, descriptors, get, until
+from faults import Relay
 from redises import PASSWORD, Node, cluster, cluster_options, tls_front, watched
 from shells import Shell
 
@@ -232,3 +234,58 @@ def test_each_kind_is_told_where_it_is_and_not_the_password(redis_url):
         assert re.search(r'Redis .*(127\.0\.0\.1:\d|localhost:\d|redis\.sock)', entries.where())
         for secret in ODD, quote(ODD, safe=''), PASSWORD:
             assert secret not in entries.where()
+
+
+@pytest.mark.parametrize('fault', ['killed', 'frozen'])
+def test_after_a_fault_in_a_cluster_all_is_told_and_answered(tmp_path, fault):
+    """The node that has the subscription is hit, and its replica takes its place."""
+    count = 'PUBSUB', 'NUMSUB', CHANGES
+    with (
+        cluster(tmp_path, 3, 3) as nodes,
+        closing(Entries(DEFAULTS | cluster_options(nodes[:2]))) as entries,
+    ):
+        counted, listener = descriptors(), Listener(entries)
+        listener.hears()
+        (hit,) = [node for node in nodes if node.ask(*count)[1]]
+        FAULTS[fault](None, hit)
+        left = [node for node in nodes if node is not hit]
+        until(lambda: sum(node.ask(*count)[1] for node in left) == 1, 'it listens to another', 20)
+        until(lambda: writes_everywhere(entries), 'each slot is served again', 20)
+        listener.hears()
+        listener.stop()
+        entries.close()
+        # redis-py leaves connections to a node that has gone to the collection of garbage.
+        until(lambda: gc.collect() is None or descriptors() <= counted, 'no descriptor is left')
+
+
+def writes_everywhere(entries: Entries) -> bool:
+    """Whether the keys of many slots can be written."""
+    with suppress(StoreDown):
+        return all(entries.insert(str(uuids.uuid4()), {}) for _ in range(30))
+    return False
+
+
+@pytest.mark.parametrize('fault', ['demoted', 'frozen', 'still a primary'])
+def test_subscription_goes_where_the_questions_go_when_redis_has_moved(tmp_path, fault):
+    """By hand: another one is the primary, and from now on the same address leads to it."""
+    with closing(Node(tmp_path)) as old, closing(Node(tmp_path)) as new:
+        new.ask('REPLICAOF', '127.0.0.1', old.port, password='')
+        until(lambda: new.follows(''), 'it has the data of the old one')
+        relay = Relay(('127.0.0.1', old.port))
+        with closing(
+            Entries(DEFAULTS | {'redis_url': f'redis://127.0.0.1:{relay.port}'})
+        ) as entries:
+            listener = Listener(entries)
+            listener.hears()
+            new.ask('REPLICAOF', 'NO', 'ONE', password='')
+            relay._address = '127.0.0.1', new.port
+            if fault == 'demoted':
+                old.ask('REPLICAOF', '127.0.0.1', new.port, password='')
+            elif fault == 'frozen':
+                os.kill(old.pid, signal.SIGSTOP)
+            else:  # who is sent to the new one by chance is enough
+                entries._reconnect()
+            until(lambda: new.ask('PUBSUB', 'NUMSUB', CHANGES, password='')[1] == 1, 'it moves', 15)
+            listener.hears()
+            listener.stop()
+        relay.stop()
