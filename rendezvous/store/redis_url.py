@@ -85,6 +85,8 @@ def place(url: str) -> Place:
 def _path(kind: str, path: str) -> tuple[str, str, str]:
     """The path of a Unix socket, the name of a service, and the number of a database."""
     if kind == UNIX:
+        if path.strip('/') == '':
+            raise _mistake(kind, 'must have the path of a socket')
         return path, '', ''
     if kind == SENTINEL:
         service, _, database = path.strip('/').partition('/')

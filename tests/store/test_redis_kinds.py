@@ -141,7 +141,7 @@ def one_redis(folder, *more: str):
             '&live:*',
             '&answers:*',
         )
-        node.ask('ACL', 'SETUSER', USER, *rules, '+@all', '-@dangerous', '+info', '+keys')
+        node.ask('ACL', 'SETUSER', USER, *rules, '+@all', '-@dangerous')
         node.ask('CONFIG', 'SET', 'requirepass', 'nobody knows it')
         yield node
 
