@@ -84,10 +84,10 @@ class Hidden:
                     gevent.sleep(pause_after(error, time.monotonic() - self._since))
 
 
-def crowd(port: int, certificate: str) -> None:
-    """Begins with a line on stdin; prints how many wait."""
+def crowd(host: str, port: int, certificate: str) -> None:
+    """Begins with a line on stdin; prints how many wait. `host`: an address of the server."""
     entries = json.loads(sys.stdin.readline())
-    way = dial.Addresses('127.0.0.1', port)
+    way = dial.Addresses(host, port)
     server = dial.RendezvousServer('127.0.0.1', port, Path(certificate).read_text(), way)
     sys.stdin.readline()
     registered = [0]
@@ -98,10 +98,10 @@ def crowd(port: int, certificate: str) -> None:
 
 
 class Crowd:
-    def __init__(self, server: Server, entries: list[dict]):
+    def __init__(self, server: Server, entries: list[dict], host: str = '127.0.0.1'):
         self.size = len(entries) * REGISTRATIONS
         command = [sys.executable, '-m', 'bench.scale.storm', '--crowd', str(server.lab.ca)]
-        command += ['--port', str(server.port)]
+        command += ['--port', str(server.port), '--host', host]
         pipes: dict[str, Any] = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
         pipes |= {'text': True, 'cwd': ROOT}
         self.processes = [subprocess.Popen(command, **pipes) for _ in range(PROCESSES)]
@@ -272,8 +272,9 @@ if __name__ == '__main__':
     ask.add_argument('--workers', type=int, default=4)
     ask.add_argument('--crowd', help=argparse.SUPPRESS)
     ask.add_argument('--port', type=int, help=argparse.SUPPRESS)
+    ask.add_argument('--host', help=argparse.SUPPRESS)
     given = ask.parse_args()
     if given.crowd:
-        crowd(given.port, given.crowd)
+        crowd(given.host, given.port, given.crowd)
     else:
         main(given.registrations, given.workers)
