@@ -4,7 +4,7 @@ One real Valkey, with an append-only file, gets from our own code what some of t
 it; a clock is turned on by hand, so that a minute of theirs takes as long as it takes. These few
 have as much to do as each worker of the whole crowd: CPU and octets of one, times the number of
 workers, are those of all. What grows with the number of workers is measured with all of them, idle.
-It takes some minutes, and 1 GB of memory.
+It takes a minute.
 """
 
 from gevent import monkey
@@ -55,6 +55,7 @@ class Model(NamedTuple):
     visits: float  # of each, a day
     nodes: int
     workers: int  # of a node
+    entries: int  # that there are here; each has a registration with each of the few workers
     seconds: int  # that are measured
 
     @property
@@ -62,14 +63,9 @@ class Model(NamedTuple):
         return self.nodes * self.workers
 
     @property
-    def sample(self) -> int:
-        """Entries, each of which has a registration with each of the few workers."""
-        return self.hidden * self.registrations // self.all_workers
-
-    @property
     def renewed(self) -> float:
         """Registrations that replace an old one, a second, of one worker."""
-        return self.sample / LIFETIME_SECONDS
+        return self.hidden * self.registrations / self.all_workers / LIFETIME_SECONDS
 
     @property
     def visited(self) -> float:
@@ -162,7 +158,7 @@ class Crowd:
 
     def __init__(self, model: Model, store: Store, entries: Entries, clock: Clock):
         self.model, self.store, self.entries, self.clock = model, store, entries, clock
-        self.uuids = [str(uuids.uuid4()) for _ in range(model.sample)]
+        self.uuids = [str(uuids.uuid4()) for _ in range(model.entries)]
         self.parameters = self._fill()
         self.workers = [Presence(entries, lambda: ABOUT) for _ in range(model.registrations)]
         self.idle: list[Presence] = []
@@ -261,8 +257,8 @@ def crowd(model: Model, is_cluster: bool) -> Iterator[Crowd]:
         empty = store.memory()
         entries = stack.enter_context(closing(Entries(store.options)))
         made = Crowd(model, store, entries, clock)
-        octets = (store.memory() - empty) / model.sample
-        print(f'{model.sample:,} entries, each with {model.registrations} of the workers')
+        octets = (store.memory() - empty) / model.entries
+        print(f'{model.entries:,} entries, each with {model.registrations} of the workers')
         print(f'memory: {octets:,.0f} octets an entry; {gigabytes(model, octets)}')
         yield made
 
@@ -294,9 +290,9 @@ def measured(on: Crowd) -> dict[str, tuple[Cost, int]]:
         'a batch of one worker, a second': (written, model.seconds * len(on.workers)),
         'hints for a visit': (hinted, SAMPLE),
         'an idle worker, a second': (asked, model.seconds * len(on.idle)),
-        'a new worker looks who is lost, an entry': (swept, model.sample),
-        'it looks for old keys, an entry': (moved, model.sample),
-        'the page looks, an entry': (looked, model.sample),
+        'a new worker looks who is lost, an entry': (swept, model.entries),
+        'it looks for old keys, an entry': (moved, model.entries),
+        'the page looks, an entry': (looked, model.entries),
     }
 
 
@@ -337,7 +333,8 @@ def main() -> None:
     ask.add_argument('--visits', type=float, default=24, help='of each hidden server a day')
     ask.add_argument('--nodes', type=int, default=20)
     ask.add_argument('--workers', type=int, default=4, help='of each node')
-    ask.add_argument('--seconds', type=int, default=60, help='that are measured')
+    ask.add_argument('--entries', type=int, default=10_000, help='that there are here')
+    ask.add_argument('--seconds', type=int, default=30, help='that are measured')
     ask.add_argument('--cluster', action='store_true', help='Valkey is a cluster of one')
     given = vars(ask.parse_args())
     is_cluster = given.pop('cluster')

@@ -43,6 +43,7 @@ from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
 
 PROCESSES, REGISTRATIONS = 4, 4  # of the crowd; of each hidden server
+AT_ONCE = 64  # dials of a process: more would wait for its share of a core, and not for the server
 QUIET_SECONDS, LONGEST_SECONDS = 4, 400
 LOOK_SECONDS = 0.1  # between two requests of the bystander
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
@@ -55,10 +56,17 @@ SHARES = 0.5, 0.9, 0.99, 1
 class Hidden:
     """As hidden.py is where the server is lost: while none succeeds, one slot tries for all."""
 
-    def __init__(self, server: dial.RendezvousServer, entry: dict, registered: list[int]):
+    def __init__(
+        self,
+        server: dial.RendezvousServer,
+        entry: dict,
+        at_once: Semaphore,
+        registered: list[int],
+    ):
         self._server, self._uuid, self._registered = server, entry['uuid'], registered
         self._totp = codes.totp(entry['authParams'])
         self._is_offline, self._since, self._turn = True, time.monotonic(), Semaphore()
+        self._at_once = at_once
         for _ in range(REGISTRATIONS):
             gevent.spawn(self._slot)
 
@@ -75,7 +83,8 @@ class Hidden:
         while True:
             with self._turn if self._is_offline else nullcontext():
                 try:
-                    sock = self._server.register(self._uuid, self._totp, [], {}).sock
+                    with self._at_once:
+                        sock = self._server.register(self._uuid, self._totp, [], {}).sock
                     self._is_offline = False
                     return sock
                 except (dial.NotRegistered, OSError) as error:
@@ -90,8 +99,8 @@ def crowd(host: str, port: int, certificate: str) -> None:
     way = dial.Addresses(host, port)
     server = dial.RendezvousServer('127.0.0.1', port, Path(certificate).read_text(), way)
     sys.stdin.readline()
-    registered = [0]
-    hidden = [Hidden(server, entry, registered) for entry in entries]
+    registered, at_once = [0], Semaphore(AT_ONCE)
+    hidden = [Hidden(server, entry, at_once, registered) for entry in entries]
     while hidden:
         print(registered[0], flush=True)
         gevent.sleep(0.1)
