@@ -170,9 +170,8 @@ class Crowd:
             for uuid in self.uuids:
                 each.note_online(uuid, ADDRESS)
             each.write(self.waits)
-        self.admit(
-            [(0, uuid) for uuid in self.uuids]
-        )  # who comes for the first time is written down
+        self.admit([(0, uuid) for uuid in self.uuids])  # the first time is written down
+        self.workers[0].write(self.waits)
 
     def _fill(self) -> dict[str, Json]:
         """The entries, as `Entries.add` writes them, with a secret for each."""
