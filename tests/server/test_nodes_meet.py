@@ -19,7 +19,7 @@ from programs import Outside
 from rendezvous.server import membership
 from rendezvous.server import nodes as server_nodes
 from rendezvous.server.registry import Held, Others
-from rendezvous.store import questions, state
+from rendezvous.store import keys, questions, state
 from rendezvous.wire.sockets import Socket
 
 HELLO = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
@@ -105,22 +105,35 @@ def new_nodes(node):
     return workers
 
 
-def until_hinted(entries, uuid: str, worker, value: str) -> None:
-    """Redis says so of a worker."""
+@pytest.fixture
+def hint(entries, uuid):
+    """Has Redis say of a worker how many registrations and pipes it has; None: nothing."""
+    key = keys.of(keys.PLACES, uuid)
 
-    def hinted() -> bool:
-        key = f'at:{{{uuid}}}'
-        return entries.ask(lambda redis: redis.hget(key, name_of(worker))) == value
+    def hint(worker, value: str) -> None:
+        entries.ask(lambda redis: redis.hset(key, name_of(worker), value))
 
-    until(hinted, f'a hint says {value}')
+    return hint
+
+
+@pytest.fixture
+def hinted(register, entries):
+    """Makes registrations of which Redis knows."""
+
+    def hinted(worker, uuid: str):
+        hidden, key = register(worker, uuid), keys.of(keys.PLACES, uuid)
+        until(lambda: entries.ask(lambda redis: redis.hexists(key, name_of(worker))), 'it knows')
+        return hidden
+
+    return hinted
 
 
 @pytest.mark.parametrize(('hidden_at', 'mobile_at'), [(0, 1), (1, 0)])
 def test_mobile_client_gets_the_hidden_server_of_another_node(
-    nodes, register, connect, uuid, hidden_at, mobile_at, caplog
+    nodes, hinted, connect, uuid, hidden_at, mobile_at, caplog
 ):
     caplog.set_level(logging.INFO)
-    hidden, mobile = register(nodes[hidden_at], uuid), connect(nodes[mobile_at])
+    hidden, mobile = hinted(nodes[hidden_at], uuid), connect(nodes[mobile_at])
     mobile.send(get(uuid, '/path', 'POST', 'Content-Length: 4') + b'body')
     head = hidden.until(b'\r\n\r\n')
     assert head == b'POST /path HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n'
@@ -140,8 +153,8 @@ def test_mobile_client_gets_the_hidden_server_of_another_node(
     assert counters == [mobile_at == 0, mobile_at == 1]
 
 
-def test_answer_to_a_head_request_crosses(nodes, register, connect, uuid):
-    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+def test_answer_to_a_head_request_crosses(nodes, hinted, connect, uuid):
+    hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
     mobile.send(get(uuid, '/', 'HEAD'))
     hidden.until(b'\r\n\r\n')
     hidden.send(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n')
@@ -150,8 +163,8 @@ def test_answer_to_a_head_request_crosses(nodes, register, connect, uuid):
     assert mobile.rest() == b''
 
 
-def test_large_bodies_cross_both_ways_at_once(nodes, register, connect, uuid):
-    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+def test_large_bodies_cross_both_ways_at_once(nodes, hinted, connect, uuid):
+    hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
     blocks = [hashlib.sha256(b'%d' % number).digest() * 4096 for number in range(128)]
@@ -164,8 +177,8 @@ def test_large_bodies_cross_both_ways_at_once(nodes, register, connect, uuid):
 
 
 @pytest.mark.parametrize('end', ['reset', 'close', 'node'])
-def test_answer_that_is_cut_off_looks_so_behind_a_link(nodes, register, connect, uuid, end):
-    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+def test_answer_that_is_cut_off_looks_so_behind_a_link(nodes, hinted, connect, uuid, end):
+    hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
     hidden.send(b'HTTP/1.1 200 OK\r\n\r\nhalf')
@@ -183,8 +196,8 @@ def test_answer_that_is_cut_off_looks_so_behind_a_link(nodes, register, connect,
         mobile.rest()
 
 
-def test_change_of_the_entry_ends_a_pipe_that_crosses(nodes, register, connect, entries, uuid):
-    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+def test_change_of_the_entry_ends_a_pipe_that_crosses(nodes, hinted, connect, entries, uuid):
+    hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
     entries.disable(uuid)
@@ -194,8 +207,8 @@ def test_change_of_the_entry_ends_a_pipe_that_crosses(nodes, register, connect, 
     assert hidden.rest() == b''
 
 
-def test_slow_reader_slows_the_writer_behind_a_link(nodes, register, connect, uuid):
-    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+def test_slow_reader_slows_the_writer_behind_a_link(nodes, hinted, connect, uuid):
+    hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
     octets = b'x' * 100 * 2**20
@@ -207,9 +220,9 @@ def test_slow_reader_slows_the_writer_behind_a_link(nodes, register, connect, uu
 
 
 def test_answer_is_delivered_to_a_client_that_has_shut_its_sending_side(
-    nodes, register, connect, uuid
+    nodes, hinted, connect, uuid
 ):
-    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+    hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
     mobile.shut_sending()
@@ -218,21 +231,21 @@ def test_answer_is_delivered_to_a_client_that_has_shut_its_sending_side(
     assert mobile.answer().body == b'hello'
 
 
-def test_own_registration_is_taken_first(nodes, register, connect, uuid):
-    register(nodes[0], uuid)
-    own, mobile = register(nodes[1], uuid), connect(nodes[1])
+def test_own_registration_is_taken_first(nodes, hinted, connect, uuid):
+    hinted(nodes[0], uuid)
+    own, mobile = hinted(nodes[1], uuid), connect(nodes[1])
     mobile.send(get(uuid))
     own.until(b'\r\n\r\n')
     assert nodes[0].rendezvous.registry.count(uuid) == 1
 
 
 def test_registration_of_the_own_machine_is_taken_before_that_of_another_node(
-    node, register, connect, uuid
+    node, hinted, connect, uuid
 ):
     neighbour, far, asked = node(1, '1/2'), node(2), node(1, '2/2')
     until_linked(neighbour, far, asked)
-    register(far, uuid)
-    hidden, mobile = register(neighbour, uuid), connect(asked)
+    hinted(far, uuid)
+    hidden, mobile = hinted(neighbour, uuid), connect(asked)
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
     assert far.rendezvous.registry.count(uuid) == 1
@@ -272,9 +285,10 @@ def test_mobile_client_that_leaves_while_it_waits_gets_no_registration(
 
 
 def test_mobile_clients_of_two_nodes_get_registrations_in_the_order_in_which_they_came(
-    new_nodes, register, connect, uuid
+    new_nodes, register, connect, uuid, hint
 ):
     first, second = new_nodes
+    hint(first, '0 0')
     mobiles = []
     for number, worker in enumerate([second, first, second]):
         mobiles.append(connect(worker))
@@ -290,11 +304,13 @@ def test_mobile_clients_of_two_nodes_get_registrations_in_the_order_in_which_the
         assert mobile.answer().body == b'hello'
 
 
-def test_second_node_that_has_one_for_a_mobile_client_keeps_it(node, register, connect, uuid):
+def test_second_node_that_has_one_for_a_mobile_client_keeps_it(node, register, connect, uuid, hint):
     """Two expect the hidden server, and it comes to both."""
     workers = [node(number, is_new=True) for number in (1, 2, 3)]
     until_linked(*workers)
     asked, *others = workers
+    for other in others:
+        hint(other, '0 0')
     mobile = connect(asked)
     mobile.send(get(uuid))
     for other in others:
@@ -339,11 +355,11 @@ def test_registration_that_comes_with_that_of_another_worker_is_not_lost(
 
 @pytest.mark.parametrize('next_at', [0, 1])
 def test_dead_registration_of_another_node_costs_the_mobile_client_nothing(
-    new_nodes, register, connect, uuid, next_at
+    new_nodes, hinted, register, connect, uuid, next_at
 ):
     """It has left without a word; the next one is with the one node or the other."""
     first, second = new_nodes
-    register(first, uuid).vanish()
+    hinted(first, uuid).vanish()
     mobile = connect(second)
     mobile.send(get(uuid, '/again'))
     until(lambda: second.rendezvous.registry.wanted(), 'it waits for the next one')
@@ -354,15 +370,15 @@ def test_dead_registration_of_another_node_costs_the_mobile_client_nothing(
 
 
 def test_request_is_not_sent_again_where_nobody_knows_what_became_of_it(
-    behind, nodes, register, connect, uuid
+    behind, nodes, hinted, connect, uuid
 ):
     """The link broke behind the request."""
     far, relay = behind
     until_linked(*nodes, far)
-    hidden, mobile = register(far, uuid), connect(nodes[0])
+    hidden, mobile = hinted(far, uuid), connect(nodes[0])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
-    register(nodes[1], uuid)
+    hinted(nodes[1], uuid)
     for link in relay.links:
         link.cut()
     mobile.sock.suppress_ragged_eofs = False
@@ -371,13 +387,13 @@ def test_request_is_not_sent_again_where_nobody_knows_what_became_of_it(
     assert nodes[1].rendezvous.registry.count(uuid) == 1
 
 
-def test_node_that_is_split_away_is_done_without(behind, nodes, register, connect, uuid):
+def test_node_that_is_split_away_is_done_without(behind, nodes, hinted, connect, uuid):
     """It says nothing: the mobile client gets the next registration on another node, and those
     that come later do not wait for it.
     """
     far, relay = behind
     until_linked(*nodes, far)
-    register(far, uuid)
+    hinted(far, uuid)
     asked, other = nodes
     relay.flows.clear()
     relay.hold()
@@ -385,7 +401,7 @@ def test_node_that_is_split_away_is_done_without(behind, nodes, register, connec
     mobile.send(get(uuid))
     until(lambda: asked.rendezvous.nodes.workers()[name_of(far)] == math.inf, 'it is silent')
     for _ in range(2):
-        hidden = register(other, uuid)
+        hidden = hinted(other, uuid)
         hidden.until(b'\r\n\r\n')
         hidden.send(HELLO)
         assert mobile.answer().body == b'hello'
@@ -410,11 +426,11 @@ def test_hidden_server_is_told_who_asks_on_another_node(nodes, connect, entries,
     assert hidden.until(b'\r\n\r\n') == b'GET / HTTP/1.1\r\nHost: x\r\n\r\n'
 
 
-def test_pipes_of_an_address_are_counted_where_they_cross(node, register, connect, uuid):
+def test_pipes_of_an_address_are_counted_where_they_cross(node, hinted, connect, uuid):
     workers = [node(number, max_pipes_per_address=1) for number in (1, 2)]
     until_linked(*workers)
-    hidden, mobile = register(workers[0], uuid), connect(workers[1])
-    register(workers[0], uuid)
+    hidden, mobile = hinted(workers[0], uuid), connect(workers[1])
+    hinted(workers[0], uuid)
     mobile.send(get(uuid))
     until(lambda: workers[0].rendezvous.registry.count(uuid) == 1, 'it has one')
     more = connect(workers[1])
@@ -423,8 +439,8 @@ def test_pipes_of_an_address_are_counted_where_they_cross(node, register, connec
     hidden.close()
 
 
-def test_pipe_that_crosses_is_shown_and_ended_once(nodes, register, connect, entries, uuid):
-    hidden, mobile = register(nodes[0], uuid), connect(nodes[1])
+def test_pipe_that_crosses_is_shown_and_ended_once(nodes, hinted, connect, entries, uuid):
+    hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
     (pipe,) = open_pipes(entries, uuid, *nodes)
