@@ -80,12 +80,9 @@ class Rendezvous:
         self.since, self.counters = since or time.time(), Counters()
         self.registry = Registry(options.max_waiting)
         self.meeting = Meeting(meeting_place, self.registry, self.visit)
+        self.ask_for = self.meeting.ask_for
         self.presence = Presence(entries, self.about)
-        self.nodes: Nodes | None = None
-        if options.node_host:
-            number = int(which.partition('/')[0])
-            answer = self.meeting.answer
-            self.nodes = Nodes(options, entries, self.presence.name, number, answer)
+        self.nodes = self._among_nodes() if options.node_host else None
         self.admission = Admission(options, entries, self.presence)
         each = options.max_connections_per_address, options.max_pipes_per_address
         self.limits = ConnectionLimits(options.max_connections, *each, shares)
@@ -99,6 +96,15 @@ class Rendezvous:
         self.draining, self._leaves = 0.0, ''
         self._noted_at = self._twins_at = 0.0  # time.monotonic()
         self._warn = ThrottledWarning()
+
+    def _among_nodes(self) -> Nodes:
+        """Has mobile clients meet hidden servers of other nodes, too."""
+        entries, presence = self.entries, self.presence
+        answer = partial(self.meeting.answer, absent=presence.note_absent)
+        number = int(self.which.partition('/')[0])
+        nodes = Nodes(self.options, entries, presence.name, number, answer)
+        self.ask_for = Crossing(self.meeting, nodes, entries, presence).ask_for
+        return nodes
 
     def handle(self, sock, address: tuple) -> None:
         """Serves the connection on `sock`, in a greenlet of its own."""

@@ -13,7 +13,9 @@ workers of all nodes are asked.
 import logging
 import math
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -24,12 +26,14 @@ from rendezvous.server.nodes import Nodes
 from rendezvous.server.registry import AskOthers
 from rendezvous.store import hints
 from rendezvous.store.entries import Entries, StoreDown
-from rendezvous.store.hints import Hints
+from rendezvous.store.hints import Places
+from rendezvous.store.presence import Presence
 from rendezvous.wire.addresses import Peer
 
 log = logging.getLogger('crossing')
 
 REDIS_SECONDS = 0.3  # a Redis that has not answered by then is done without
+COMPLETE_SECONDS = 3  # behind a loss of its data Redis has the hints of all workers again
 ROUND_SECONDS = 2  # the first round of questions takes less: nobody is waited for twice
 AGAIN_SECONDS = 0.5  # between two readings of hints, which change once a second
 REDIS = ''  # among the names of workers that have not said anything
@@ -38,37 +42,48 @@ REDIS = ''  # among the names of workers that have not said anything
 class Crossing:
     """What the questions of a worker to other nodes share."""
 
-    def __init__(self, meeting: Meeting, nodes: Nodes, entries: Entries, name: str):
-        """`name`: of this worker, in Redis."""
+    def __init__(self, meeting: Meeting, nodes: Nodes, entries: Entries, presence: Presence):
         self.meeting, self.nodes = meeting, nodes
-        self._entries, self._name = entries, name
+        self._entries, self._presence = entries, presence
         self._late: set[gevent.Greenlet] = set()  # questions that Redis did not answer in time
 
     def ask_for(self, seconds: float, peer: Peer) -> AskOthers:
         """What asks all others on behalf of a mobile client that waits for so long."""
         return partial(FarQuestion, self, seconds, peer)
 
-    def hints(self, uuid: str) -> Hints | None:
-        """What Redis knows; None where it does not answer soon, or has lost its data.
+    def places(self, uuid: str) -> Places | None:
+        """The hints; None where Redis does not answer soon."""
+        return self._ask(hints.places, uuid)
 
-        While a question is late nobody waits for another one.
+    def is_expected(self, uuid: str) -> bool | None:
+        """Whether a hidden server without a place is about to come back; None where Redis does not
+        answer soon, or has lost its data: the other workers write theirs again, and that takes a
+        while.
+        """
+        signs = self._ask(hints.signs, uuid, self._presence.name)
+        if not signs or time.monotonic() - self._presence.complete_since < COMPLETE_SECONDS:
+            return None
+        return signs.is_expected if signs.is_complete else None
+
+    def _ask(self, question: Callable[..., Any], *about: str) -> Any:
+        """The answer of Redis, None where it is late. Then nobody waits for another one until it
+        has come.
         """
         if self._late:
             return None
-        reading = gevent.spawn(self._read, uuid)
-        reading.join(REDIS_SECONDS)
-        if not reading.ready():
-            self._late.add(reading)
-            reading.link(self._late.discard)
-        return reading.value
+        asking = gevent.spawn(self._answer, question, about)
+        asking.join(REDIS_SECONDS)
+        if not asking.ready():
+            self._late.add(asking)
+            asking.link(self._late.discard)
+        return asking.value
 
-    def _read(self, uuid: str) -> Hints | None:
+    def _answer(self, question: Callable[..., Any], about: tuple[str, ...]) -> Any:
         try:
-            found = hints.where(self._entries, uuid, self._name)
+            return question(self._entries, *about)
         except StoreDown as error:
             log.debug('no hints: %s', error)
             return None
-        return found if found.is_complete else None
 
     # What a Question needs of a place.
 
@@ -118,24 +133,26 @@ class FarQuestion(Question):
         """Until the mobile client has one, or leaves."""
         self._near.is_expected()  # they have said yes or no, or hang
         while not self._result.ready():
-            found = self._crossing.hints(self._uuid)
-            if found:
-                self._ask_hinted(found)
-            else:
-                self._ask_all()
+            places = self._crossing.places(self._uuid)
+            if places:
+                self._ask_hinted(places)
+            if not (self._result.ready() or (places and self._expected)):
+                is_expected = self._crossing.is_expected(self._uuid)
+                if places is None or is_expected is None:
+                    self._ask_all()
+                self._expected |= bool(is_expected)
             self._heard(REDIS, b'')
             gevent.sleep(AGAIN_SECONDS)
 
-    def _ask_hinted(self, found: Hints) -> None:
+    def _ask_hinted(self, places: Places) -> None:
         """One after the other, until one says yes."""
         seconds = self._nodes.workers()
-        self._hinted = {name for name in found.workers if not self._nodes.is_near(name)}
+        self._hinted = {name for name in places if not self._nodes.is_near(name)}
 
         def order(name: str) -> tuple:
             far = seconds.get(name, math.inf)  # it is silent, or new, or gone
-            return far == math.inf, not found.workers[name][0], far
+            return far == math.inf, not places[name][0], far
 
-        self._expected |= found.is_expected
         for name in sorted(self._hinted, key=order):
             if self._result.ready():
                 return

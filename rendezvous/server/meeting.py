@@ -57,6 +57,8 @@ class HeldElsewhere(Held):
 # Serves the visit of a mobile client on such an end, whose first octets are given.
 Visit = Callable[[Visitor, Peer, str, Held, bytes], None]
 
+Absent = Callable[[str], object]
+
 
 class Meeting:
     """This worker's place in `workers/`: it asks the others and answers them."""
@@ -144,8 +146,11 @@ class Meeting:
     def _answer_neighbour(self, sock: socket.socket, _) -> None:
         self.answer(NearVisitor(sock))
 
-    def answer(self, visitor: Visitor) -> None:
-        """Answers one question after the other, until one becomes a visit; and closes."""
+    def answer(self, visitor: Visitor, absent: Absent | None = None) -> None:
+        """Answers one question after the other, until one becomes a visit; and closes.
+
+        `absent` is told of each UUID that is neither here nor expected.
+        """
         try:
             while not self._stopping and (line := _line(visitor)):
                 uuid, seconds, peer = _asked(line)
@@ -154,6 +159,8 @@ class Meeting:
                 try:
                     held = self._registry.claim(uuid, seconds, visitor)
                 except Refusal:
+                    if absent and not self._registry.expects(uuid):
+                        absent(uuid)
                     visitor.say(NO)
                     continue
                 if octets := self._first_octets(visitor, held):
