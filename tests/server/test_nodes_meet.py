@@ -5,21 +5,25 @@ import hashlib
 import json
 import logging
 import math
+import os
 import random
+import signal
 import socket
 import uuid as uuids
+from contextlib import ExitStack
 
 import gevent
 import pytest
 from asking import open_pipes
-from conftest import OK, code, connect_request, cut_off, free_port, get, until
+from conftest import OK, Peer, client_context, code, connect_request, cut_off, free_port, get, until
 from faults import Relay
-from programs import Outside
+from programs import Folder, Outside
 
 from rendezvous.server import membership
 from rendezvous.server import nodes as server_nodes
 from rendezvous.server.registry import Held, Others
 from rendezvous.store import keys, questions, state
+from rendezvous.wire import codes
 from rendezvous.wire.sockets import Socket
 
 HELLO = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
@@ -518,3 +522,154 @@ def test_registration_on_another_node_is_met_without_redis(node, outside, connec
     hidden.send(HELLO)
     assert mobile.answer().body == b'hello'
     outside.thaw()
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Hints are complete as soon as they are there."""
+    monkeypatch.setattr('rendezvous.server.crossing.COMPLETE_SECONDS', 0)
+
+
+def until_complete(*workers) -> None:
+    for worker in workers:
+        presence = worker.rendezvous.presence
+        until(lambda each=presence: each.complete_since < math.inf, 'it has written')
+
+
+def calls(entries, *names: str) -> int:
+    """How often Redis was asked these."""
+    stats = entries.ask(lambda redis: redis.info('commandstats'))
+    return sum(stats.get(f'cmdstat_{name}', {'calls': 0})['calls'] for name in names)
+
+
+def test_uuid_that_nobody_knows_is_asked_of_redis_once_and_of_no_other_node(
+    node, settled, connect, entries
+):
+    """The other node has begun only now, and would expect any hidden server."""
+    asked, other = node(2), node(3, is_new=True)
+    until_linked(asked, other)
+    until_complete(asked)
+    before = calls(entries, 'hgetall')
+    for _ in range(3):
+        mobile = connect(asked)
+        mobile.send(get(str(uuids.uuid4())))
+        assert mobile.answer().status == 503
+    assert calls(entries, 'hgetall') - before == 3
+
+
+def test_server_that_is_no_node_asks_redis_for_no_place(server, connect, entries):
+    before = calls(entries, 'hgetall')
+    mobile = connect(server)
+    mobile.send(get(str(uuids.uuid4())))
+    assert mobile.answer().status == 503
+    assert calls(entries, 'hgetall') == before
+
+
+def test_wrong_hint_costs_nothing_and_is_taken_back(nodes, settled, connect, entries, uuid, hint):
+    asked, other = nodes
+    until_complete(asked, other)
+    hint(other, '3 0')
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    assert mobile.answer().status == 503
+    key = keys.of(keys.PLACES, uuid)
+    until(lambda: not entries.ask(lambda redis: redis.exists(key)), 'it is gone')
+
+
+def test_registration_that_comes_while_a_wrong_hint_is_taken_back_keeps_its_own(
+    nodes, settled, register, connect, entries, uuid, hint
+):
+    asked, other = nodes
+    until_complete(asked, other)
+    hint(other, '3 0')
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    assert mobile.answer().status == 503
+    register(other, uuid)
+    key = keys.of(keys.PLACES, uuid)
+    said = lambda: entries.ask(lambda redis: redis.hget(key, name_of(other)))  # noqa: E731
+    until(lambda: said() == '1 0', 'it is right')
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    until(lambda: not other.rendezvous.registry.count(uuid), 'it has a visitor')
+
+
+def test_hidden_server_of_a_node_that_has_died_is_waited_for(
+    nodes, settled, register, connect, entries, uuid
+):
+    """Redis still names the worker; the hidden server comes to another node."""
+    asked, other = nodes
+    until_complete(asked, other)
+    place = keys.of(keys.PLACES, uuid)
+    entries.ask(lambda redis: redis.hset(place, '0123456789abcdef', '1 0'))
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    until(lambda: asked.rendezvous.registry.wanted(), 'it waits')
+    hidden = register(other, uuid)
+    hidden.until(b'\r\n\r\n')
+    hidden.send(HELLO)
+    assert mobile.answer().body == b'hello'
+
+
+def test_nearest_node_is_asked_first(node, hinted, connect, uuid):
+    """By the time that a link takes."""
+    near, far, asked = node(1), node(2), node(3)
+    until_linked(near, far, asked)
+    hinted(far, uuid)
+    hidden = hinted(near, uuid)
+    asked.rendezvous.nodes._far[name_of(far)].seconds = 0.2
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    assert far.rendezvous.registry.count(uuid) == 1
+
+
+@pytest.fixture
+def programs(tmp_path, outside):
+    """Three nodes as real programs of one worker each: their folders and ports."""
+    with ExitStack() as stack:
+        found = []
+        for number in (1, 2, 3):
+            more = {'node_host': f'127.0.0.{number}', 'node_port': free_port(), 'workers': 1}
+            folder = Folder(tmp_path / str(number), **outside.options, **more)
+            folder.pair()
+            found.append(stack.enter_context(folder))
+        ports = [folder.serve()[1] for folder in found]
+        yield list(zip(found, ports, strict=True))
+
+
+@pytest.mark.deadline(180)
+@pytest.mark.parametrize('number', [signal.SIGSTOP, signal.SIGKILL])
+def test_node_that_is_frozen_or_killed_costs_the_others_nothing(programs, number):
+    """Its registrations and those of another node are known to Redis, as it falls."""
+    (asked, asked_port), (fallen, fallen_port), (_, other_port) = programs
+    entry = asked.add()
+    uuid = entry['uuid'][0]
+
+    def connect(folder: Folder, port: int) -> Peer:
+        sock = socket.create_connection(('127.0.0.1', port))
+        context = client_context(str(folder.path / 'registrar.crt'))
+        return Peer(context.wrap_socket(sock, server_hostname='127.0.0.1'))
+
+    def register(folder: Folder, port: int) -> Peer:
+        hidden = connect(folder, port)
+        hidden.send(connect_request(uuid, codes.totp(entry['authParams']).now()))
+        assert hidden.receive(len(OK)) == OK
+        return hidden
+
+    waiting = [register(fallen, fallen_port) for _ in range(3)]
+    waiting += [register(programs[2][0], other_port) for _ in range(3)]
+    place = keys.of(keys.PLACES, uuid)
+    until(lambda: asked.redis('HLEN', place) == 2, 'both nodes are hinted')
+    for pid in fallen.pids():
+        os.kill(pid, number)
+    for hidden in waiting[:2:-1]:
+        mobile = connect(asked, asked_port)
+        mobile.send(get(uuid))
+        with gevent.Timeout(6, AssertionError('it takes longer than 2 s, three times')):
+            hidden.until(b'\r\n\r\n')
+        hidden.send(HELLO)
+        assert mobile.answer().body == b'hello'
+        mobile.close()
+    for hidden in waiting:
+        hidden.close()
