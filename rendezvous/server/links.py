@@ -16,11 +16,11 @@ from time import monotonic
 import gevent
 from gevent.pool import Pool
 
-from rendezvous.server.hop import Asked, Visitor
+from rendezvous.server.hop import UNREAD_BYTES, Asked, Visitor
 from rendezvous.server.limits import ThrottledWarning
 from rendezvous.server.membership import NAME, Contexts, Membership
 from rendezvous.wire.addresses import Peer
-from rendezvous.wire.sockets import Ended, TLSSocket, keep_alive, take_turn
+from rendezvous.wire.sockets import Descriptor, Ended, TLSSocket, keep_alive, set_tcp, take_turn
 
 log = logging.getLogger('nodes')
 
@@ -75,11 +75,17 @@ def call(
     """A new link, and what `Link.prove` gives. Raises OSError."""
     link = Link(contexts, host, socket.create_connection((host, port)), session)
     try:
-        keep_alive(link)
+        _prepare(link)
         return link, link.prove()
     except BaseException:
         link.close()
         raise
+
+
+def _prepare(sock: Descriptor) -> None:
+    """As any connection; but what one worker sends in one go, the kernel takes in one go."""
+    keep_alive(sock)
+    set_tcp(sock, 'TCP_NOTSENT_LOWAT', UNREAD_BYTES)
 
 
 class Door:
@@ -98,7 +104,7 @@ class Door:
         self._warn = ThrottledWarning()
 
     def open(self, listener: socket.socket) -> None:
-        keep_alive(listener)  # each connection inherits it (Linux)
+        _prepare(listener)  # each connection inherits it (Linux)
         self._listener = listener
         self._accepting = self._greenlets.spawn(self._accept, listener)
 

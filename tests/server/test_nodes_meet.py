@@ -15,9 +15,7 @@ from contextlib import ExitStack
 import gevent
 import pytest
 from asking import open_pipes
-from conftest import OK, Peer, client_context, code, connect_request, cut_off, free_port, get, until
-from faults import Relay
-from programs import Folder, Outside
+from conftest import OK, code, connect_request, cut_off, free_port, get, until
 
 from rendezvous.server import membership
 from rendezvous.server import nodes as server_nodes
