@@ -20,7 +20,8 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult, Event
 
-from rendezvous.server.hop import Asked
+from rendezvous.server.hop import YES, Asked
+from rendezvous.server.links import Link
 from rendezvous.server.meeting import ANSWER_SECONDS, Meeting, Question
 from rendezvous.server.nodes import Nodes
 from rendezvous.server.registry import AskOthers
@@ -34,6 +35,7 @@ log = logging.getLogger('crossing')
 
 REDIS_SECONDS = 0.3  # a Redis that has not answered by then is done without
 COMPLETE_SECONDS = 3  # behind a loss of its data Redis has the hints of all workers again
+RIGHT_SECONDS = 1  # a hint that was right is used for so long, as a page loads: hints are as old
 ROUND_SECONDS = 2  # the first round of questions takes less: nobody is waited for twice
 AGAIN_SECONDS = 0.5  # between two readings of hints, which change once a second
 REDIS = ''  # among the names of workers that have not said anything
@@ -46,10 +48,28 @@ class Crossing:
         self.meeting, self.nodes = meeting, nodes
         self._entries, self._presence = entries, presence
         self._late: set[gevent.Greenlet] = set()  # questions that Redis did not answer in time
+        # Who said yes to a hint, by UUID, the oldest first; with time.monotonic() of the hint.
+        self._right: dict[str, tuple[str, float]] = {}
 
     def ask_for(self, seconds: float, peer: Peer) -> AskOthers:
         """What asks all others on behalf of a mobile client that waits for so long."""
         return partial(FarQuestion, self, seconds, peer)
+
+    def right(self, uuid: str) -> str:
+        """The worker that had it a moment ago, '' for none: as good as a hint."""
+        while self._right:
+            oldest = next(iter(self._right))
+            if time.monotonic() - self._right[oldest][1] < RIGHT_SECONDS:
+                break
+            del self._right[oldest]
+        return self._right.get(uuid, ('', 0))[0]
+
+    def note(self, uuid: str, name: str, is_right: bool) -> None:
+        """A worker has said yes, or something else."""
+        if is_right:
+            self._right.setdefault(uuid, (name, time.monotonic()))
+        elif self._right.get(uuid, ('', 0))[0] == name:
+            del self._right[uuid]
 
     def places(self, uuid: str) -> Places | None:
         """The hints; None where Redis does not answer soon."""
@@ -132,6 +152,9 @@ class FarQuestion(Question):
     def _ask_nodes(self) -> None:
         """Until the mobile client has one, or leaves."""
         self._near.is_expected()  # they have said yes or no, or hang
+        if not self._result.ready() and (right := self._crossing.right(self._uuid)):
+            self._hinted = {right}
+            self._ask_some([right], self._nodes.workers())
         while not self._result.ready():
             places = self._crossing.places(self._uuid)
             if places:
@@ -187,5 +210,6 @@ class FarQuestion(Question):
         if not (answer or name == REDIS or self._is_over):
             self._nodes.failed(name)
             self._expected |= name in self._hinted
+        self._crossing.note(self._uuid, name, answer == YES)
         super()._heard(name, answer)
         self._said.set()

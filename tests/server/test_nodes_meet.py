@@ -397,6 +397,10 @@ def test_node_that_is_split_away_is_done_without(behind, nodes, hinted, connect,
     until_linked(*nodes, far)
     hinted(far, uuid)
     asked, other = nodes
+    hidden, mobile = hinted(far, uuid), connect(asked)
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')  # so it is the one to ask
+    hidden.close()
     relay.flows.clear()
     relay.hold()
     mobile = connect(asked)
@@ -553,6 +557,27 @@ def test_uuid_that_nobody_knows_is_asked_of_redis_once_and_of_no_other_node(
         mobile.send(get(str(uuids.uuid4())))
         assert mobile.answer().status == 503
     assert calls(entries, 'hgetall') - before == 3
+
+
+def test_hint_that_was_right_is_used_for_a_moment(
+    nodes, settled, hinted, register, connect, entries, uuid, monkeypatch
+):
+    """A browser loads a page by many requests; one is wrong and costs no more than a question."""
+    monkeypatch.setattr('rendezvous.server.crossing.RIGHT_SECONDS', 60)
+    asked, other = nodes
+    until_complete(asked, other)
+    hiddens = [hinted(other, uuid) for _ in range(3)]
+    before = calls(entries, 'hgetall')
+    for hidden in reversed(hiddens):
+        mobile = connect(asked)
+        mobile.send(get(uuid))
+        hidden.until(b'\r\n\r\n')
+    assert calls(entries, 'hgetall') - before == 1
+    mobile = connect(asked)
+    mobile.send(get(uuid))
+    until(lambda: asked.rendezvous.registry.wanted(), 'it waits')
+    hidden = register(asked, uuid)
+    hidden.until(b'\r\n\r\n')
 
 
 def test_server_that_is_no_node_asks_redis_for_no_place(server, connect, entries):
