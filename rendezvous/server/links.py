@@ -19,7 +19,7 @@ from gevent.pool import Pool
 from rendezvous.server.hop import UNREAD_BYTES, Asked, Visitor
 from rendezvous.server.limits import ThrottledWarning
 from rendezvous.server.membership import NAME, Contexts, Membership
-from rendezvous.wire.addresses import Peer
+from rendezvous.wire.addresses import Peer, is_number
 from rendezvous.wire.sockets import Descriptor, Ended, TLSSocket, keep_alive, set_tcp, take_turn
 
 log = logging.getLogger('nodes')
@@ -73,13 +73,28 @@ def call(
     contexts: Contexts, host: str, port: int, session: ssl.SSLSession | None
 ) -> tuple[Link, float]:
     """A new link, and what `Link.prove` gives. Raises OSError."""
-    link = Link(contexts, host, socket.create_connection((host, port)), session)
+    link = Link(contexts, host, _connected(host, port), session)
     try:
         _prepare(link)
         return link, link.prove()
     except BaseException:
         link.close()
         raise
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    """create_connection has a thread look up each address, which costs as much as half of a
+    handshake. Raises OSError.
+    """
+    if not is_number(host):
+        return socket.create_connection((host, port))
+    raw = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
+    try:
+        raw.connect((host, port))
+    except BaseException:
+        raw.close()
+        raise
+    return raw
 
 
 def _prepare(sock: Descriptor) -> None:

@@ -286,8 +286,8 @@ class Nodes:
             far.failed()
             raise
         far.answered(seconds)
-        if link.tls.session:
-            far.session = contexts, link.tls.session
+        if not link.tls.session_reused and (session := link.tls.session):
+            far.session = contexts, session  # for many links: to read it costs a copy
         if far.renew_at == math.inf:
             far.renew_at = monotonic() + RENEW_SECONDS * random.uniform(*SPREAD)
         return link
