@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from redis import Redis
 
-from rendezvous.store import embedded, presence, state, upkeep
+from rendezvous.store import embedded, keys, presence, state, upkeep
 from rendezvous.store.entries import Entries
 from rendezvous.store.options import DEFAULTS
 from rendezvous.store.presence import Presence
@@ -136,7 +136,7 @@ class Bench:
         """Octets of memory: a day of one entry, and 400 days of all."""
         some = self.uuids[:SAMPLE]
         for uuid in some:
-            names = [f'{name}:{uuid}' for name in ('hours', 'changes')]
+            names = [keys.of(kind, uuid) for kind in ('hours', 'changes')]
             self.entries.ask(partial(_delete, names))
         before, per_day = self._memory(some), 0.0
         for day in range(DAYS):
@@ -166,7 +166,7 @@ class Bench:
 
     def _memory(self, some: list[str]) -> int:
         def used(redis) -> int:
-            names = [f'{name}:{uuid}' for name in ('hours', 'changes') for uuid in some]
+            names = [keys.of(kind, uuid) for kind in ('hours', 'changes') for uuid in some]
             return sum(redis.memory_usage(name, samples=0) or 0 for name in names)
 
         return self.entries.ask(used)

@@ -64,6 +64,7 @@ class Presence:
         self.channel, self.key = channel(self.name), keys.live(self.name)
         self._number = 0  # of the last batch
         self._written: Counts = {}  # as Redis holds them
+        self._alive: dict[str, bool] = {}  # the workers that live; {}: it is not known
         self._marks: dict[str, str] = {}  # in a cluster: by node, the UUID that it was told last
         self._has_arrived = self._has_written = False
         self.complete_since = math.inf  # by a monotonic clock; Redis has all that is here
@@ -168,6 +169,7 @@ class Presence:
             upkeep.migrate(self._entries)  # the last outages, too
             self._arrive(OUTAGE_SECONDS)
             self._has_arrived = True
+        self._alive = {}
         if self._unanswered:
             self._send(self._unanswered)
         batch = self._batch(counts, with_news=True)
@@ -302,7 +304,8 @@ class Presence:
         how = {'now': now, 'patience': PATIENCE_SECONDS, 'outages': self._outages}
         how |= {'kinds': KINDS, 'common': COMMON, 'history': HISTORY}
         if batch['gone'] or any(kind not in HARMLESS for _, kind, _, _ in batch['refusals']):
-            how['alive'] = dict.fromkeys(self._entries.ask(living), True)
+            self._alive = self._alive or dict.fromkeys(self._entries.ask(living), True)
+            how['alive'] = self._alive
         return batches.write(self._entries, self.name, batch, how, of_worker)
 
     def _heard(self, about: Json, stopped: bool = False) -> str:

@@ -445,18 +445,25 @@ end
 # And KEYS: `servers` and `heard`; ARGV: the name, the time, the text for `heard`.
 SIGN = _RECORD + _SIGN + 'sign(KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2]), ARGV[3])'
 
-# For each of the UUIDs in ARGV its record, and who has it: "WORKER WAITING PIPES", one after the
-# other. There is a NUL between each two.
+# The records of the UUIDs that are joined in ARGV[1], '' where there is none, with a NUL between
+# each two; and in the same way who has each: "WORKER WAITING PIPES", one after the other. Nobody
+# has one whose record does not say that it is online.
 RECORDS = """
-local keys, found = {}, {}
-for i, uuid in ipairs(ARGV) do
-  keys[i] = 'state:{' .. uuid .. '}'
-  found[2 * i] = table.concat(redis.pcall('HGETALL', 'at:{' .. uuid .. '}'), ' ')
+local call, uuids, keys, places = redis.pcall, {}, {}, {}
+for i = 1, #ARGV[1] / 36 do
+  uuids[i] = string.sub(ARGV[1], 36 * i - 35, 36 * i)
+  keys[i] = 'state:{' .. uuids[i] .. '}'
 end
-for i, text in ipairs(redis.call('MGET', unpack(keys))) do
-  found[2 * i - 1] = text or ''
+local texts = call('MGET', unpack(keys))
+for i, uuid in ipairs(uuids) do
+  texts[i] = texts[i] or ''
+  local at = {}
+  if texts[i] == '' or string.find(texts[i], 'online', 1, true) then
+    at = call('HGETALL', 'at:{' .. uuid .. '}')
+  end
+  places[i] = at[3] and table.concat(at, ' ') or at[1] and at[1] .. ' ' .. at[2] or ''
 end
-return table.concat(found, '\\0')
+return {table.concat(texts, '\\0'), table.concat(places, '\\0')}
 """
 
 # What older versions wrote of the UUIDs in ARGV, and of all hidden servers together, in keys of
