@@ -446,8 +446,7 @@ end
 SIGN = _RECORD + _SIGN + 'sign(KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2]), ARGV[3])'
 
 # The records of the UUIDs that are joined in ARGV[1], '' where there is none, with a NUL between
-# each two; and in the same way who has each: "WORKER WAITING PIPES", one after the other. Nobody
-# has one whose record does not say that it is online.
+# each two; and in the same way who has each: "WORKER WAITING PIPES", one after the other.
 RECORDS = """
 local call, uuids, keys, places = redis.pcall, {}, {}, {}
 for i = 1, #ARGV[1] / 36 do
@@ -457,10 +456,7 @@ end
 local texts = call('MGET', unpack(keys))
 for i, uuid in ipairs(uuids) do
   texts[i] = texts[i] or ''
-  local at = {}
-  if texts[i] == '' or string.find(texts[i], 'online', 1, true) then
-    at = call('HGETALL', 'at:{' .. uuid .. '}')
-  end
+  local at = call('HGETALL', 'at:{' .. uuid .. '}')
   places[i] = at[3] and table.concat(at, ' ') or at[1] and at[1] .. ' ' .. at[2] or ''
 end
 return {table.concat(texts, '\\0'), table.concat(places, '\\0')}
