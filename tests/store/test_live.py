@@ -605,7 +605,7 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     for name, do in {
         'writes': lambda: told.write(dict.fromkeys(made, (1, 1))),
         'entries': entries.all,
-        'now': lambda: now(entries),
+        'now': lambda: state.known(entries, state.server(entries), made),
         'changes': lambda: told.write(dict.fromkeys(made, (2, 1))),
     }.items():
         gc.collect()
