@@ -172,14 +172,13 @@ class Presence:
         self._alive = {}
         if self._unanswered:
             self._send(self._unanswered)
-        batch = self._batch(counts, with_news=True)
-        if not batch and self._has_lost():
+        if self._has_written and self._has_lost():
             self._start_over()
-            batch = self._batch(counts, with_news=True)
-        while batch:
+        was_full = True
+        while batch := self._batch(counts, was_full):
             self._send(batch)
             gevent.sleep(0)
-            batch = self._batch(counts, with_news=_may_be_full(batch))
+            was_full = _may_be_full(batch)
         self.complete_since = min(self.complete_since, time.monotonic())
 
     def stop(self) -> None:
