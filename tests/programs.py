@@ -266,10 +266,10 @@ class Outside:
 
     def freeze(self) -> None:
         """It answers nobody, and its connections stay."""
-        self._process.send_signal(signal.SIGSTOP)
+        self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Ends it; it forgets everything, unless it was told to keep it."""

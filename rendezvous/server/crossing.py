@@ -68,7 +68,7 @@ class Crossing:
         """A worker has said yes, or something else."""
         if is_right:
             self._right.setdefault(uuid, (name, time.monotonic()))
-        elif self._right.get(uuid, ('', 0))[0] == name:
+        elif uuid in self._right and self._right[uuid][0] == name:
             del self._right[uuid]
 
     def places(self, uuid: str) -> Places | None:
