@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import redis
+from gevent.lock import Semaphore
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.exceptions import ClusterError, NoScriptError, RedisClusterException
@@ -72,15 +73,22 @@ class Line:
     def __init__(self, place: Place):
         self._place = place
         self._client: Any = None
+        self._making = Semaphore()
         self.is_cluster = place.kind == redis_url.CLUSTER
         self._resolved_at, self._strange = time.monotonic(), 0
 
     @property
     def client(self) -> Client:
         """Raises redis.RedisError or RedisClusterException where it has to ask for a cluster."""
-        if self._client is None:
-            self._client = _client(self._place)
-        return self._client
+        if self._client is not None:
+            return self._client
+        if not self._making.acquire(timeout=ANSWER_SECONDS):  # a cluster's connects meanwhile
+            raise redis.ConnectionError('no node of the cluster answers')
+        try:
+            self._client = self._client or _client(self._place)
+            return self._client
+        finally:
+            self._making.release()
 
     def renew(self, error: Exception | None = None) -> None:
         """The next questions get new connections; those under way keep theirs.

@@ -54,6 +54,16 @@ def test_cluster_answers_as_one_redis(redis_cluster):
         assert entries.ask(lambda redis: redis.delete(*names, 'hash')) == 31
 
 
+def test_first_questions_at_once_make_one_client(redis_cluster):
+    before = descriptors()
+    for _ in range(5):
+        entries = Entries(DEFAULTS | redis_cluster)
+        asking = [gevent.spawn(entries.get, str(uuids.uuid4())) for _ in range(30)]
+        gevent.joinall(asking, raise_error=True)
+        entries.close()
+        assert descriptors() <= before
+
+
 def test_after_a_fail_over_the_primary_that_sentinels_name_is_asked(sentinels):
     with closing(Entries(DEFAULTS | sentinels.options)) as entries:
         entries.open()
