@@ -54,6 +54,26 @@ class Cluster(redis.RedisCluster):
         return [(channel, counted.get(channel, 0)) for channel in channels]
 
 
+class Closing:
+    """For a pool: connections that it has given up are closed when their questions are over, where
+    redis-py leaves them open.
+    """
+
+    def release(self: Any, connection: Any) -> None:
+        is_given_up = connection not in self._in_use_connections
+        super().release(connection)  # type: ignore[misc]
+        if is_given_up:
+            connection.disconnect()
+
+
+class Pool(Closing, redis.ConnectionPool):
+    """Of one Redis."""
+
+
+class PoolOfSentinels(Closing, SentinelConnectionPool):
+    """Of the primary that they name."""
+
+
 def place(options: Options) -> Place:
     """Where the Redis is that the options name; the embedded store has a Unix socket."""
     if options.redis_url:
@@ -174,7 +194,7 @@ def _client(place: Place) -> Any:
     settings = _settings(place)
     if place.kind == redis_url.UNIX:
         settings |= {'connection_class': redis.UnixDomainSocketConnection, 'path': place.path}
-        return redis.Redis(connection_pool=redis.ConnectionPool(db=place.database, **settings))
+        return redis.Redis(connection_pool=Pool(db=place.database, **settings))
     tls = _tls(place)
     if place.kind == redis_url.CLUSTER:
         seeds = [ClusterNode(*host) for host in place.hosts]
@@ -194,7 +214,7 @@ def _client(place: Place) -> Any:
     ((host, port),) = place.hosts
     kind = redis.SSLConnection if place.has_tls else redis.Connection
     settings |= {'connection_class': kind, 'host': host, 'port': port, 'db': place.database} | tls
-    return redis.Redis(connection_pool=redis.ConnectionPool(**settings))
+    return redis.Redis(connection_pool=Pool(**settings))
 
 
 def _settings(place: Place) -> dict[str, Any]:
@@ -225,7 +245,7 @@ def _sentinels(
         'retry': Retry(NoBackoff(), 0),
     }
     sentinel = Sentinel(place.hosts, sentinel_kwargs=to_sentinels | tls)
-    return SentinelConnectionPool(place.service, sentinel, ssl=place.has_tls, **settings, **tls)
+    return PoolOfSentinels(place.service, sentinel, ssl=place.has_tls, **settings, **tls)
 
 
 def mget(client: Client, keys: Iterable[str]) -> list[str | None]:

@@ -64,6 +64,20 @@ def test_first_questions_at_once_make_one_client(redis_cluster):
         assert descriptors() <= before
 
 
+def test_connection_that_is_given_up_is_closed_after_its_answer(redis_options):
+    """Even where something still refers to it, as the traceback of an error does."""
+    before, kept = descriptors(), []
+
+    def question(redis) -> None:
+        kept.append(redis.connection_pool.get_connection())
+        entries._line.renew()
+        redis.connection_pool.release(kept[0])
+
+    with closing(Entries(DEFAULTS | redis_options)) as entries:
+        entries.ask(question)
+        assert descriptors() <= before
+
+
 def test_after_a_fail_over_the_primary_that_sentinels_name_is_asked(sentinels):
     with closing(Entries(DEFAULTS | sentinels.options)) as entries:
         entries.open()
