@@ -18,7 +18,7 @@ from visitor import Visitor, files
 
 from rendezvous.admin import changes_page
 from rendezvous.admin.changes_page import Once
-from rendezvous.store import action_log
+from rendezvous.store import action_log, rations
 
 MADE_UP = re.compile('name="made_up" value="(.*?)"')
 
@@ -199,7 +199,7 @@ def test_connection_that_is_over_cannot_be_ended(page):
 
 def test_wrong_codes_that_were_tried_are_forgotten(page):
     uuid = page.made(label='kitchen')
-    record = f'guesses:{uuid.replace("-", "")}'
+    record = rations.record(uuid)
     page.folder.redis('HSET', record, 'used_up', time.time())
     assert page.change(uuid, 'clear').ok
     assert not page.folder.redis('HEXISTS', record, 'used_up')

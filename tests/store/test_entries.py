@@ -235,8 +235,12 @@ def test_messages_on_other_channels_come_with_the_changes(entries, uuid):
     saving.save(entries, uuid, labels=['attic'])
     until(lambda: len(found) == 3, 'they are told')
     assert found == [(CHANGES, ''), ('mine', 'hello'), (CHANGES, uuid)]
-    to = {'target_nodes': 'all'} if entries.is_cluster else {}
-    entries.ask(lambda redis: redis.execute_command('CLIENT KILL TYPE pubsub', **to))
+
+    def kill(redis) -> None:
+        to = {'target_nodes': redis.get_nodes()} if entries.is_cluster else {}
+        redis.execute_command('CLIENT KILL', 'TYPE', 'pubsub', **to)
+
+    entries.ask(kill)
     until(lambda: len(found) == 4, 'it has subscribed again')
     assert found[3] == (CHANGES, '')
     listening.kill()
