@@ -22,26 +22,27 @@ PASSWORD = 'secret'
 
 
 class Node:
-    """One Valkey process, on 127.0.0.1; it keeps its data over a restart."""
+    """One Valkey process; it keeps its data over a restart."""
 
-    def __init__(self, folder: Path, *more: str, port: int | None = None):
-        self.port = port or free_port()
+    host = '127.0.0.1'
+
+    def __init__(self, folder: Path, *more: str):
+        self.port = free_port()
         self.folder, self._more = folder / str(self.port), more
         self.folder.mkdir(parents=True)
         self.start()
 
     def start(self) -> None:
-        command = [get_binary_path(), '--bind', '127.0.0.1', '--port', str(self.port)]
+        command = [get_binary_path(), '--bind', self.host, '--port', str(self.port)]
         command += ['--dir', str(self.folder), '--save', '', '--appendonly', 'yes']
         command += ['--repl-diskless-sync-delay', '0', *self._more]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.pid = self.process.pid
-        until(lambda: listens(self.port), 'Redis listens')
+        until(lambda: listens(self.port, self.host), 'Redis listens')
 
     def ask(self, *command, password: str = PASSWORD):
-        with redis.Redis(
-            port=self.port, password=password, decode_responses=True, retry=Retry(NoBackoff(), 0)
-        ) as client:
+        to = {'host': self.host, 'port': self.port, 'password': password}
+        with redis.Redis(**to, decode_responses=True, retry=Retry(NoBackoff(), 0)) as client:
             return client.execute_command(*command)
 
     def follows(self, password: str = PASSWORD) -> bool:

@@ -1,6 +1,7 @@
 """The client that asks Redis, and what a Redis Cluster needs beside what redis-py gives."""
 
 import hashlib
+import re
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.exceptions import ClusterError, NoScriptError, RedisClusterException
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 from rendezvous.store import embedded, keys, redis_url
 from rendezvous.store.options import Options
@@ -30,6 +31,7 @@ Client = redis.Redis  # or a Cluster, which answers the same
 ERRORS = redis.RedisError, RedisClusterException
 # What may be well a moment later, on a new connection: a cluster tells by answers that it is not.
 BROKEN = redis.ConnectionError, redis.TimeoutError, ClusterError, RedisClusterException
+_KINDS = re.compile(r'- \w+:(\w+)')  # of errors, in what it says of each Sentinel
 Call = tuple[Sequence[str], Sequence]  # of a script: keys and arguments
 
 
@@ -246,6 +248,16 @@ def _sentinels(
     }
     sentinel = Sentinel(place.hosts, sentinel_kwargs=to_sentinels | tls)
     return PoolOfSentinels(place.service, sentinel, ssl=place.has_tls, **settings, **tls)
+
+
+def why(error: BaseException) -> BaseException | str:
+    """What is to be told of an error: redis-py wraps it where it asked several hosts in vain."""
+    if isinstance(error, RedisClusterException) and error.__cause__:
+        return error.__cause__
+    if isinstance(error, MasterNotFoundError):
+        kinds = ', '.join(sorted(set(_KINDS.findall(str(error)))))
+        return f'no Sentinel names a primary: {kinds or "they know none"}'
+    return error
 
 
 def mget(client: Client, keys: Iterable[str]) -> list[str | None]:

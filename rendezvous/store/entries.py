@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import gevent
 import redis
 from gevent.lock import Semaphore
-from redis.exceptions import RedisClusterException
 
 from rendezvous.store import embedded, entry_json, keys, rations, scripts
 from rendezvous.store.entry_json import DIGITS, Json
@@ -375,10 +374,9 @@ class Entries:
             self._turns.release()
 
     def _failure(self, error: BaseException) -> StoreDown:
-        if isinstance(error, RedisClusterException) and error.__cause__:
-            return self._failure(error.__cause__)  # of the last one of it that was asked
-        why = _error_text(error)
-        if isinstance(error, redis.AuthenticationError):
+        told = client.why(error)
+        why = _error_text(told)
+        if isinstance(told, redis.AuthenticationError):
             sentence = 'set redis_auth in local.py to its password, or redis_port to another Redis'
             if self._options.redis_url:
                 sentence = 'set user and password of redis_url in local.py to those it knows'

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import gevent
 import pytest
-from conftest import OK, code, connect_request, descriptors, get, until
+from conftest import OK, code, connect_request, descriptors, free_port, get, until
 from faults import Relay
 from redises import PASSWORD, Node, cluster, cluster_options, tls_front, watched
 from shells import Shell
@@ -313,3 +313,78 @@ def test_subscription_goes_where_the_questions_go_when_redis_has_moved(tmp_path,
             listener.hears()
             listener.stop()
         relay.stop()
+
+
+# server.py with an /etc/hosts of its own, the file in its first argument
+WITH_HOSTS = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+new, private, bind = 0x20000, 0x44000, 4096
+hosts = sys.argv[1].encode()
+if libc.unshare(new) or libc.mount(b'', b'/', b'', private, b''):
+    sys.exit(77)
+if libc.mount(hosts, b'/etc/hosts', b'', bind, b''):
+    sys.exit(77)
+os.execv(sys.executable, [sys.executable, 'server.py'])
+"""
+
+
+class At(Node):
+    """A Redis at another address of this machine, on a port that the other one has, too."""
+
+    def __init__(self, folder, host: str, port: int):
+        self.host, self.port, self.folder, self._more = host, port, folder / host, ()
+        self.folder.mkdir()
+        self.start()
+
+
+def test_server_goes_where_the_name_of_its_redis_leads(folder, tmp_path):
+    """The old one is well, and a primary still: nothing but the name tells."""
+    hosts, port = tmp_path / 'hosts', free_port()
+    hosts.write_text('127.0.0.2 redis.example\n')
+    with (
+        closing(At(tmp_path, '127.0.0.2', port)) as old,
+        closing(At(tmp_path, '127.0.0.3', port)) as new,
+    ):
+        folder.set(redis_url=f'redis://redis.example:{port}/', workers=2)
+        program = folder.start('-c', WITH_HOSTS, str(hosts))
+        count = 'PUBSUB', 'NUMSUB', CHANGES
+        until(lambda: program.process.poll() or old.ask(*count, password='')[1] == 2, 'it serves')
+        if program.process.poll() == 77:
+            pytest.skip('only root may give a program another /etc/hosts')
+        hosts.write_text('127.0.0.3 redis.example\n')
+        until(lambda: new.ask(*count, password='')[1] == 2, 'it has moved', 20)
+        until(lambda: new.ask('ZCARD', 'servers', password='') == 2, 'it writes there')
+        assert old.ask(*count, password='')[1] == 0
+        assert f'the entries are in Redis at redis.example:{port}' in folder.log()
+
+
+def test_programs_go_with_a_redis_url(folder, tmp_path, pair):
+    """Sentinels by a local.py, a fail-over, and a password that is wrong."""
+    with watched(tmp_path / 'watched') as found:
+        folder.set(**found.options, workers=2)
+        entry = folder.add('kitchen')
+        folder.serve()
+        found.fail_over()
+        new = next(node for node in found.nodes if node.port == found.primary())
+        until(lambda: new.ask('PUBSUB', 'NUMSUB', CHANGES)[1] == 2, 'both workers follow', 15)
+        assert folder.listed() == {entry['uuid'][0]: 'kitchen'}
+        url = folder.options['redis_url'].replace(PASSWORD, 'swordfish')
+        folder.set(redis_url=url)
+        sentence = folder.run('server.py', '--check').sentence()
+        assert re.match(r'Redis refuses us \(.*\): set user and password of redis_url', sentence)
+        assert 'swordfish' not in sentence + folder.log()
+
+
+def test_hosts_that_do_not_answer_are_one_sentence(folder):
+    ports = free_port(), free_port()
+    refused = r'Error 111 connecting to 127\.0\.0\.1:\d+\. Connection refused\.'
+    unnamed = 'no Sentinel names a primary: ConnectionError'
+    for kind, end, why in ('sentinel', '/rendezvous', unnamed), ('cluster', '', refused):
+        hosts = ','.join(f'127.0.0.1:{port}' for port in ports)
+        folder.set(redis_url=f'redis+{kind}://:{PASSWORD}@{hosts}{end}')
+        sentence = folder.run('server.py', '--check').sentence()
+        assert re.match(
+            rf'Redis does not answer \({why}\): start it, or set redis_url in', sentence
+        )
+        assert PASSWORD not in sentence
