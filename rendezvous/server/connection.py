@@ -92,8 +92,7 @@ class Rendezvous:
         self.following = Following(entries, *parts, self.have_drained)
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
-        # Since when, in seconds since 1970; and why nobody may register any more.
-        self.draining, self._leaves = 0.0, ''
+        self.draining, self._leaves = 0.0, ''  # since when, since 1970; why nobody may register
         self._noted_at = self._twins_at = 0.0  # time.monotonic()
         self._warn = ThrottledWarning()
 

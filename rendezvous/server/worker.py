@@ -33,6 +33,7 @@ from rendezvous.server.limits import ThrottledWarning
 from rendezvous.server.meeting import FOLDER
 from rendezvous.server.shares import Shares
 from rendezvous.server.starting import ORDERS, READY
+from rendezvous.store import state
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.options import Options
 from rendezvous.wire import programs
@@ -136,6 +137,7 @@ class Worker:
         """Other nodes serve from now on: until the last connection is over. `stop` comes next."""
         ending = gevent.spawn(self.rendezvous.drain)
         try:
+            self._warn_where_alone()
             gevent.sleep(listening.LISTEN_SECONDS)
             listening.begin_no_more(self._server.socket)
             gevent.sleep(listening.HANDSHAKES_SECONDS)
@@ -145,6 +147,14 @@ class Worker:
             self.rendezvous.join(math.inf)
         finally:
             ending.kill()
+
+    def _warn_where_alone(self) -> None:
+        """One worker of a node that is drained says where nobody takes over."""
+        about = self.rendezvous.about()
+        with suppress(StoreDown):
+            nodes = {each.node for each in state.server(self.entries).workers}
+            if about['number'] == 1 and nodes <= {about['node']}:
+                log.warning('no other node lives: nobody can register or visit from now on')
 
 
 def give_memory_back() -> None:

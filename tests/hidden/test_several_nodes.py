@@ -1,11 +1,12 @@
 """A server with several nodes behind one name: hidden.py registers with those that take it."""
 
+import re
 import socket
 from functools import partial
 
 import gevent
 import pytest
-from conftest import free_port, until
+from conftest import Answer, code, connect_request, free_port, until
 from hiding import Listener, Registrar, hello, refuses, said
 
 from rendezvous.hidden import dial, hidden_server
@@ -107,6 +108,26 @@ def test_each_worker_of_a_node_has_one(nodes, hide):
     assert b'\r\nHas-Worker: 1@12700' in heads
 
 
+def test_node_says_which_it_is_and_what_it_has_already_is_refused(start, connect, entries, uuid):
+    server = start(node_host=ONE, node_port=free_port(), which='1/2')
+
+    def register(has: str) -> Answer:
+        hidden = connect(server)
+        head = connect_request(uuid, code(entries, uuid)).removesuffix(b'\r\n')
+        hidden.send(head + f'Which-Worker: 1\r\nHas-Worker: {has}\r\n\r\n'.encode())
+        answer = hidden.answer()
+        hidden.close()
+        return answer
+
+    answer = register('1, 2, 1@1, 1@')  # of an older hidden.py, and of other nodes
+    assert (answer.status, answer.fields['Worker']) == (200, '1/2')
+    node = answer.fields['Node']
+    assert re.fullmatch('[0-9a-f]{8}', node)
+    refused = register(f'1@{node}, 2@{node}')
+    assert (refused.status, refused.fields['Node']) == (503, node)
+    assert register(f'2@{node}').status == 200
+
+
 @pytest.mark.parametrize(
     'fails',
     [LEAVES.octets(), b'', b'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n'],
@@ -143,7 +164,7 @@ def test_balancer_may_lead_to_the_node_that_leaves_for_a_while(
     hide(registrar, count=1)
     registrar.until_made(1)
     assert len(registrar.heads) == 7
-    assert len(said(caplog)) == 2
+    until(lambda: len(said(caplog)) == 2, 'it is said')
 
 
 def test_server_that_leaves_for_longer_is_said_to_be_lost(stranger, hide, caplog):

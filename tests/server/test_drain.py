@@ -208,7 +208,8 @@ def test_no_connection_is_lost_and_all_ends_with_the_last_pipe(serve, hide, slow
     assert server.program.process.wait(timeout=30) == 0
     server.folder.until_nothing_runs()
     assert 'INFO drained: no connection is left' in server.log()
-    assert not re.search('ERROR|WARNING|Traceback', server.log())
+    assert not re.search('ERROR|Traceback', server.log())
+    assert server.log().count('WARNING no other node lives: nobody can register or visit') == 1
 
 
 def test_pipe_outlives_what_a_stop_gives_it(serve, hide, slow):
