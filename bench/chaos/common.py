@@ -48,19 +48,27 @@ class Probed(Folder):
         with (self.path / 'rendezvous/wire/pipe.py').open('a') as file:
             file.write('\n\nimport sys, probe\n\nprobe.install(sys.modules[__name__])\n')
 
-    def renew(self) -> None:
-        """SIGUSR2: when this returns, new workers serve; the old ones finish their pipes."""
-        before = self._served()
+    def renew(self) -> bool:
+        """SIGUSR2: when this returns, new workers serve, and the old ones finish their pipes; or
+        the parent has found that the new version cannot start: then it is False.
+        """
+        before, _ = self._tried()
         os.kill(self.parent, signal.SIGUSR2)
-        until(lambda: self._served() > before, 'the new version serves', 60)
+        until(lambda: self._tried()[0] > before, 'the new version is tried', 60)
+        return self._tried()[1]
 
     def _served(self) -> int:
         """How many versions the parent that runs has tried, the last one with success; else 0."""
+        count, is_good = self._tried()
+        return count if is_good else 0
+
+    def _tried(self) -> tuple[int, bool]:
+        """How many versions the parent that runs has tried, and whether the last one serves."""
         with suppress(OSError):
-            found = re.fullmatch(r'(\d+) good-(\d+) *\n', (self.path / 'server.pid').read_text())
+            found = re.fullmatch(r'(\d+) (\w+)-(\d+) *\n', (self.path / 'server.pid').read_text())
             if found and int(found[1]) in self.pids():
-                return int(found[2])
-        return 0
+                return int(found[3]), found[2] == 'good'
+        return 0, False
 
     @property
     def worker_pids(self) -> list[int]:

@@ -49,7 +49,7 @@ def deploy(on: Stage, again: bool) -> float:
     if again:
         assert on.start('-c', 'import os; os.execl("bin/run.sh", "sh")').process.wait(60) == 0
     else:
-        on.renew()
+        assert on.renew()
     until(lambda: not {*old} & {*on.workers()}, 'the old ones end', 60)
     return time.monotonic() - began
 

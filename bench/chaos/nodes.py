@@ -48,6 +48,7 @@ CLIENTS, AT_A_TIME, PACE_SECONDS = 8, 6, 0.3
 HIDDEN, REGISTRATIONS = 4, 4
 BOUND_SECONDS = 1200
 REQUEST_SECONDS = 60
+LATE_SECONDS = 30  # no fault is an excuse for a request that ends so late
 AWAY_SECONDS = 3  # at most, of whatever is frozen or split
 SLACK_SECONDS = 0.75  # between a fault and what a busy machine sees of it
 LEFT_SECONDS = 90  # until nothing is left over
@@ -124,6 +125,7 @@ class Faults:
         self.redis_busy = RLock()
         self.splits = {pair: RLock() for pair in combinations([n.host for n in on.nodes], 2)}
         self.asking: list[Mobile] = []
+        self.not_renewed = 0
         if not networks:
             self.LIKELY = self.LIKELY | {'nodes_are_split': 0}
 
@@ -158,7 +160,7 @@ class Faults:
     def node_is_renewed(self, dice) -> None:
         node = self._node(dice)
         with node.busy:
-            node.renew()
+            self.not_renewed += not node.renew()  # Redis was away: the old version goes on
 
     def node_is_frozen(self, dice) -> None:
         node = self._node(dice)
@@ -303,14 +305,16 @@ class Storm(Faults):
             if outcome.saw not in ('good', 'given up', *WRONG):
                 reason = self._why(node, uuid, outcome, served)
                 why[reason] += 1
-                harmed += [] if reason else [(node, uuid, outcome)]
+                is_late = outcome.ended - outcome.began > LATE_SECONDS
+                harmed += [] if reason and not is_late else [(node, uuid, outcome)]
         wrong = sum(len(hidden.origin.wrong) for hidden in self.hidden)
         crossed = sum(len({pid for _, pid, *_ in each}) > 1 for each in served.values())
         print(f'{len(self._outcomes)} requests: {dict(saw)}; connections that crossed: {crossed}')
         print(f'failed, by what hit their own connection: {dict(why)}')
-        print(f'failed, and nothing hit their own connection: {len(harmed)}')
+        print(f'failed, and nothing hit their own connection, or late: {len(harmed)}')
         for each in harmed[:20]:
             self._explain(*each, served)
+        print(f'new versions that were refused while Redis was away: {self.not_renewed}')
         self._tell_times(served)
         tracebacks = sum(node.log().count('Traceback') for node in self.on.nodes)
         left = self._left()

@@ -123,7 +123,7 @@ class Faults:
     def new_version(self, dice) -> None:
         """New workers take over; the old ones let their pipes finish and end."""
         with self.busy:
-            self.on.renew()
+            assert self.on.renew()
 
     def server_reloads(self, dice) -> None:
         with self.busy:

@@ -94,8 +94,7 @@ def test_every_pairing_inside_and_across(three):
 def test_200_mobile_clients_get_200_registrations_of_the_other_nodes(three):
     """All of one hidden server; each head comes to exactly one registration."""
     uuid = three.add()
-    code = three.code(uuid)
-    three.register(three.nodes[0], uuid, code).close()
+    three.register(three.nodes[0], uuid).close()
     until(lambda: three.entries.ask(lambda r: r.exists(keys.of(keys.STATE, uuid))), 'is expected')
     asking = Pool(None)
 
@@ -106,7 +105,7 @@ def test_200_mobile_clients_get_200_registrations_of_the_other_nodes(three):
         return text
 
     def live(number: int) -> str:
-        hidden = three.register(three.nodes[(number + 1) % 3], uuid, code)
+        hidden = three.register(three.nodes[(number + 1) % 3], uuid)
         head = hidden.until(b'\r\n\r\n').decode()
         hidden.send(answer(head.split()[1]))
         assert hidden.rest() == b''  # and no second one

@@ -316,7 +316,7 @@ class Three:
             for name in ('registrar.key', 'registrar.crt'):
                 (node.path / name).symlink_to(self.home.path / name)
         self.peers: list[Peer] = []
-        self._uuids: list[str] = []
+        self._params: dict[str, dict] = {}  # of its entries: Redis may be away
 
     def __enter__(self) -> 'Three':
         try:
@@ -367,9 +367,9 @@ class Three:
 
     def add(self, label: str = 'kitchen') -> str:
         """The UUID of a new entry."""
-        self._uuids.append(str(uuids.uuid4()))
-        self.entries.add(self._uuids[-1], [label])
-        return self._uuids[-1]
+        entry = self.entries.add(str(uuids.uuid4()), [label])
+        self._params[entry['uuid']] = entry['authParams']
+        return entry['uuid']
 
     def connect(self, node: Node) -> Peer:
         sock = socket.create_connection((node.host, node.port))
@@ -377,15 +377,13 @@ class Three:
         self.peers.append(Peer(self.context.wrap_socket(sock, server_hostname=NAME)))
         return self.peers[-1]
 
-    def register(self, node: Node, uuid: str, code: str = '') -> Peer:
-        """A hidden server that waits there; `code`: where that was looked up before."""
+    def register(self, node: Node, uuid: str) -> Peer:
+        """A hidden server that waits there."""
+        code = codes.totp(self._params[uuid]).now()
         peer = self.connect(node)
-        peer.send(connect_request(uuid, code or self.code(uuid)))
+        peer.send(connect_request(uuid, code))
         assert peer.receive(len(OK)) == OK
         return peer
-
-    def code(self, uuid: str) -> str:
-        return codes.totp(self.entries.get(uuid)['authParams']).now()
 
     def ask(self, node: Node, uuid: str, target: str = '/') -> Peer:
         peer = self.connect(node)
@@ -397,9 +395,10 @@ class Three:
         origin.uuid, node = uuid, self.nodes[0]
         server = {'hostname': NAME, 'port': node.port}
         server['ca'] = (self.home.path / 'registrar.crt').read_text()
-        params = self.entries.get(uuid)['authParams']
         file = self.home.path / f'{next(numbers)}.json'
-        file.write_text(json.dumps({'authParams': params, 'uuid': [uuid], 'server': server}))
+        file.write_text(
+            json.dumps({'authParams': self._params[uuid], 'uuid': [uuid], 'server': server})
+        )
         names = list(hosts or (each.host for each in self.nodes))
         program = ROUND_ROBIN.format(names, len(names), NAME)
         arguments = str(file), origin.address, '--registrations', str(count)
