@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), *(str(ROOT / name) for name in FOLDERS)]
 
 from checked import Mobile, Origin, Outcome, Request, ask, numbers
 from conftest import free_port, until
+from probe import SAY
 from processes import connections
 from programs import Folder, Program
 
@@ -90,7 +91,7 @@ class Probed(Folder):
         file = self.path / f'inside.{pid}'
         file.unlink(missing_ok=True)
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR1)
+            os.kill(pid, SAY)
         until(lambda: file.exists() or pid not in self.pids(), 'it says what is in it')
         if not file.exists():
             return {}

@@ -43,6 +43,7 @@ from processes import connections, stop
 from three import WORKERS, Networks, Node, Three, Watched, frozen
 
 from rendezvous.store import keys, state
+from rendezvous.store.facts import Known
 
 CLIENTS, AT_A_TIME, PACE_SECONDS = 8, 6, 0.3
 HIDDEN, REGISTRATIONS = 4, 4
@@ -286,6 +287,15 @@ class Storm(Faults):
             for _ in range(self._dice.choice((1, 1, 1, 4))):
                 if saw == 'good':
                     outcome = mobile.ask(self._request())
+                    if (
+                        os.environ.get('DEBUG')
+                        and not outcome.port
+                        and outcome.ended - outcome.began > 10
+                    ):
+                        print('HANG', outcome, node.host, mobile._sock)
+                        os.system(
+                            f'ip neigh; ss -tnoa | grep {node.host}; nsenter -t {node.pids()[0]} -n sh -c "ip neigh; ss -tnlo; ss -tnoa | grep -v TIME | head -30; nstat -az | grep -i -E \'listen|drop|overfl|PAWS\'"'
+                        )
                     saw = 'given up' if mobile.gave_up else outcome.saw
                     self._outcomes.append((node, hidden.uuid, outcome._replace(saw=saw)))
             self.asking.remove(mobile)
@@ -419,7 +429,10 @@ class Storm(Faults):
             until(lambda: not self.on.left_in_redis(), 'nothing is left in Redis', LEFT_SECONDS)
             for hidden in self.hidden:
                 left += [f'open at the origin: {name}' for name in hidden.origin.open]
-                left += [each for each in [self._state(hidden)] if each != state.ONLINE]
+                if (known := self._known(hidden)).state != state.ONLINE:
+                    left.append(
+                        f'{known} of {hidden.uuid}, which waits: {self.on.hints(hidden.uuid)}'
+                    )
                 hidden.program.end()
             until(self._are_all_offline, 'all are offline, and no hint is left', LEFT_SECONDS)
             left += [f'{node.host} has not ended well' for node in self.on.nodes if node.end()]
@@ -432,13 +445,13 @@ class Storm(Faults):
         more = self._inside() - self._before
         return not more
 
-    def _state(self, hidden: Hidden) -> str:
+    def _known(self, hidden: Hidden) -> Known:
         entries = self.on.entries
-        return state.known_of(entries, state.server(entries), hidden.uuid).state
+        return state.known_of(entries, state.server(entries), hidden.uuid)
 
     def _are_all_offline(self) -> bool:
         hints = self.on.entries.ask(lambda redis: list(redis.scan_iter(keys.of(keys.PLACES, '*'))))
-        return not hints and all(self._state(each) == state.OFFLINE for each in self.hidden)
+        return not hints and all(self._known(each).state == state.OFFLINE for each in self.hidden)
 
     def _of_workers(self) -> list[str]:
         return self.on.entries.ask(

@@ -2,7 +2,7 @@
 
 A line in `joined.log` for each pipe: when, which process, and the ports of the mobile client and of
 the hidden server, so that a request can be followed from connection to connection. A port is 0
-where another worker has that connection. After SIGUSR1, `inside.PID` holds how many greenlets,
+where another worker has that connection. After the signal SAY, `inside.PID` holds how many greenlets,
 pipes and registrations there are.
 """
 
@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import gevent
+
+SAY = signal.SIGRTMIN + 5  # of no meaning to any of our programs
 
 
 def install(pipe) -> None:
@@ -34,7 +36,7 @@ def install(pipe) -> None:
 
     init_end, init_pipe = pipe.End.__init__, pipe.Pipe.__init__
     pipe.End.__init__, pipe.Pipe.__init__ = end, joined
-    gevent.signal_handler(signal.SIGUSR1, say, pipe.Pipe)
+    gevent.signal_handler(SAY, say, pipe.Pipe)
     with suppress(OSError):
         Path(f'probed.{os.getpid()}').touch()
 
