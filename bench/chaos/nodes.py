@@ -287,15 +287,6 @@ class Storm(Faults):
             for _ in range(self._dice.choice((1, 1, 1, 4))):
                 if saw == 'good':
                     outcome = mobile.ask(self._request())
-                    if (
-                        os.environ.get('DEBUG')
-                        and not outcome.port
-                        and outcome.ended - outcome.began > 10
-                    ):
-                        print('HANG', outcome, node.host, mobile._sock)
-                        os.system(
-                            f'ip neigh; ss -tnoa | grep {node.host}; nsenter -t {node.pids()[0]} -n sh -c "ip neigh; ss -tnlo; ss -tnoa | grep -v TIME | head -30; nstat -az | grep -i -E \'listen|drop|overfl|PAWS\'"'
-                        )
                     saw = 'given up' if mobile.gave_up else outcome.saw
                     self._outcomes.append((node, hidden.uuid, outcome._replace(saw=saw)))
             self.asking.remove(mobile)

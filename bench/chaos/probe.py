@@ -2,8 +2,8 @@
 
 A line in `joined.log` for each pipe: when, which process, and the ports of the mobile client and of
 the hidden server, so that a request can be followed from connection to connection. A port is 0
-where another worker has that connection. After the signal SAY, `inside.PID` holds how many greenlets,
-pipes and registrations there are.
+where another worker has that connection. After the signal SAY, `inside.PID` holds how many
+greenlets, pipes and registrations there are.
 """
 
 import gc
