@@ -4,11 +4,14 @@ import logging
 import socket
 import ssl
 import time
+from contextlib import suppress
 
 import gevent
 import pytest
 from conftest import free_port, get, until
+from gevent.server import StreamServer
 
+from rendezvous.admin.membership import pem_for
 from rendezvous.server import links, listening, membership, nodes
 from rendezvous.server.hop import NO, YES
 from rendezvous.store import keys
@@ -225,13 +228,12 @@ def test_a_new_worker_is_found_at_once_by_its_name(node):
         ours.connect('0' * 16)
 
 
-def test_nobody_calls_itself(node, entries):
-    one = node('127.0.0.1')
-    until(lambda: one.rendezvous.nodes._membership.contexts, 'the key is made')
-    until(lambda: name(one) in names_in(entries), 'it is in Redis')
-    one.rendezvous.nodes._learn(names_in(entries))
-    assert name(one) not in one.rendezvous.nodes.workers()
-    assert one.rendezvous.nodes.is_near(name(one))
+def test_nobody_calls_workers_of_its_own_node(node):
+    one, other = node('127.0.0.1'), node('127.0.0.1')
+    ours = one.rendezvous.nodes
+    until(lambda: ours.is_near(name(other)), 'it is found')
+    assert ours.is_near(name(one))
+    assert not {name(one), name(other)} & ours.workers().keys()
 
 
 def test_one_that_has_taken_the_place_of_another_is_not_used_for_it(pair_of_nodes):
@@ -308,35 +310,28 @@ def test_no_certificate_another_one_or_an_old_tls_gets_nothing(guarded, port, st
     assert guarded.rendezvous.nodes.count() == 0
 
 
-def test_a_node_does_not_talk_to_a_stranger(node, strangers, port):
-    """Somebody else listens where a node is said to be: it learns nothing."""
-    heard = []
-    listener = socket.create_server(('127.0.0.3', port))
+def test_a_node_does_not_talk_to_a_stranger(node, port, tmp_path):
+    """Somebody else listens where a node is said to be, and takes whoever comes."""
+    file, heard = tmp_path / 'pem', []
+    file.write_bytes(pem_for(SECRET.encode() + b'!'))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
 
-    def serve():
-        while True:
-            raw, _ = listener.accept()
-            sock = strangers.answers.wrap_socket(
-                raw, server_side=True, do_handshake_on_connect=False
-            )
-            try:
-                sock.do_handshake()
-                heard.append(sock.recv(100))
-            except OSError as error:
-                heard.append(error)
-            sock.close()
+    def serve(raw, _):
+        with suppress(OSError), context.wrap_socket(raw, server_side=True) as sock:
+            sock.sendall(b'rendezvous 1 0000000000000000\n')
+            heard.append(sock.recv(100))
 
-    serving = gevent.spawn(serve)
+    listener = StreamServer(('127.0.0.3', port), serve)
+    listener.start()
     one = node('127.0.0.1')
     ours = one.rendezvous.nodes
     until(lambda: ours._membership.contexts, 'the key is made')
     ours._far['0' * 16] = nodes.Far('0' * 16, '127.0.0.3', port)
     with pytest.raises(ssl.SSLError):
         ours.connect('0' * 16)
-    until(lambda: heard, 'it was called')
-    assert all(isinstance(each, ssl.SSLError) for each in heard)
-    serving.kill()
-    listener.close()
+    listener.stop()
+    assert not any(heard)
 
 
 def test_one_that_takes_too_long_is_closed(guarded, port, monkeypatch):
