@@ -27,6 +27,7 @@ from rendezvous.wire.programs import Mistake
 # and certificates disagree about them.
 _NAME = re.compile('[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?', re.I | re.A)
 _PLAN = re.compile(r'(\S+) (\S+) (\S+)', re.A)
+CHANGED = 'changed'  # an answer of the script
 _NONE = '-'  # in a plan; no name begins with one
 
 
@@ -100,10 +101,11 @@ def put(entries: Entries, uuid: str, before: Field, after: Field) -> bool:
     mine, wanted = {before.now, before.then} - {''}, {after.now, after.then} - {''}
     (name,) = wanted - mine or {''}
     holder = _get(entries, name) if name else ''
-    gone = holder if holder and not entries.exists(holder) else ''
+    is_taken = UUID.fullmatch(holder) and entries.exists(holder)
+    gone = '' if is_taken else holder  # which may be anything that another program wrote
     arguments = uuid, before.text, after.text, CHANGES, name, gone, *(mine - wanted)
     answer = entries.run(scripts.PUT_NAME, [keys.NAMES], arguments)
-    if UUID.fullmatch(answer):
+    if answer not in ('', CHANGED):
         raise Taken(name, answer)
     return not answer
 

@@ -128,6 +128,12 @@ def test_what_another_program_wrote_into_the_hash_is_no_name(entries, two):
     entries.ask(lambda redis: redis.hset(NAMES, mapping=odd))
     assert names.known(entries) == {'kitchen': uuid}
     assert names.of(entries, two[1]) == ''
+    entries.ask(lambda redis: redis.set('x', 'mine'))
+    for name in ('attic', 'hall', 'cellar'):
+        assert names.give(entries, two[1], name)
+        assert names.of(entries, two[1]) == name
+    off(entries, two[1])
+    entries.ask(lambda redis: redis.delete('x'))
     for text in ('kitchen', 'attic hall', 'kitchen attic x', '- - -', 'a b c d', uuid, ' '):
         entries.ask(lambda redis, text=text: redis.hset(NAMES, two[1], text))
         assert names.of(entries, two[1]) == ''
