@@ -48,6 +48,8 @@ def whole(entries: Entries, uuid: str) -> Json | None:
     entry, state, changes, rendezvous, hours = entries.ask(read)
     if not isinstance(entry, str):
         return None
+    if isinstance(hours, list):  # in a cluster redis-py leaves it as it came
+        hours = dict(zip(hours[::2], hours[1::2], strict=True))
     return {
         'uuid': uuid,
         'entry': entry,

@@ -22,6 +22,13 @@ from rendezvous.wire.programs import Mistake
 ENDED = {'at': 1e9, 'address': '192.0.2.1', 'seconds': 1.0, 'sent': 5, 'received': 7, 'how': 'x'}
 
 
+@pytest.fixture(params=['one', 'cluster'])
+def redis_options(request, redis_options):
+    """Of one Redis, and of a cluster."""
+    is_one = request.param == 'one'
+    return redis_options if is_one else request.getfixturevalue('redis_cluster')
+
+
 @pytest.fixture
 def busy(entries, uuid):
     """The UUID of an entry with a past."""
@@ -187,5 +194,5 @@ def test_copy_that_the_store_cannot_write_is_told_in_a_sentence(store, tmp_path)
 
 
 def test_another_redis_is_not_copied(entries, tmp_path):
-    with pytest.raises(Mistake, match=r'the entries are in Redis at 127.0.0.1:.*redis-cli --rdb'):
+    with pytest.raises(Mistake, match=r'the entries are in .*127.0.0.1:.*redis-cli --rdb'):
         backup(entries, tmp_path / 'x')
