@@ -53,6 +53,7 @@ LATE_SECONDS = 30  # no fault is an excuse for a request that ends so late
 AWAY_SECONDS = 3  # at most, of whatever is frozen or split
 SLACK_SECONDS = 0.75  # between a fault and what a busy machine sees of it
 LEFT_SECONDS = 90  # until nothing is left over
+PASSING = 'node frozen', 'worker frozen', 'split'
 LARGE_BYTES, SMALL_BYTES = 10_000_000, 10_000
 SLOWEST = int(os.environ.get('SLOWEST', 0))  # of those that nothing hit: so many are explained
 REDIS_PORTS: set[int] = set()  # of this run
@@ -300,7 +301,7 @@ class Storm(Faults):
 
     def report(self) -> bool:
         """Prints what came of it; whether all is well."""
-        served, saw, why, harmed = self._served(), Counter(), Counter(), []
+        served, saw, why, harmed, cut = self._served(), Counter(), Counter(), [], []
         for node, uuid, outcome in self._outcomes:
             saw[outcome.saw] += 1
             if outcome.saw not in ('good', 'given up', *WRONG):
@@ -308,12 +309,17 @@ class Storm(Faults):
                 why[reason] += 1
                 is_late = outcome.ended - outcome.began > LATE_SECONDS
                 harmed += [] if reason and not is_late else [(node, uuid, outcome)]
+                if reason in PASSING:
+                    cut.append((node, uuid, outcome))
         wrong = sum(len(hidden.origin.wrong) for hidden in self.hidden)
         crossed = sum(len({pid for _, pid, *_ in each}) > 1 for each in served.values())
         print(f'{len(self._outcomes)} requests: {dict(saw)}; connections that crossed: {crossed}')
         print(f'failed, by what hit their own connection: {dict(why)}')
         print(f'failed, and nothing hit their own connection, or late: {len(harmed)}')
         for each in harmed[:20]:
+            self._explain(*each, served)
+        print(f'failed by what passes, and cuts nothing by itself: {len(cut)}')
+        for each in cut[:20]:
             self._explain(*each, served)
         print(f'new versions that were refused while Redis was away: {self.not_renewed}')
         self._tell_times(served)
