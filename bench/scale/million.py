@@ -237,7 +237,7 @@ class Crowd:
 
     def hint(self) -> None:
         for _ in range(SAMPLE):
-            hints.where(self.entries, random.choice(self.uuids), self.workers[0].name)
+            hints.places(self.entries, random.choice(self.uuids))
 
 
 def whole(rate: float) -> int:
