@@ -74,6 +74,7 @@ class Load:
         return [(node, each) for node, each in self.outcomes if each.saw != 'good']
 
 
+@pytest.mark.deadline(120)
 def test_every_pairing_inside_and_across(three):
     """A hidden server on each of the nodes, a mobile client on each: small and large, both ways."""
     for holder in three.nodes:
@@ -91,6 +92,7 @@ def test_every_pairing_inside_and_across(three):
         assert hiding.end() == 0
 
 
+@pytest.mark.deadline(120)
 def test_200_mobile_clients_get_200_registrations_of_the_other_nodes(three):
     """All of one hidden server; each head comes to exactly one registration."""
     uuid = three.add()
@@ -114,13 +116,14 @@ def test_200_mobile_clients_get_200_registrations_of_the_other_nodes(three):
     visits = [asking.spawn(visit, number) for number in range(200)]
     gevent.sleep(0)
     lives = [asking.spawn(live, number) for number in range(200)]
-    gevent.joinall([*visits, *lives], timeout=50, raise_error=True)
+    gevent.joinall([*visits, *lives], timeout=100, raise_error=True)
     assert [each.value for each in visits] == [f'/{number}' for number in range(200)]
     assert sorted(each.value for each in lives) == sorted(each.value for each in visits)
 
 
+@pytest.mark.deadline(120)
 def test_killed_node_takes_only_its_own_pipes_with_it(three):
-    """... and its hidden servers are found where they register next."""
+    """Its hidden servers are found where they register next, and Redis has nothing of it."""
     killed, *others = three.nodes
     uuids, origins = [three.add() for _ in range(2)], [Origin(), Origin()]
     for uuid, origin in zip(uuids, origins, strict=True):
@@ -140,6 +143,7 @@ def test_killed_node_takes_only_its_own_pipes_with_it(three):
             rf':{outcome.port} rendezvous with \S+, on node {killed.host}\n', held
         )
         assert node is killed or (was_held_there and outcome.began < at), outcome
+    until(lambda: not three.left_in_redis(), 'nothing is left in Redis', 50)
     killed.serve()
     three.until_all_serve()
     assert not any(origin.wrong for origin in origins)
@@ -178,6 +182,7 @@ def test_mobile_client_of_a_frozen_holder_gets_what_registers_elsewhere(three):
         peer.close()
 
 
+@pytest.mark.deadline(120)
 def test_new_version_of_a_node_costs_no_request(three):
     renewed = three.nodes[1]
     uuids = [three.add() for _ in range(2)]
@@ -293,6 +298,7 @@ def test_redis_that_has_lost_everything_but_the_entries_costs_no_request(three):
         until_known(three, uuid, (node, 4))
 
 
+@pytest.mark.deadline(120)
 def test_fail_over_of_redis_costs_no_request(sentinels, tmp_path):
     """The primary is killed; the Sentinels promote its replica."""
     with Three(tmp_path, sentinels.options) as three:
@@ -310,16 +316,3 @@ def test_fail_over_of_redis_costs_no_request(sentinels, tmp_path):
         hiding.end()
         three.hide(uuid, Origin())  # which Redis has to admit
         assert all(good(ask(node, uuid)) for node in three.nodes)
-
-
-def test_nothing_is_left_in_redis_of_a_node_that_was_killed(three):
-    """By the time of the others: they look every ten seconds."""
-    gone = three.nodes[2]
-    uuid = three.add()
-    hidden = three.register(gone, uuid)
-    until_known(three, uuid, (gone, 1))
-    gone.kill()
-    hidden.close()
-    until(lambda: not three.left_in_redis(), 'nothing is left', 50)
-    gone.serve()
-    three.until_all_serve()

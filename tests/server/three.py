@@ -451,7 +451,9 @@ def three(tmp_path_factory):
         outside = Outside(str(path / 'redis'), free_ports(hosts, 1), 'secret', *bind)
         stack.enter_context(outside)
         options = outside.options | {'redis_host': hosts[-1]}
-        yield stack.enter_context(Three(path, options, networks, outside))
+        # Slow machines may need long until the registrations come that mobile clients wait for.
+        more = {'rendezvous_wait': 60, 'drain': 1}
+        yield stack.enter_context(Three(path, options, networks, outside, **more))
 
 
 @pytest.fixture
