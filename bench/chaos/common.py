@@ -55,7 +55,7 @@ class Probed(Folder):
         """
         before, _ = self._tried()
         os.kill(self.parent, signal.SIGUSR2)
-        until(lambda: self._tried()[0] > before, 'the new version is tried', 60)
+        until(lambda: self._tried()[0] > before, 'the new version is tried', 120)
         return self._tried()[1]
 
     def _served(self) -> int:

@@ -127,7 +127,7 @@ class Faults:
         self.redis_busy = RLock()
         self.splits = {pair: RLock() for pair in combinations([n.host for n in on.nodes], 2)}
         self.asking: list[Mobile] = []
-        self.not_renewed = 0
+        self.not_renewed, self.troubles = 0, []  # of ours: what a fault was to do was not done
         if not networks:
             self.LIKELY = self.LIKELY | {'nodes_are_split': 0}
 
@@ -268,7 +268,7 @@ class Storm(Faults):
             for number, name in enumerate(names):
                 blowing.spawn(self._happen, name, random.Random(f'{self._seed} {number}'))
                 gevent.sleep(PACE_SECONDS)
-            blowing.join(raise_error=True)
+            blowing.join()
             self._over = True
             gevent.joinall(load, raise_error=True)  # a request that hangs counts, too
         finally:
@@ -276,8 +276,13 @@ class Storm(Faults):
         print(f'all: {dict(Counter(names))}')
 
     def _happen(self, name: str, dice: random.Random) -> None:
-        with suppress(ProcessLookupError, IndexError):  # whom it was to hit has ended
+        try:
             getattr(self, name)(dice)
+        except (ProcessLookupError, IndexError):  # whom it was to hit has ended
+            pass
+        except Exception as error:  # the others go on
+            self.troubles.append(f'{name}: {type(error).__name__}: {error}')
+            print(f'{time.monotonic():.3f} {self.troubles[-1]}', flush=True)
 
     def _load(self) -> None:
         while not self._over:
@@ -323,11 +328,19 @@ class Storm(Faults):
             self._explain(*each, served)
         print(f'new versions that were refused while Redis was away: {self.not_renewed}')
         self._tell_times(served)
+        print(f'faults that did not come about: {self.troubles or "none"}')
         tracebacks = sum(node.log().count('Traceback') for node in self.on.nodes)
         left = self._left()
         print(f'wrong octets: {wrong + saw["WRONG"]}; wrong UUIDs: {saw["WRONG UUID"]}')
         print(f'left over: {left or "nothing"}; tracebacks: {tracebacks}')
-        return not (harmed or wrong or any(saw[each] for each in WRONG) or left or tracebacks)
+        return not (
+            harmed
+            or self.troubles
+            or wrong
+            or any(saw[each] for each in WRONG)
+            or left
+            or tracebacks
+        )
 
     def _served(self) -> dict[int, list[tuple]]:
         """By port of the mobile client, its pipes: when, which process of which node, whether that
