@@ -15,7 +15,13 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.exceptions import ClusterError, NoScriptError, RedisClusterException
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
+from redis.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 
 from rendezvous.store import embedded, keys, redis_url
 from rendezvous.store.options import Options
@@ -59,6 +65,26 @@ class Cluster(redis.RedisCluster):
         """In the order of `channels`, from all primaries: each knows its own subscribers alone."""
         counted = dict(super().pubsub_numsub(*channels, target_nodes=self.PRIMARIES))
         return [(channel, counted.get(channel, 0)) for channel in channels]
+
+
+class SafeAnswers:
+    """For a connection to what Sentinels name: it is closed where a question is given up, by a
+    time limit or the end of its greenlet, as all others are. Else the answer, which is still to
+    come, would be taken for that of the next question.
+    """
+
+    def read_response(self, *args: Any, disconnect_on_error: bool = True, **more: Any) -> Any:
+        return super().read_response(  # type: ignore[misc]
+            *args, disconnect_on_error=disconnect_on_error, **more
+        )
+
+
+class SafeConnection(SafeAnswers, SentinelManagedConnection):  # type: ignore[misc]
+    pass
+
+
+class SafeTLSConnection(SafeAnswers, SentinelManagedSSLConnection):  # type: ignore[misc]
+    pass
 
 
 class Closing:
@@ -252,7 +278,8 @@ def _sentinels(
         'retry': Retry(NoBackoff(), 0),
     }
     sentinel = Sentinel(place.hosts, sentinel_kwargs=to_sentinels | tls)
-    return PoolOfSentinels(place.service, sentinel, ssl=place.has_tls, **settings, **tls)
+    settings |= {'connection_class': SafeTLSConnection if place.has_tls else SafeConnection}
+    return PoolOfSentinels(place.service, sentinel, **settings, **tls)
 
 
 def why(error: BaseException) -> BaseException | str:

@@ -235,6 +235,21 @@ def redis_url(request, tmp_path, pair):
         yield url
 
 
+def test_question_that_is_given_up_leaves_its_answer_to_no_other_one(redis_url):
+    """A time limit ends one, another one ends with its greenlet."""
+    slow = "for n = 1, 1e7 do end; return redis.call('GET', KEYS[1])"
+    with closing(Entries(DEFAULTS | {'redis_url': redis_url})) as entries:
+        entries.ask(lambda redis: redis.set('key', 'value'))
+        for _ in range(2):
+            with gevent.Timeout(0.02, False):
+                pytest.fail(entries.run(slow, ['key']))
+            asking = gevent.spawn(entries.run, slow, ['key'])
+            asking.join(timeout=0.02)
+            asking.kill()
+        assert entries.ask(lambda redis: redis.get('nothing')) is None
+        assert entries.ask(lambda redis: redis.delete('key')) == 1
+
+
 def test_all_that_a_server_does_goes_with_each_kind(
     redis_url, pair, tmp_path, monkeypatch, start, connect, caplog
 ):
