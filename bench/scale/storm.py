@@ -240,6 +240,8 @@ def storm(server: Server, crowd: Crowd, what: str, begin: Callable[[], object]) 
     bystander = Bystander(server)
     cpu, commands = family_cpu_seconds(server.pids), calls(server)
     begin()
+    while crowd.wait() == crowd.size:  # it has not noticed yet
+        gevent.sleep(0.05)
     took = crowd.until_all_wait()
     said = ', '.join(f'{share:.0%} after {seconds:.1f} s' for share, seconds in took.items())
     cpu = family_cpu_seconds(server.pids) - cpu if what == 'at once' else 0
