@@ -532,7 +532,7 @@ def test_redis_that_refuses_is_told_as_what_it_says_and_read_all_the_same(outsid
         assert 'authParams' not in str(caught.value)
     assert entries.get(uuid)['authParams']['base32'] == secret
     assert [each['labels'] for each in entries.all()] == [['kitchen']]
-    assert state.known(entries, state.server(entries)) == {}
+    assert state.known(entries, state.server(entries), []) == {}
 
 
 def test_after_a_fail_over_the_new_primary_is_asked(outside, tmp_path):
