@@ -159,19 +159,17 @@ class Watched:
 
     def __init__(self, path: Path, here: str = '127.0.0.1'):
         """`here`: the address that all of them are known by."""
-        self._here = here
-        hosts = tuple({here, '127.0.0.1'})
-        more = ['--bind', *hosts, '--requirepass', redises.PASSWORD]
-        more += ['--masterauth', redises.PASSWORD, '--replica-announce-ip', here]
-        more += ['--repl-diskless-sync-delay', '0', '--repl-ping-replica-period', '1']
-        self.ports = [free_ports(hosts, 1) for _ in range(3)]
-        self.servers = [redises.Node(path, *more, port=port) for port in self.ports[:2]]
-        self._port = self.ports[2]
-        self.servers[1].ask('REPLICAOF', here, self.ports[0])
+        self._here, self._port = here, free_ports((here,), 1)
+        more = ['--requirepass', redises.PASSWORD, '--masterauth', redises.PASSWORD]
+        more += ['--replica-announce-ip', here, '--repl-ping-replica-period', '1']
+        kind = type('There', (redises.Node,), {'host': here})
+        self.servers = [kind(path, *more) for _ in range(2)]
+        self.ports = [self._port, *(server.port for server in self.servers)]
+        self.servers[1].ask('REPLICAOF', here, self.servers[0].port)
         until(lambda: has_replica(self.servers[0]), 'it has a replica')
         (path / 'sentinel.conf').write_text(
-            f'port {self._port}\nbind {" ".join(hosts)}\ndir {path}\n'
-            f'sentinel monitor nodes {here} {self.ports[0]} 1\n'
+            f'port {self._port}\nbind {here}\ndir {path}\n'
+            f'sentinel monitor nodes {here} {self.servers[0].port} 1\n'
             f'sentinel auth-pass nodes {redises.PASSWORD}\n'
             f'sentinel down-after-milliseconds nodes {DOWN_SECONDS * 1000}\n'
             'sentinel failover-timeout nodes 5000\n'
@@ -180,7 +178,7 @@ class Watched:
             [get_binary_path(), str(path / 'sentinel.conf'), '--sentinel'],
             stdout=subprocess.DEVNULL,
         )
-        until(lambda: listens(self._port), 'the Sentinel listens')
+        until(lambda: listens(self._port, here), 'the Sentinel listens')
         self.until_whole()
         self.options = {
             'redis_url': f'redis+sentinel://:{redises.PASSWORD}@{here}:{self._port}/nodes'
@@ -195,7 +193,7 @@ class Watched:
             process.wait()
 
     def _ask(self, *command: str):
-        with redis.Redis(port=self._port, decode_responses=True) as client:
+        with redis.Redis(self._here, self._port, decode_responses=True) as client:
             return client.execute_command('SENTINEL', *command)
 
     def primary(self) -> redises.Node:
