@@ -229,7 +229,7 @@ class Faults:
                     for uuid, entry in zip(uuids, entries, strict=True):
                         commands.set(uuid, entry)
                     commands.execute()
-                redis.wait(1, 2000)  # the replica has it
+                redis.wait(1, 1000)  # the replica has it
 
             self.on.entries.ask(flush)
 

@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakSet
 
 import gevent
+from gevent.event import Event
 from gevent.lock import Semaphore
 from gevent.pool import Pool
 from redis import Redis
@@ -103,6 +104,7 @@ class Nodes:
         self._links: WeakSet[Link] = WeakSet()
         self._greenlets = Pool(None)
         self._calls = Semaphore(CALLS)
+        self._doubt = Event()  # another one has another secret, and Redis says who is right
         self._warn = ThrottledWarning()
 
     def start(self) -> None:
@@ -168,13 +170,16 @@ class Nodes:
         return self._door.count() + sum(link.fileno() >= 0 for link in self._links)
 
     def _look_at_secret(self) -> None:
+        self._doubt.clear()
         try:
             self._membership.look()
         except StoreDown:
             pass  # others say that
         except (OSError, ValueError) as error:
             self._warn('this node has no links to others: %s', error)
-        _sleep(SECRET_SECONDS if self._membership.contexts else TEND_SECONDS)
+        _sleep(TEND_SECONDS)
+        if self._membership.contexts:
+            self._doubt.wait(SECRET_SECONDS * random.uniform(*SPREAD))
 
     def _look_for_others(self) -> None:
         with suppress(StoreDown):  # what is known stays
@@ -282,7 +287,10 @@ class Nodes:
             if link.worker != far.name:  # it has taken the place of that one
                 self.keep(link)
                 raise ConnectionError(f'worker {link.worker} answers in place of {far.name}')
-        except OSError:
+        except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                self._doubt.set()
+                far.failures = 0  # soon both have the same
             far.failed()
             raise
         far.answered(seconds)

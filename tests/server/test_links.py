@@ -484,6 +484,19 @@ def test_the_secret_is_put_back_into_redis_and_another_one_is_taken(node, entrie
     assert secret[::-1] not in caplog.text
 
 
+def test_another_secret_is_looked_for_as_soon_as_a_proof_is_not_accepted(
+    node, entries, monkeypatch
+):
+    """Redis was flushed, and a node that started in that moment has put a new one there."""
+    monkeypatch.setattr(nodes, 'SECRET_SECONDS', 3600)
+    one = node('127.0.0.1', node_secret='')
+    until(lambda: one.rendezvous.nodes._membership.contexts, 'it has the secret')
+    entries.ask(lambda redis: redis.set(keys.NODE_SECRET, SECRET + '?'))
+    two = node('127.0.0.2', node_secret='')
+    until(lambda: has_links(one, two), 'there are links')
+    assert entries.ask(lambda redis: redis.get(keys.NODE_SECRET)) == SECRET + '?'
+
+
 def test_a_secret_that_is_no_secret_is_not_taken(node, entries, quick, caplog):
     entries.ask(lambda redis: redis.set(keys.NODE_SECRET, ''))
     one = node('127.0.0.1', node_secret='')
