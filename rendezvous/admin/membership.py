@@ -16,8 +16,8 @@ from cryptography.x509.oid import NameOID
 NAME = 'rendezvous-node'  # of all nodes; links.py asks for it
 PURPOSE = b'rendezvous: the key of a node, version 1'  # RFC 5869 section 3.2
 KEY_BYTES = 32  # RFC 8032 section 5.1.5
-# No clock decides who is a member.
-BEGIN = datetime.datetime(2000, 1, 1)
+# No clock decides who is a member: not even one that has no battery.
+BEGIN = datetime.datetime(1970, 1, 1)
 END = datetime.datetime(9999, 12, 31, 23, 59, 59)  # RFC 5280 section 4.1.2.5: it has no end
 
 
