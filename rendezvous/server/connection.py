@@ -202,9 +202,8 @@ class Rendezvous:
     def hand_over(self) -> None:
         """New workers serve: ends the registrations that wait, and they come back to those."""
         self._leaves = REPLACED
-        while waiting := self.registry.waiting():
-            self.registry.end(waiting[0])
-            gevent.sleep(PACE_SECONDS)
+        while self._end_oldest():
+            pass
 
     def drain(self) -> None:
         """Without end: this node is to be left. Ends one registration after the other, so that none
@@ -212,11 +211,18 @@ class Rendezvous:
         """
         self.draining, self._leaves = time.time(), DRAINED
         while True:
-            for uuid in list(self.registry.counts()):
-                if registration := self.registry.oldest(uuid):
-                    self.registry.end(registration)
-                    gevent.sleep(PACE_SECONDS)
+            self._end_oldest()
             gevent.sleep(ROUND_SECONDS)
+
+    def _end_oldest(self) -> int:
+        """Of each hidden server ends one that waits, one after the other: how many."""
+        ended = 0
+        for uuid in list(self.registry.counts()):
+            if registration := self.registry.oldest(uuid):
+                self.registry.end(registration)
+                ended += 1
+                gevent.sleep(PACE_SECONDS)
+        return ended
 
     def have_drained(self) -> tuple[int, int]:
         """An administrator wants this node drained, which is the parent's work; how many
