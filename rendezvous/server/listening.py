@@ -58,14 +58,17 @@ def listener(options: Options, before: socket.socket | None = None) -> socket.so
         raise _cannot_listen(error, host, port, 'rendezvous_port or listen_host') from None
 
 
-def node_listener(options: Options, number: int) -> socket.socket:
+def node_listener(options: Options, number: int, is_first: bool = False) -> socket.socket:
     """Where a worker of that number listens for workers of other nodes. Raises Mistake.
 
     The worker of before, which ends, and the one that takes its place have it both for a moment.
+    With `is_first` nobody may have it: another server of this user would get half of our callers.
     """
     host, port = to_bind(str(options.node_host)), options.node_port + number - 1
     try:
         family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if is_first:
+            return _bound(where[:2], family, dual_stack=False)
         return socket.create_server(where[:2], family=family, backlog=BACKLOG, reuse_port=True)
     except OSError as error:
         raise _cannot_listen(error, host, port, 'node_port or node_host') from None

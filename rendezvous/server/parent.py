@@ -439,7 +439,7 @@ def main() -> int:
     starting.log_to_file()
     parent = Parent(file, state)
     try:
-        parent.begin(starting.check())
+        parent.begin(starting.check(is_first=not state))
     except Mistake as mistake:
         if not state:
             log.critical('%s', mistake)

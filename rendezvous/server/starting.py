@@ -25,16 +25,16 @@ def _as_it_is(handler: logging.Handler) -> logging.Handler:
     return handler
 
 
-def check() -> Options:
+def check(is_first: bool = False) -> Options:
     """The options, where the server can start with them; max_connections is that of each worker.
 
-    Raises Mistake.
+    With `is_first` no worker of this server runs. Raises Mistake.
     """
     options = local.load()
     tls.check(options)
     if options.node_host:
         for number in range(1, listening.workers(options) + 1):
-            listening.node_listener(options, number).close()
+            listening.node_listener(options, number, is_first).close()
     logs.file(LOG).close()
     return options | {'max_connections': listening.connections(options)}
 
