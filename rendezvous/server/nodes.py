@@ -9,6 +9,7 @@ import logging
 import math
 import random
 import select
+import socket
 import ssl
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -30,7 +31,8 @@ from rendezvous.store import entry_json
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
-from rendezvous.store.state import ABOUT, SERVERS, WORKER, live
+from rendezvous.store.state import ABOUT, WORKER
+from rendezvous.wire.addresses import authority, is_host
 from rendezvous.wire.greenlets import keep_running
 from rendezvous.wire.sockets import is_polled, take_turn
 
@@ -43,6 +45,7 @@ SPREAD = 0.75, 1.25  # of each of these: not all workers do it at once
 CALL_SECONDS = 2
 CALLS = 16  # in advance, at a time
 PAUSES_SECONDS = 0.25, 5  # behind a call in vain: first, longest
+LOST = 6  # calls in vain, one after the other: 8 seconds; of a worker that was killed Redis knows
 FILL_SECONDS = 0.02  # that one link may come back: it was answered with a no
 FIRST, MOST = 2, 16  # links that are kept to a worker: at first, and where many were needed at once
 KEPT = 128  # to all workers together, at first; twice as many where they are needed
@@ -210,12 +213,19 @@ class Nodes:
 
     def _place(self, name: str, about: Json) -> None:
         host, _, port = str(about.get('address', '')).rpartition(':')
-        if about.get('node') == self._options.node_host:
+        if self._is_ours(about):
             self._near.add(name)
-        elif host and port.isdecimal() and 0 < int(port) <= MAX_PORT:
+        elif is_host(host.strip('[]')) and port.isdecimal() and 0 < int(port) <= MAX_PORT:
             self._far[name] = Far(name, host.strip('[]'), int(port))
         else:
             self._apart.add(name)
+
+    def _is_ours(self, about: Json) -> bool:
+        """Whether it is of this node: two that have one node_host by mistake are two."""
+        node, first = str(self._options.node_host), self._options.node_port
+        number = about.get('number')
+        address = authority(node, first + number - 1) if isinstance(number, int) else ''
+        return (about.get('host'), about.get('address')) == (socket.gethostname(), address)
 
     def _found(self, worker: str) -> Far:
         """One that Redis has told of since the last look. Raises ConnectionError."""
@@ -249,7 +259,8 @@ class Nodes:
                 far.more //= 2
 
     def _wanted(self, far: Far) -> int:
-        return max(min(FIRST, KEPT // (len(self._far) or 1)), far.more)
+        least = 0 if far.is_listed else 1  # a call tells whether it lives
+        return max(min(FIRST, KEPT // (len(self._far) or 1)), far.more, least)
 
     def _grow(self, far: Far) -> None:
         """None was kept when one was needed."""
@@ -288,11 +299,16 @@ class Nodes:
                 self.keep(link)
                 raise ConnectionError(f'worker {link.worker} answers in place of {far.name}')
         except OSError as error:
-            if isinstance(error, ssl.SSLError):
-                self._doubt.set()
-                far.failures = 0  # soon both have the same
             far.failed()
+            if far.failures == LOST and far.is_listed:
+                log.warning(
+                    'worker %s of node %s, port %d, is not reached: %s; hidden servers there are '
+                    'not found by mobile clients here',
+                    *(far.name, far.host, far.port, error),
+                )
             raise
+        if far.failures >= LOST:
+            log.info('worker %s of node %s, port %d, is reached', far.name, far.host, far.port)
         far.answered(seconds)
         if not link.tls.session_reused and (session := link.tls.session):
             far.session = contexts, session  # for many links: to read it costs a copy

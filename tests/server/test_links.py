@@ -1,5 +1,6 @@
 """Links between the workers of two nodes: who gets one, and how they are kept."""
 
+import json
 import logging
 import socket
 import ssl
@@ -16,6 +17,7 @@ from rendezvous.server import links, listening, membership, nodes
 from rendezvous.server.hop import NO, YES
 from rendezvous.store import keys
 from rendezvous.store.options import DEFAULTS
+from rendezvous.wire.programs import Mistake
 
 SECRET = 'the secret of the nodes of these tests'
 
@@ -31,7 +33,8 @@ def node(start, port, monkeypatch):
     monkeypatch.setattr(nodes, 'LOOK_SECONDS', 0.1)
 
     def node(host: str, **options):
-        return start(node_host=host, node_port=port, **{'node_secret': SECRET} | options)
+        given = {'node_port': port, 'node_secret': SECRET} | options
+        return start(node_host=host, **given)
 
     return node
 
@@ -234,6 +237,62 @@ def test_nobody_calls_workers_of_its_own_node(node):
     until(lambda: ours.is_near(name(other)), 'it is found')
     assert ours.is_near(name(one))
     assert not {name(one), name(other)} & ours.workers().keys()
+
+
+def test_two_nodes_with_one_host_are_two(node):
+    """They should not be: but hidden servers of the one are to be found by the other."""
+    one, two = node('127.0.0.1'), node('127.0.0.1', node_port=free_port())
+    until(lambda: has_links(one, two) and has_links(two, one), 'both have links')
+    assert not one.rendezvous.nodes.is_near(name(two))
+
+
+@pytest.fixture
+def told(entries):
+    """Has Redis say, for the time of a test, that a worker of that name lives there."""
+    names = []
+
+    def told(name: str, address: str) -> None:
+        about = json.dumps({'node': 'other', 'number': 1, 'address': address})
+        entries.ask(lambda redis: redis.hset(keys.live(name), 'about', about))
+        entries.ask(lambda redis: redis.zadd(keys.SERVERS, {name: time.time() + 3600}))
+        names.append(name)
+
+    yield told
+    for name in names:
+        entries.ask(lambda redis, name=name: redis.zrem(keys.SERVERS, name))
+        entries.ask(lambda redis, name=name: redis.delete(keys.live(name)))
+
+
+@pytest.mark.parametrize('host', ['a' * 64, 'a..b', '\ud800', 'x\n', ''])
+def test_a_host_that_is_none_is_not_called(pair_of_nodes, told, host):
+    one, _ = pair_of_nodes
+    ours = one.rendezvous.nodes
+    told('0' * 16, f'{host}:8900')
+    until(lambda: '0' * 16 in ours._apart, 'it is known as none')
+    assert '0' * 16 not in ours.workers()
+
+
+def test_the_log_tells_once_of_a_worker_that_is_not_reached(node, told, monkeypatch, caplog):
+    monkeypatch.setattr(nodes, 'PAUSES_SECONDS', (0.01, 0.01))
+    monkeypatch.setattr(nodes, 'TEND_SECONDS', 0.05)
+    port = free_port()
+    told('0' * 16, f'127.0.0.3:{port}')
+    one = node('127.0.0.1')
+    ours = one.rendezvous.nodes
+    until(lambda: '0' * 16 in ours.workers(), 'it is known')
+    far = ours._far['0' * 16]
+    until(lambda: far.failures > nodes.LOST, 'it was called in vain')
+    (said,) = [each for each in caplog.messages if 'is not reached' in each]
+    assert f'127.0.0.3, port {port}' in said
+
+
+def test_one_that_is_gone_is_forgotten_where_no_links_are_kept(pair_of_nodes, monkeypatch, port):
+    """There may be hundreds of workers."""
+    one, _ = pair_of_nodes
+    ours = one.rendezvous.nodes
+    monkeypatch.setattr(nodes, 'KEPT', 0)
+    ours._far['0' * 16] = nodes.Far('0' * 16, '127.0.0.3', port)
+    until(lambda: '0' * 16 not in ours.workers(), 'it is forgotten')
 
 
 def test_one_that_has_taken_the_place_of_another_is_not_used_for_it(pair_of_nodes):
@@ -516,6 +575,23 @@ def test_a_port_that_another_program_has_is_a_mistake(folder, redis_options, por
     listener.close()
     assert f'port {port}' in sentence
     assert 'node_port' in sentence
+
+
+def test_at_a_first_start_nobody_else_has_the_port(port, monkeypatch):
+    """Two servers of one user: the system would let them share it."""
+    monkeypatch.setattr(listening, 'IN_USE_SECONDS', 0.1)
+    options = DEFAULTS | {'node_host': '127.0.0.1', 'node_port': port}
+    with (
+        listening.node_listener(options, 1, is_first=True),
+        pytest.raises(Mistake, match='node_port'),
+    ):
+        listening.node_listener(options, 1, is_first=True)
+    with (
+        listening.node_listener(options, 1),
+        listening.node_listener(options, 1),
+        pytest.raises(Mistake, match='node_port'),
+    ):
+        listening.node_listener(options, 1, is_first=True)
 
 
 def test_the_old_and_the_new_worker_listen_at_the_same_place_for_a_moment(node, members, call):

@@ -15,7 +15,10 @@ from contextlib import ExitStack
 import gevent
 import pytest
 from asking import open_pipes
-from conftest import OK, code, connect_request, cut_off, free_port, get, until
+from conftest import OK, Peer, client_context, code, connect_request, cut_off, free_port, get, until
+from faults import Relay
+from programs import Folder, Outside
+from three import free_ports
 
 from rendezvous.server import membership
 from rendezvous.server import nodes as server_nodes
@@ -45,10 +48,11 @@ def node(start, tmp_path_factory):
 
     def node(number: int, which: str = '1/1', **options):
         host = f'127.0.0.{number}'
-        place = places.setdefault(host, tmp_path_factory.mktemp('node'))
-        given = {'node_host': host, 'node_secret': SECRET} | options
+        if host not in places:
+            places[host] = tmp_path_factory.mktemp('node'), free_ports((host,), 4)
+        place, port = places[host]
+        given = {'node_host': host, 'node_port': port, 'node_secret': SECRET} | options
         path = place / which.partition('/')[0]
-        given['node_port'] = free_port() + 1 - int(path.name)
         return start(meeting_place=path, which=which, **{'rendezvous_wait': 30} | given)
 
     return node
