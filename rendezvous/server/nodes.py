@@ -80,6 +80,8 @@ class Far:
         self.failures, self.is_silent = 0, False
 
     def failed(self) -> None:
+        """A call was in vain."""
+        self.close()
         first, longest = PAUSES_SECONDS
         pause = min(first * 2**self.failures, longest)
         self.failures, self.is_silent = min(self.failures + 1, 10), True
@@ -158,10 +160,12 @@ class Nodes:
             link.close()
 
     def failed(self, worker: str) -> None:
-        """It did not answer in time: it is silent until it answers a new call."""
+        """It did not answer in time: it is silent until it answers a new call.
+
+        The links to it stay unless that one is in vain: new ones would keep the busy busier.
+        """
         if far := self._far.get(worker):
             far.is_silent = True
-            far.close()
             self._fill_soon(far)
 
     def is_near(self, worker: str) -> bool:
@@ -267,15 +271,18 @@ class Nodes:
         if sum(len(each.kept) for each in self._far.values()) < 2 * KEPT:
             far.more = min(MOST, 2 * max(1, self._wanted(far)))
 
+    def _needs_call(self, far: Far) -> bool:
+        return far.is_silent or len(far.kept) < self._wanted(far)
+
     def _fill_soon(self, far: Far) -> None:
-        if not far.is_filling and len(far.kept) < self._wanted(far):
+        if not far.is_filling and self._needs_call(far):
             far.is_filling = True
             self._greenlets.spawn(self._fill, far)
 
     def _fill(self, far: Far) -> None:
         try:
             gevent.sleep(FILL_SECONDS)
-            while len(far.kept) < self._wanted(far) and far.name in self._far:
+            while self._needs_call(far) and far.name in self._far:
                 with self._calls:
                     self.keep(self._call(far))
         except OSError as error:

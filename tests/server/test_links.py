@@ -195,7 +195,18 @@ def test_a_silent_worker_is_known_as_such_until_it_answers(pair_of_nodes):
     ours.failed(name(two))
     assert ours.workers()[name(two)] == float('inf')
     until(lambda: ours.workers()[name(two)] < 1, 'it answers a new call')
-    assert all(link.fileno() < 0 for link in before)
+    assert before == kept(one, two)[: len(before)], 'it was busy, and its links are good'
+
+
+def test_links_to_one_that_is_silent_go_with_a_call_in_vain(pair_of_nodes, monkeypatch):
+    """As of a machine that has lost its power: no link to it ends by itself."""
+    monkeypatch.setattr(nodes, 'CALL_SECONDS', 0.2)
+    one, two = pair_of_nodes
+    ours, before = one.rendezvous.nodes, [*kept(one, two)]
+    two.rendezvous.nodes._door._accepting.kill()
+    ours.failed(name(two))
+    until(lambda: all(link.fileno() < 0 for link in before), 'they are closed')
+    assert ours.workers()[name(two)] == float('inf')
 
 
 def test_a_worker_that_redis_forgets_stays_as_long_as_it_answers(pair_of_nodes, entries):
