@@ -1,7 +1,8 @@
 """What a worker tells of its hidden servers: it writes it to Redis, in batches. state.py reads it.
 
-No rendezvous waits for it: a greenlet looks once a second at what has changed. What a worker that
-was killed left behind is taken over by the others, and by those that start after it.
+No rendezvous waits for it: a greenlet looks once a second at what has changed, and at once where a
+hidden server comes after a quiet second: other nodes are to know of it. What a worker that was
+killed left behind is taken over by the others, and by those that start after it.
 """
 
 import json
@@ -16,6 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import gevent
+from gevent.event import Event
 
 from rendezvous.store import batches, keys, upkeep
 from rendezvous.store.batches import Batch, HourRow, Refused, Sign
@@ -63,6 +65,7 @@ class Presence:
         self.name = secrets.token_hex(8)
         self.channel, self.key = channel(self.name), keys.live(self.name)
         self._number = 0  # of the last batch
+        self._is_new = Event()  # there is a hidden server that nobody knows to be here
         self._written: Counts = {}  # as Redis holds them
         self._alive: dict[str, bool] = {}  # the workers that live; {}: it is not known
         self._marks: dict[str, str] = {}  # in a cluster: by node, the UUID that it was told last
@@ -83,6 +86,8 @@ class Presence:
     def note_online(self, uuid: str, address: str) -> None:
         """It was seen just now: a registration began or ended."""
         self._seen[uuid] = {'at': time.time(), 'address': address}
+        if uuid not in self._written and uuid not in self._lost:
+            self._is_new.set()
 
     def note_rendezvous(
         self,
@@ -148,6 +153,8 @@ class Presence:
         """Without end: writes what has changed, and looks after what others have left behind."""
         failures, is_told = 0, False
         while True:
+            self._is_new.clear()
+            before = self._number
             try:
                 self.write(counts())
                 self._look_around()
@@ -158,7 +165,10 @@ class Presence:
                 if not is_told and (self._has_arrived or failures > 1):
                     log.error('%s; until the store answers, the page shows nothing new', error)
                     is_told = True
-            gevent.sleep(DOWN_SECONDS if failures else WRITE_SECONDS)
+            if failures or self._number > before:
+                gevent.sleep(DOWN_SECONDS if failures else WRITE_SECONDS)
+            else:
+                self._is_new.wait(WRITE_SECONDS)
 
     def write(self, counts: Counts) -> None:
         """Writes what has changed since the last time. Raises StoreDown, and nothing is lost.

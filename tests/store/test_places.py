@@ -122,6 +122,28 @@ def test_places_are_there_again_soon_after_a_flush(entries, work, monkeypatch, c
     running.kill()
 
 
+def test_who_comes_after_a_quiet_time_is_told_at_once(entries, work, monkeypatch):
+    """And who comes next, not before the usual time is over."""
+    monkeypatch.setattr(presence, 'WRITE_SECONDS', 2)
+    worker, (first, second) = work(), (str(uuids.uuid4()) for _ in range(2))
+    counts: presence.Counts = {}
+    looked: list[float] = []
+    monkeypatch.setattr(worker.presence, '_look_around', lambda: looked.append(time.monotonic()))
+
+    def come(uuid: str) -> None:
+        counts[uuid] = (1, 0)
+        worker.presence.note_online(uuid, ADDRESS)
+        until(lambda: places(entries, uuid), 'it is known')
+
+    running = gevent.spawn(worker.presence.run, lambda: dict(counts))
+    until(lambda: len(looked) == 2, 'nothing was new')
+    come(first)
+    come(second)
+    until(lambda: len(looked) == 4, 'that is over')
+    assert looked[2] - looked[1] < 2 <= looked[3] - looked[2]
+    running.kill()
+
+
 def test_what_was_written_last_and_got_lost_is_written_again(entries, uuid, work):
     """As by a primary that was killed before its replica had it."""
     worker, others = work(), [str(uuids.uuid4()) for _ in range(20)]
