@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from rendezvous.admin import nodes
 from rendezvous.admin.actions import Unable
 from rendezvous.admin.command import command, is_terminal, yes_option
 from rendezvous.admin.words import plural
@@ -40,9 +41,10 @@ def drain_node(entries: Entries, options: Options, node: str, yes: bool) -> None
 
 def _workers(server: Server, node: str) -> list[Worker]:
     """Raises Unable where there are none."""
-    found = [each for each in server.workers if each.node == node]
+    by_name = nodes.by_name(server.workers)
+    found = by_name.get(node, [])
     if not found:
-        known = ', '.join(sorted({printable(each.node) for each in server.workers}))
+        known = ', '.join(sorted(map(printable, by_name)))
         lives = f'these live: {known}' if known else 'none lives'
         raise Unable(f'there is no node {node}; {lives}')
     return found
