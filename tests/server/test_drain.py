@@ -201,7 +201,7 @@ def test_no_connection_is_lost_and_all_ends_with_the_last_pipe(serve, hide, slow
         os.kill(server.pid, signal.SIGUSR1)
         for statuses in [client.get() for client in clients]:
             assert set(statuses) == {401}
-        assert server.until_workers_are(2)
+        assert server.folder.workers()  # one of them may have nothing left, and end
         os.kill(server.pid, signal.SIGUSR1)  # again: it is told already
         slow.go_on.set()
         assert pipe.rest() == HELLO[-2:]
