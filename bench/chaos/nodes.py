@@ -11,8 +11,9 @@ where a mobile client got another hidden server than it asked for, where a reque
 fault had hit, or where anything is left over.
 
 A fault hits a request where it is one of the node or the worker that the mobile client is with, or
-of the worker that held the registration: probe.py tells which those were. Redis and a new version
-hit nobody. Of what failed, the last of these faults is told.
+of the worker that held the registration: probe.py tells which those were. A new version hits
+nobody, and Redis only who waited in vain while it was away: nobody can register then, and those who
+had are used up. Of what failed, the last of these faults is told.
 """
 
 from gevent import monkey
@@ -22,6 +23,7 @@ monkey.patch_all()
 import math
 import os
 import random
+import re
 import signal
 import statistics
 import sys
@@ -54,6 +56,7 @@ AWAY_SECONDS = 3  # at most, of whatever is frozen or split
 SLACK_SECONDS = 0.75  # between a fault and what a busy machine sees of it
 LEFT_SECONDS = 90  # until nothing is left over
 PASSING = 'node frozen', 'worker frozen', 'split'
+REDIS = 'Redis away'  # an excuse for nothing but this: whoever had registered was used up
 LARGE_BYTES, SMALL_BYTES = 10_000_000, 10_000
 SLOWEST = int(os.environ.get('SLOWEST', 0))  # of those that nothing hit: so many are explained
 REDIS_PORTS: set[int] = set()  # of this run
@@ -62,9 +65,10 @@ REDIS_PORTS: set[int] = set()  # of this run
 class Hit:
     """A fault, from its beginning to its end, and whom it hits."""
 
-    def __init__(self, kind: str, hosts=(), pids=(), ports=(), uuid: str = ''):
+    def __init__(self, kind: str, hosts=(), pids=(), ports=(), uuid: str = '', of: str = ''):
         self.kind, self.began, self.ended = kind, time.monotonic(), math.inf
         self.hosts, self.pids, self.ports, self.uuid = set(hosts), set(pids), set(ports), uuid
+        self.of = of  # the host that has the pids
 
     def overlaps(self, began: float, ended: float) -> bool:
         return self.began < ended and began - SLACK_SECONDS < self.ended
@@ -146,7 +150,7 @@ class Faults:
 
     def node_is_killed(self, dice) -> None:
         node = self._node(dice)
-        with node.busy, self.hit('node killed', [node.host], node.pids()):
+        with node.busy, self.hit('node killed', [node.host], node.pids(), of=node.host):
             node.kill()
             gevent.sleep(dice.uniform(0, 1))
             node.serve()
@@ -168,7 +172,7 @@ class Faults:
         node = self._node(dice)
         with node.busy:
             pids = sorted(node.pids(), key=node.workers().__contains__)  # the parent first
-            with self.hit('node frozen', [node.host], pids), frozen(*pids):
+            with self.hit('node frozen', [node.host], pids, of=node.host), frozen(*pids):
                 gevent.sleep(dice.uniform(0, AWAY_SECONDS))
 
     def worker_is_killed(self, dice) -> None:
@@ -177,7 +181,7 @@ class Faults:
             pid = dice.choice(node.workers())
             stop(pid)  # while it does nothing, its connections stay what they are
             ports = {port for _, port in connections(pid)}
-            with self.hit('worker killed', pids=[pid], ports=ports):
+            with self.hit('worker killed', pids=[pid], ports=ports, of=node.host):
                 os.kill(pid, signal.SIGKILL)
 
     def worker_is_frozen(self, dice) -> None:
@@ -186,7 +190,7 @@ class Faults:
             pid = dice.choice(node.workers())
             with frozen(pid):
                 ports = {port for _, port in connections(pid)}
-                with self.hit('worker frozen', pids=[pid], ports=ports):
+                with self.hit('worker frozen', pids=[pid], ports=ports, of=node.host):
                     gevent.sleep(dice.uniform(0, AWAY_SECONDS))
 
     def nodes_are_split(self, dice) -> None:
@@ -198,7 +202,7 @@ class Faults:
 
     def redis_is_killed(self, dice) -> None:
         """... and started again before it is missed."""
-        with self.redis_busy:
+        with self.redis_busy, self.hit(REDIS):
             self.redis.primary().kill()
             gevent.sleep(dice.uniform(0, 0.5))
             self.redis.servers[0].process.poll()
@@ -209,7 +213,7 @@ class Faults:
 
     def redis_is_frozen(self, dice) -> None:
         """For so short a time that it stays the primary, or for longer: another one is, then."""
-        with self.redis_busy:
+        with self.redis_busy, self.hit(REDIS):
             before, is_long = self.redis.primary(), dice.random() < 0.3
             with frozen(before.pid):
                 if is_long:
@@ -234,7 +238,7 @@ class Faults:
             self.on.entries.ask(flush)
 
     def redis_fails_over(self, dice) -> None:
-        with self.redis_busy:
+        with self.redis_busy, self.hit(REDIS):
             self.redis.fail_over()
 
     def hidden_server_is_killed(self, dice) -> None:
@@ -366,6 +370,11 @@ class Storm(Faults):
         pipes = self._pipes(outcome, served)
         since = min([outcome.began, *(row[0] for row in pipes)])
         pids, hosts = {row[1] for row in pipes}, {node.host, *(row[2] for row in pipes)}
+        if pipes and not any(row[3] for row in pipes):  # its holder was hit before it could say so
+            hosts |= set(
+                re.findall(rf':{outcome.port} rendezvous with {uuid}, on node (\S+)', node.log())
+            )
+            pids |= {pid for hit in self.hits if hit.of in hosts for pid in hit.pids}
         for hit in reversed(self.hits):
             if not hit.overlaps(since, outcome.ended):
                 continue
@@ -374,6 +383,8 @@ class Storm(Faults):
             if is_here or is_split or pids & hit.pids or outcome.port in hit.ports:
                 return hit.kind
             if hit.uuid == uuid:
+                return hit.kind
+            if hit.kind == REDIS and outcome.saw == '503':
                 return hit.kind
         return ''
 
