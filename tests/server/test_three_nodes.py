@@ -94,31 +94,33 @@ def test_every_pairing_inside_and_across(three):
 
 @pytest.mark.deadline(120)
 def test_200_mobile_clients_get_200_registrations_of_the_other_nodes(three):
-    """All of one hidden server; each head comes to exactly one registration."""
-    uuid = three.add()
-    three.register(three.nodes[0], uuid).close()
-    until(lambda: three.entries.ask(lambda r: r.exists(keys.of(keys.STATE, uuid))), 'is expected')
+    """Of four hidden servers; each head comes to exactly one registration, and of the right one."""
+    uuids = [three.add() for _ in range(4)]  # for one alone no more than a hundred may wait
+    for uuid in uuids:
+        three.register(three.nodes[0], uuid).close()
+        state = keys.of(keys.STATE, uuid)
+        until(lambda key=state: three.entries.ask(lambda r: r.exists(key)), 'it is expected')
     asking = Pool(None)
 
     def visit(number: int) -> str:
-        mobile = three.ask(three.nodes[number % 3], uuid, f'/{number}')
+        mobile = three.ask(three.nodes[number % 3], uuids[number % 4], f'/{number}')
         text = mobile.answer().body.decode()
         mobile.close()
         return text
 
-    def live(number: int) -> str:
-        hidden = three.register(three.nodes[(number + 1) % 3], uuid)
-        head = hidden.until(b'\r\n\r\n').decode()
-        hidden.send(answer(head.split()[1]))
+    def live(number: int) -> int:
+        hidden = three.register(three.nodes[(number + 1) % 3], uuids[number % 4])
+        target = hidden.until(b'\r\n\r\n').decode().split()[1]
+        hidden.send(answer(f'{target} {number % 4}'))
         assert hidden.rest() == b''  # and no second one
-        return head.split()[1]
+        return int(target[1:])
 
     visits = [asking.spawn(visit, number) for number in range(200)]
     gevent.sleep(0)
     lives = [asking.spawn(live, number) for number in range(200)]
     gevent.joinall([*visits, *lives], timeout=100, raise_error=True)
-    assert [each.value for each in visits] == [f'/{number}' for number in range(200)]
-    assert sorted(each.value for each in lives) == sorted(each.value for each in visits)
+    assert [each.value for each in visits] == [f'/{number} {number % 4}' for number in range(200)]
+    assert sorted(each.value for each in lives) == list(range(200))
 
 
 @pytest.mark.deadline(120)
