@@ -6,7 +6,7 @@ Nodes and workers are killed, frozen, restarted and renewed; two nodes are split
 Redis, which needs root for network namespaces; Redis, a primary with a replica and a Sentinel, is
 killed, frozen, flushed (the entries are put back in the same transaction) and failed over.
 
-1,000 faults took 14 minutes on two busy cores; 20 is the bound. Exit status 1 where an octet was wrong,
+1,000 faults took 14 minutes on two busy cores; 20 is the bound. Status 1 where an octet was wrong,
 where a mobile client got another hidden server than it asked for, where a request failed that no
 fault had hit, or where anything is left over.
 
