@@ -24,6 +24,7 @@ ANSWER, RETRY = b'A', b'R'
 # Wait in the kernel for a slow worker, at most, with what it adds: by the usual 208 KB one worker
 # waits for the other after every other chunk. Where net.core.wmem_max is less, that is the bound.
 UNREAD_BYTES = 512 * 1024
+LINE_BYTES = 1000
 
 
 class Asked(Socket):
@@ -90,6 +91,16 @@ class Visitor(Socket):
     origin = 'another node'
     waits_for_end = True  # the other worker closes in any case; a close before is a cut
     _began = False
+
+    def question(self) -> bytes:
+        """The next line; b'' where the other side has ended. Raises OSError."""
+        octets = b''
+        while not octets.endswith(b'\n') and len(octets) < LINE_BYTES:
+            more = self.receive()
+            if not more:
+                return b''
+            octets += more
+        return octets
 
     def say(self, octets: bytes) -> None:
         """Sends what is none of the hidden server's. Raises OSError."""

@@ -18,6 +18,7 @@ from gevent.pool import Pool
 
 from rendezvous.server.hop import UNREAD_BYTES, Asked, Visitor
 from rendezvous.server.limits import ThrottledWarning
+from rendezvous.server.listening import LINKS
 from rendezvous.server.membership import NAME, Contexts, Membership
 from rendezvous.wire.addresses import Peer, is_number
 from rendezvous.wire.sockets import Descriptor, Ended, TLSSocket, keep_alive, set_tcp, take_turn
@@ -26,6 +27,7 @@ log = logging.getLogger('nodes')
 
 PROVE_SECONDS = 10  # that a caller may take for its handshake
 UNPROVEN = 64  # callers in their handshake at a time
+IDLE = LINKS // 2  # links without a question: one more takes the place of the oldest
 PAUSE_SECONDS = 0.1  # after an error of accept: all descriptors may be used up
 GREETING_BYTES = 100
 GREETING = re.compile(rb'rendezvous 1 ([0-9a-f]{16})\n')
@@ -67,6 +69,18 @@ class Link(Asked, TLSSocket):
 
 class NodeVisitor(Visitor, TLSSocket):
     """The end of the worker that was called, and answers."""
+
+    def __init__(self, contexts: Contexts, raw: socket.socket, idle: dict[socket.socket, None]):
+        """`idle`: it is there as long as it has no question."""
+        super().__init__(contexts.answers, raw)
+        self._idle = idle
+
+    def question(self) -> bytes:
+        self._idle[self.raw] = None
+        try:
+            return super().question()
+        finally:
+            self._idle.pop(self.raw, None)
 
 
 def call(
@@ -113,7 +127,9 @@ class Door:
         self._membership, self._answer = membership, answer
         self._greeting = f'rendezvous 1 {name}\n'.encode()
         self._greenlets = Pool(None)
-        self._unproven: dict[socket.socket, None] = {}  # the oldest first
+        # The oldest first: callers in their handshake, and links without a question.
+        self._unproven: dict[socket.socket, None] = {}
+        self._idle: dict[socket.socket, None] = {}
         self._listener: socket.socket | None = None
         self._accepting: gevent.Greenlet | None = None
         self._warn = ThrottledWarning()
@@ -147,16 +163,10 @@ class Door:
                 gevent.sleep(PAUSE_SECONDS)
                 continue
             if len(self._unproven) >= UNPROVEN:
-                self._turn_away(next(iter(self._unproven)))
+                _turn_away(self._unproven)
             self._unproven[raw] = None
             self._greenlets.spawn(self._receive, raw, Peer(*address[:2]))
             take_turn()
-
-    def _turn_away(self, raw: socket.socket) -> None:
-        """Its greenlet, which may not have started yet, notices and closes."""
-        del self._unproven[raw]
-        with suppress(OSError):  # it has gone by itself
-            raw.shutdown(socket.SHUT_RDWR)
 
     def _receive(self, raw: socket.socket, peer: Peer) -> None:
         """A caller, from its handshake on."""
@@ -165,8 +175,10 @@ class Door:
             self._unproven.pop(raw, None)
             raw.close()
             return
-        visitor = NodeVisitor(contexts.answers, raw)
+        visitor = NodeVisitor(contexts, raw, self._idle)
         if self._is_node(visitor, peer):
+            if len(self._idle) >= IDLE:
+                _turn_away(self._idle)
             self._answer(visitor)
         else:
             visitor.close()
@@ -189,3 +201,11 @@ class Door:
         finally:
             self._unproven.pop(visitor.raw, None)
         return False
+
+
+def _turn_away(some: dict[socket.socket, None]) -> None:
+    """The oldest. Its greenlet, which may not have started yet, notices and closes."""
+    raw = next(iter(some))
+    del some[raw]
+    with suppress(OSError):  # it has gone by itself
+        raw.shutdown(socket.SHUT_RDWR)

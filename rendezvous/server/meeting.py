@@ -35,7 +35,6 @@ log = logging.getLogger('meeting')
 FOLDER = Path('workers')  # in the working directory: a path from the root may be too long
 ANSWER_SECONDS = 0.3  # a worker that has not answered by then hangs, and expects nobody
 RESERVED_SECONDS = 5  # until the first octets of a visit come: they are there already
-LINE_BYTES = 1000
 PLACE_SECONDS = 1  # between two looks whether the socket is still there
 CLOSE_SECONDS = 2  # for visits whose pipes have ended, when this worker does
 KEPT = 8  # idle connections to each other worker
@@ -152,7 +151,7 @@ class Meeting:
         `absent` is told of each UUID that is neither here nor expected.
         """
         try:
-            while not self._stopping and (line := _line(visitor)):
+            while not self._stopping and (line := visitor.question()):
                 uuid, seconds, peer = _asked(line)
                 if not self._registry.count(uuid) and self._registry.expects(uuid):
                     visitor.say(EXPECTED)
@@ -258,14 +257,3 @@ def _asked(line: bytes) -> tuple[str, float, Peer]:
         host, port = reached
         peer = peer._replace(reached=Peer(host, int(port)))
     return uuid, float(seconds), peer
-
-
-def _line(visitor: Visitor) -> bytes:
-    """The next line; b'' where the other side has ended."""
-    octets = b''
-    while not octets.endswith(b'\n') and len(octets) < LINE_BYTES:
-        more = visitor.receive()
-        if not more:
-            return b''
-        octets += more
-    return octets

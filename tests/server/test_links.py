@@ -14,7 +14,7 @@ from gevent.server import StreamServer
 
 from rendezvous.admin.membership import pem_for
 from rendezvous.server import links, listening, membership, nodes
-from rendezvous.server.hop import NO, YES
+from rendezvous.server.hop import EXPECTED, NO, YES
 from rendezvous.store import keys
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire.programs import Mistake
@@ -425,6 +425,22 @@ def test_a_thousand_strangers_do_not_keep_a_node_out(guarded, port, members, cal
         sock.close()
     hidden.close()
     mobile.close()
+
+
+def test_a_node_that_opens_links_without_end_has_its_oldest_ones_closed(
+    guarded, members, call, monkeypatch, register, uuid
+):
+    monkeypatch.setattr(links, 'IDLE', 3)
+    guarded.rendezvous.registry._since = time.monotonic()  # so it expects everybody
+    asked = call(members)
+    asked.send(question(uuid, 30))
+    until(lambda: guarded.rendezvous.registry.wanted(), 'it waits')
+    some = [call(members) for _ in range(5)]
+    until(lambda: all(map(nodes._is_over, some[:2])), 'the oldest are closed')
+    register(guarded, uuid)
+    assert asked.answer() == EXPECTED
+    assert asked.answer() == YES, 'one that waits for an answer is none of them'
+    assert not any(map(nodes._is_over, some[2:]))
 
 
 class Recorder:
