@@ -207,8 +207,8 @@ class Nodes:
         def read(redis: Redis) -> list:
             questions = redis.pipeline(transaction=False)
             for name in new:
-                questions.hget(live(name), ABOUT)
-            return questions.execute()
+                questions.hget(keys.live(name), ABOUT)
+            return questions.execute(raise_on_error=False)  # a key may be another program's
 
         for name, text in zip(new, self._entries.ask(read) if new else (), strict=True):
             take_turn()
@@ -324,9 +324,9 @@ class Nodes:
         return link
 
 
-def _about(text: str | None) -> Json:
+def _about(text: Any) -> Json:
     """What a worker says of itself; nothing where that makes no sense."""
-    return entry_json.read(text) or {}
+    return (entry_json.read(text) if isinstance(text, str) else None) or {}
 
 
 def _is_over(link: Link) -> bool:

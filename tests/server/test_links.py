@@ -283,6 +283,15 @@ def test_a_host_that_is_none_is_not_called(pair_of_nodes, told, host):
     assert '0' * 16 not in ours.workers()
 
 
+def test_a_key_of_another_program_hides_no_worker(node, told, entries):
+    one = node('127.0.0.1')
+    told('0' * 16, '127.0.0.3:8900')
+    entries.ask(lambda redis: redis.delete(keys.live('0' * 16)))
+    entries.ask(lambda redis: redis.set(keys.live('0' * 16), 'something else'))
+    two = node('127.0.0.2')
+    until(lambda: name(two) in one.rendezvous.nodes.workers(), 'it is found')
+
+
 def test_the_log_tells_once_of_a_worker_that_is_not_reached(node, told, monkeypatch, caplog):
     monkeypatch.setattr(nodes, 'PAUSES_SECONDS', (0.01, 0.01))
     monkeypatch.setattr(nodes, 'TEND_SECONDS', 0.05)
