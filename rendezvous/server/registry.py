@@ -264,6 +264,8 @@ class Registry:
             raise Refusal(503, 'the server is stopping or full', 'Retry-After: 5') from None
         finally:
             others.end()
+            if not result.ready():  # what a worker gives from now on stays with it
+                result.set_exception(_absent())
             if result in mobile_clients:
                 mobile_clients.remove(result)
                 self._drop_empty(uuid)

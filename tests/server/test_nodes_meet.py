@@ -25,6 +25,7 @@ from rendezvous.server import nodes as server_nodes
 from rendezvous.server.registry import Held, Others
 from rendezvous.store import keys, questions, state
 from rendezvous.wire import codes
+from rendezvous.wire.http_head import Refusal
 from rendezvous.wire.sockets import Socket
 
 HELLO = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
@@ -357,6 +358,22 @@ def test_registration_that_comes_with_that_of_another_worker_is_not_lost(
         assert claiming.get(timeout=30) is elsewhere
     assert registry.waiting() == [own]
     hidden.close()
+
+
+def test_yes_that_comes_too_late_is_not_taken(server, connect, uuid):
+    """The worker that says it would keep its registration for nobody."""
+    registry, results = server.rendezvous.registry, []
+
+    class Expecting(Others):
+        def __init__(self, uuid: str, result):
+            results.append(result)
+
+        def is_expected(self) -> bool:
+            return True
+
+    with pytest.raises(Refusal):
+        registry.claim(uuid, 0, connect(server).sock, Expecting)
+    assert results[0].ready(), 'a Question looks at that'
 
 
 @pytest.mark.parametrize('next_at', [0, 1])
