@@ -41,13 +41,12 @@ def drain_node(entries: Entries, options: Options, node: str, yes: bool) -> None
 
 def _workers(server: Server, node: str) -> list[Worker]:
     """Raises Unable where there are none."""
-    by_name = nodes.by_name(server.workers)
-    found = by_name.get(node, [])
-    if not found:
-        known = ', '.join(sorted(map(printable, by_name)))
+    found = nodes.by_name(server.workers)
+    if node not in found:
+        known = ', '.join(sorted(map(printable, found)))
         lives = f'these live: {known}' if known else 'none lives'
         raise Unable(f'there is no node {node}; {lives}')
-    return found
+    return found[node]
 
 
 def _parent(worker: Worker) -> tuple[str, int, float]:

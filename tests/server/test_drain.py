@@ -13,9 +13,12 @@ from hiding import HEAD_ENDS, HELLO, Listener
 from programs import Folder, listens
 from test_parent import RUN_SH, Server, asked
 
+from rendezvous.admin import shell_drain
+from rendezvous.admin.actions import Unable
 from rendezvous.hidden.hidden_server import HiddenServer
 from rendezvous.hidden.target import Target
 from rendezvous.server import connection, listening
+from rendezvous.store import state
 
 LOOK = b'OPTIONS * HTTP/1.1\r\nHost: balancer\r\n\r\n'
 
@@ -311,6 +314,21 @@ def test_command_names_the_nodes_and_asks_before_it_drains_the_last_one(serve):
     assert ran.status == 2
     assert 'no other node lives: nobody can register or visit' in ran.stderr
     assert 'draining' not in server.log()
+
+
+def test_command_takes_one_of_two_nodes_with_the_same_name(start, entries):
+    first = free_port()
+    one, other = (
+        start(node_host='127.0.0.1', node_port=port, node_secret='x' * 32)
+        for port in (first, free_port())
+    )
+    names = {each.rendezvous.presence.name for each in (one, other)}
+    until(lambda: names <= {each.name for each in state.server(entries).workers}, 'both sign')
+    server = state.server(entries)
+    (found,) = shell_drain._workers(server, f'127.0.0.1:{first}')
+    assert found.name == one.rendezvous.presence.name
+    with pytest.raises(Unable, match=f'127.0.0.1:{first}'):
+        shell_drain._workers(server, '127.0.0.1')
 
 
 def test_drain_goes_on_without_the_command(serve, hide, slow):
