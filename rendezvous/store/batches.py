@@ -81,12 +81,12 @@ def write(entries: Entries, worker: str, batch: Batch, how: Json, about: Json) -
 
 
 def node(entries: Entries, uuid: str) -> str:
-    """The node of a cluster that has what is known of it; '' is all of one Redis."""
+    """The node of a cluster that has what is known of it."""
 
     def name(cluster: Any) -> str:
         return cluster.get_node_from_key(uuid).name
 
-    return entries.ask(name) if entries.is_cluster else ''
+    return entries.ask(name)
 
 
 def has_lost(
@@ -99,7 +99,7 @@ def has_lost(
     def read(redis: Redis) -> list:
         with redis.pipeline(transaction=False) as questions:
             questions.get(keys.batch(worker))
-            for uuid in counts if entries.is_cluster else ():
+            for uuid in counts:
                 questions.hget(keys.of(keys.PLACES, uuid), worker)
             return questions.execute(raise_on_error=False)  # a key may be another program's
 

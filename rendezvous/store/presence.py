@@ -277,13 +277,15 @@ class Presence:
         for uuid, count in batch['counts'].items():
             if count:
                 self._written[uuid] = count
-                self._marks[batches.node(self._entries, uuid)] = uuid
                 self._lost.pop(uuid, None)
             elif self._written.pop(uuid, None):
                 seen = batch['seen'].get(uuid)  # its last registration ended, or a pipe did now
                 self._lost[uuid] = Lost(seen['at'] if seen else time.time(), time.monotonic())
         for uuid in batch['gone']:
             self._lost.pop(uuid, None)
+        if self._entries.is_cluster:
+            told = batch['counts'].keys() & self._written.keys()
+            self._marks |= {batches.node(self._entries, uuid): uuid for uuid in told}
 
     def _start_over(self) -> None:
         """Redis has lost what was written, or the end of it: all counts are written once more."""
@@ -297,6 +299,8 @@ class Presence:
         self._has_written, self._heartbeat_at = False, -math.inf
 
     def _has_lost(self) -> bool:
+        if self._entries.is_embedded:  # it loses nothing, and no other node needs it
+            return False
         marks = {uuid: self._written.get(uuid, LOST) for uuid in self._marks.values()}
         there = {uuid: count for uuid, count in marks.items() if count != LOST}
         return batches.has_lost(self._entries, self.name, self._number, there)
