@@ -476,22 +476,33 @@ local function moved(old, new) -- whether there is nothing more to do
   return redis.call('EXISTS', old) == 0
 end
 
-local function join(old, new, time_of) -- lists; the order is that of the times
+local function join(old, new, time_of, known) -- lists; the order is that of the times
   if moved(old, new) or not is(old, 'list') or not is(new, 'list') then
     return
   end
-  local rows = redis.call('LRANGE', old, 0, -1)
+  local rows, places = redis.call('LRANGE', old, 0, -1), {}
+  local older = #rows
   for _, row in ipairs(redis.call('LRANGE', new, 0, -1)) do
     table.insert(rows, row)
   end
-  local places = {}
   for i, row in ipairs(rows) do
     places[i] = {time_of(row) or 0, i}
   end
   table.sort(places, function(a, b) return a[1] < b[1] or a[1] == b[1] and a[2] < b[2] end)
+  local joined, state, since = {}, known and known.state, known and known.since or 0
+  for n = #places, 1, -1 do
+    local at, i = unpack(places[n])
+    local told, is_last = string.match(rows[i], '%S+ (.*)'), not joined[1]
+    -- A worker of an older version that ends tells that a hidden server has left which is here.
+    local is_wrong = is_last and told ~= state and at > since or not is_last and told == state
+    if not (state and i <= older and is_wrong) then
+      table.insert(joined, rows[i])
+      state = state and told
+    end
+  end
   redis.call('DEL', old, new)
-  for _, place in ipairs(places) do
-    redis.call('RPUSH', new, rows[place[2]])
+  for n = #joined, 1, -1 do
+    redis.call('RPUSH', new, joined[n])
   end
 end
 
@@ -531,7 +542,7 @@ local function bring_over(uuid)
   if old.seen and (known.seen or 0) < old.seen then
     known.seen, known.address = old.seen, text(old.address) or text(sign.address) or known.address
   end
-  join('changes:' .. uuid, key_of('changes', uuid), first_number)
+  join('changes:' .. uuid, key_of('changes', uuid), first_number, known)
   if not known.state and known.seen then
     change(uuid, known, known.seen, 'offline')
   end
@@ -569,7 +580,7 @@ join('outages', 'outages:{servers}', function(row)
 end)
 moved('guesses:addresses', 'guesses:{addresses}')
 moved('guesses:latest', 'latest:{addresses}')
-redis.call('DEL', 'guesses:addresses', 'guesses:latest')
+redis.call('DEL', 'guesses:addresses', 'guesses:latest', 'guesses:nobody')
 """
 )
 

@@ -47,6 +47,7 @@ def write_old_of_all(redis) -> None:
     redis.rpush('outages', f'{NOW - 900} {NOW - 800}', f'{NOW - 2000} {NOW - 1900}')
     redis.hset('guesses:addresses', '192.0.2.9', '{}')
     redis.zadd('guesses:latest', {'192.0.2.9': NOW})
+    redis.hset('guesses:nobody', 'strangers', 'x')
 
 
 def old_keys(entries) -> set[str]:
@@ -116,6 +117,45 @@ def test_what_an_older_version_still_writes_is_put_together(entries, uuid):
     assert json.loads(entries.ask(lambda redis: redis.get(keys.HEARD)))['at'] == NOW - 300
     assert entries.used_up(uuid) == NOW - 5
     assert old_keys(entries) == set()
+
+
+def test_older_worker_that_ends_later_does_not_tell_that_a_hidden_server_has_left(entries, uuid):
+    """It has come to a worker of this version before its last registration there ended."""
+    entries.ask(lambda redis: write_old(redis, uuid, state=ONLINE, since=NOW - 500.0))
+    entries.ask(lambda redis: redis.rpush(f'changes:{uuid}', f'{NOW - 500} {ONLINE}'))
+    worker = Presence(entries)
+    worker.write({uuid: (1, 0)})
+
+    def write_more(redis) -> None:
+        redis.hset('states', uuid, json.dumps({'state': OFFLINE, 'since': NOW + 1.0}))
+        redis.rpush(f'changes:{uuid}', f'{NOW - 400} {OFFLINE}', f'{NOW - 390} {ONLINE}')
+        redis.rpush(f'changes:{uuid}', f'{NOW + 1} {OFFLINE}')
+
+    entries.ask(write_more)
+    upkeep.migrate(entries)
+    (changes, _) = state.past(entries, [uuid], NOW - 550, NOW)[uuid]
+    assert [each.state for each in changes] == [OFFLINE, ONLINE, OFFLINE, ONLINE]
+    assert record(entries, uuid)['state'] == ONLINE
+    assert old_keys(entries) == set()
+
+
+def test_nor_does_it_where_that_has_left_by_now(entries, uuid):
+    entries.ask(lambda redis: write_old(redis, uuid, state=ONLINE, since=NOW - 500.0))
+    entries.ask(lambda redis: redis.rpush(f'changes:{uuid}', f'{NOW - 500} {ONLINE}'))
+    upkeep.migrate(entries)
+
+    def write_more(redis) -> None:
+        redis.rpush(f'changes:{uuid}', f'{NOW - 400} {OFFLINE}', f'{NOW - 390} {ONLINE}')
+        redis.rpush(f'changes:{uuid}', f'{NOW - 300} {OFFLINE}')
+        redis.rpush(keys.of('changes', uuid), f'{NOW - 200} {OFFLINE}')
+        told = json.dumps({'state': OFFLINE, 'since': NOW - 200.0})
+        redis.set(keys.of(keys.STATE, uuid), told)
+
+    entries.ask(write_more)
+    upkeep.migrate(entries)
+    (changes, _) = state.past(entries, [uuid], NOW - 550, NOW)[uuid]
+    assert [each.state for each in changes] == [OFFLINE, ONLINE, OFFLINE, ONLINE, OFFLINE]
+    assert changes[-1].at == NOW - 200
 
 
 def test_many_that_start_at_once_bring_all_over_once(entries):
