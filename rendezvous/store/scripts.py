@@ -476,14 +476,19 @@ local function moved(old, new) -- whether there is nothing more to do
   return redis.call('EXISTS', old) == 0
 end
 
-local function join(old, new, time_of, known) -- lists; the order is that of the times
+local function join(old, new, time_of, known) -- lists in the order of the times: their ends
   if moved(old, new) or not is(old, 'list') or not is(new, 'list') then
     return
   end
   local rows, places = redis.call('LRANGE', old, 0, -1), {}
-  local older = #rows
-  for _, row in ipairs(redis.call('LRANGE', new, 0, -1)) do
-    table.insert(rows, row)
+  local older, first, later = #rows, time_of(rows[1]) or 0, 0
+  local row = redis.call('LINDEX', new, -1)
+  while row and (time_of(row) or 0) > first do
+    later = later + 1
+    row = redis.call('LINDEX', new, -later - 1)
+  end
+  for i = -later, -1 do
+    table.insert(rows, redis.call('LINDEX', new, i))
   end
   for i, row in ipairs(rows) do
     places[i] = {time_of(row) or 0, i}
@@ -500,7 +505,8 @@ local function join(old, new, time_of, known) -- lists; the order is that of the
       state = state and told
     end
   end
-  redis.call('DEL', old, new)
+  redis.call('DEL', old)
+  redis.call('LTRIM', new, 0, -later - 1)
   for n = #joined, 1, -1 do
     redis.call('RPUSH', new, joined[n])
   end

@@ -32,7 +32,7 @@ OLD_KEYS = '[cghrs]*:[0-9a-f]*'
 OLD = re.compile('(?:changes|hours|rendezvous|refusals|seen|refused):(.{36})|guesses:(.{32})')
 DASHED = re.compile('(.{8})(.{4})(.{4})(.{4})(.{12})')
 OLD_STATES = 'states'  # a hash: the records by UUID
-MIGRATED = 100  # entries in a question
+MIGRATED = 10  # entries in a question: of each there may be thousands of changes
 
 
 def arrive(entries: Entries, name: str, least: float, heard: str) -> list[list[float]]:
@@ -186,9 +186,10 @@ def migrate(entries: Entries) -> None:
     if entries.is_cluster:
         return
     found = set(entries.ask(partial(fields_of, key=OLD_STATES)))
-    for key in entries.ask(lambda redis: scan(redis, OLD_KEYS, SCANNED)):
-        if old := OLD.fullmatch(key):
-            found.add(old[1] or DASHED.sub(r'\1-\2-\3-\4-\5', old[2]))
-    uuids = [uuid for uuid in found if UUID.fullmatch(uuid)]
-    for some in slices(uuids, MIGRATED) if uuids else [[]]:
-        entries.run(scripts.MIGRATE, arguments=some)
+    for some in slices(entries.ask(lambda redis: scan(redis, OLD_KEYS, SCANNED))):
+        for key in some:
+            if old := OLD.fullmatch(key):
+                found.add(old[1] or DASHED.sub(r'\1-\2-\3-\4-\5', old[2]))
+    for some in slices(found, MIGRATED) if found else [[]]:
+        uuids = [uuid for uuid in some if UUID.fullmatch(uuid)]
+        entries.run(scripts.MIGRATE, arguments=uuids)
