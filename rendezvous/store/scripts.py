@@ -244,7 +244,9 @@ local function write_news()
     if counts ~= '0 0' and not was_here and exists(uuid) then
       online(uuid, batch.seen[uuid] and batch.seen[uuid].at or now)
     end
-    redis.pcall('HSET', key_of('at', uuid), me, counts)
+    if type(before) ~= 'table' then -- else it is another program's key
+      redis.call('HSET', key_of('at', uuid), me, counts)
+    end
   end
   for uuid, seen in pairs(batch.seen) do
     if exists(uuid) then

@@ -3,6 +3,7 @@
 import math
 import time
 import uuid as uuids
+from functools import partial
 
 import gevent
 import pytest
@@ -58,6 +59,24 @@ def later(monkeypatch) -> None:
     """A hidden server that has left is not expected any more."""
     then = time.monotonic() + presence.PATIENCE_SECONDS + 1
     monkeypatch.setattr(time, 'monotonic', lambda: then)
+
+
+def test_place_that_a_full_redis_does_not_take_is_written_later(entries, uuid, work):
+    first, second = work(), work()
+    first.write(uuid)
+
+    def limit(octets: int, redis) -> None:
+        there = {'target_nodes': redis.get_node_from_key(uuid)} if entries.is_cluster else {}
+        redis.config_set('maxmemory', octets, **there)
+
+    entries.ask(partial(limit, 1))
+    try:
+        with pytest.raises(StoreDown):
+            second.presence.write({uuid: (2, 0)})
+    finally:
+        entries.ask(partial(limit, 0))
+    second.presence.write({uuid: (2, 0)})
+    assert places(entries, uuid)[second.name] == '2 0'
 
 
 def test_worker_that_was_left_is_known_while_it_is_expected_back(entries, uuid, work, monkeypatch):
