@@ -53,7 +53,6 @@ OCTETS_SECONDS = 10
 TWINS_SECONDS = 60
 # A hidden server that is to register elsewhere does so meanwhile, before the next one of it ends.
 ROUND_SECONDS = 1
-REPLACED = 'this worker is being replaced: connect again'
 DRAINED = 'this node is being drained: connect to another one'
 RETRY_SECONDS = 10  # then no other registration is tried: all may have died in silence
 
@@ -92,7 +91,7 @@ class Rendezvous:
         self.following = Following(entries, *parts, self.have_drained)
         self.unknown_uuids = UnknownUuids(options.unknown_per_minute)
         self.connections: set[Connection] = set()
-        self.draining, self._leaves = 0.0, ''  # since when, since 1970; why nobody may register
+        self.draining, self._hands_over = 0.0, False  # since when, in seconds since 1970
         self._noted_at = self._twins_at = 0.0  # time.monotonic()
         self._warn = ThrottledWarning()
 
@@ -201,7 +200,7 @@ class Rendezvous:
 
     def hand_over(self) -> None:
         """New workers serve: ends the registrations that wait, and they come back to those."""
-        self._leaves = REPLACED
+        self._hands_over = True
         while self._end_oldest():
             pass
 
@@ -209,7 +208,7 @@ class Rendezvous:
         """Without end: this node is to be left. Ends one registration after the other, so that none
         of a hidden server's ends before the one before is back, with another node.
         """
-        self.draining, self._leaves = time.time(), DRAINED
+        self.draining = time.time()
         while True:
             self._end_oldest()
             gevent.sleep(ROUND_SECONDS)
@@ -339,8 +338,10 @@ class Rendezvous:
         if (f'{number}@{node}' if node else number) in asked.covered:
             raise self._covered()
         stamp = self._authenticate(sock, uuid, code, peer.host, octets)
-        if self._leaves:
-            raise Refusal(503, self._leaves, 'Retry-After: 0')
+        if self.draining:
+            raise Refusal(503, DRAINED, 'Retry-After: 0')
+        if self._hands_over:
+            raise Refusal(503, 'this worker is being replaced: connect again', 'Retry-After: 0')
         try:
             self.limits.identify(connection, 'hidden server')
         except Refusal:
