@@ -15,6 +15,16 @@ from rendezvous.store.state import Heard, Server, Worker
 
 # Signs are up to two seconds late, and a code is still right with a clock that is 30 seconds off.
 CLOCK_SECONDS = 10
+# A node that began so long ago has links to others: it looks for them each two seconds, and a sign
+# is up to ten seconds old.
+LINK_SECONDS = 30
+NO_HOST = (
+    'node_host is not set there, so its hidden servers are not found by mobile clients elsewhere'
+)
+NO_LINK = (
+    'it has no link to another node: see whether node_secret is the same, and whether the nodes '
+    'reach each other at node_host and node_port (a firewall?)'
+)
 
 
 class Node(NamedTuple):
@@ -36,6 +46,7 @@ class Node(NamedTuple):
     pipes: int
     links: int
     ahead: float  # seconds that its clock is ahead of that of Redis
+    alone: str = ''  # what is to be looked at where it has no links, and should; '': nothing
 
     @property
     def missing(self) -> int:
@@ -71,7 +82,26 @@ def newest(workers: Sequence[Worker]) -> list[Worker]:
 
 
 def of(server: Server) -> list[Node]:
-    return [_node(name, some) for name, some in by_name(server.workers).items()]
+    found = by_name(server.workers)
+    made = [_node(name, some) for name, some in found.items()]
+    settled = [each for each in made if not each.draining and _is_settled(found[each.name])]
+    return [each._replace(alone=_alone(each, settled)) for each in made]
+
+
+def _is_settled(workers: list[Worker]) -> bool:
+    """Whether each of its workers has had time for links, as of its last sign."""
+    return all(
+        each.at - max(each.since, each.counters.get('began', 0)) > LINK_SECONDS for each in workers
+    )
+
+
+def _alone(node: Node, settled: list[Node]) -> str:
+    """See Node.alone. Where one is alone because no other one can be reached, it says nothing."""
+    if node.links or node not in settled or len(settled) < 2:
+        return ''
+    if not node.address:
+        return NO_HOST
+    return NO_LINK if any(each.address for each in settled if each is not node) else ''
 
 
 def _node(name: str, workers: list[Worker]) -> Node:
@@ -101,8 +131,12 @@ def troubles(nodes: Sequence[Node], gone: Sequence[Heard], clock: Clock) -> list
     """What is not well, a sentence each."""
     found = [f'node {printable(each.node)} {gone_said(each, clock)}' for each in gone]
     return found + [
-        f'node {printable(each.name)}: {clock_said(each)}' for each in nodes if each.is_off
+        f'node {printable(each.name)}: {said}' for each in nodes for said in _wrong(each)
     ]
+
+
+def _wrong(node: Node) -> list[str]:
+    return [*filter(None, [node.alone, clock_said(node) if node.is_off else ''])]
 
 
 def gone_said(heard: Heard, clock: Clock) -> str:
@@ -128,4 +162,4 @@ def _said(node: Node, clock: Clock) -> list[str]:
     counts = f'{node.connections:,} of {node.most:,} connections, {node.waiting:,} waiting'
     counts += f', {words.plural(node.pipes, "pipe")}, {words.plural(node.links, "link")}'
     workers = f'{node.workers} of {words.plural(node.wanted, "worker")}, {words.size(node.memory)}'
-    return [state, counts, workers, *([clock_said(node)] if node.is_off else [])]
+    return [state, counts, workers, *_wrong(node)]

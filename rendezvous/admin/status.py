@@ -89,7 +89,8 @@ def lines(status: Status, options: Options, clock: Clock) -> list[str]:
     said = [f'{name + ":":13} {fact}' for name, fact in facts.items()]
     if found.has_nodes:
         for name, some in nodes.lines(found.nodes, found.gone, clock).items():
-            said += [f'node {name}:', *('    ' + each for each in some)]
+            wrapped = (textwrap.wrap(each, COLUMNS - 4) for each in some)
+            said += [f'node {name}:', *(f'    {line}' for each in wrapped for line in each)]
     return said + textwrap.wrap(status.notice, COLUMNS, break_long_words=False)
 
 
@@ -97,7 +98,8 @@ def server_said(found: Summary, clock: Clock) -> str:
     """Whether it runs, and since when."""
     heard = found.heard
     if found.is_up and found.since:
-        return f'up since {clock.since(found.since)}, version {found.versions}'
+        said = f'up since {clock.since(found.since)}, version {found.versions}'
+        return f'{said}, {found.well}' if found.well else said
     if not heard:
         return 'it never ran: bin/run.sh starts it'
     what = 'stopped' if heard.stopped else 'down'

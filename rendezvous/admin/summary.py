@@ -58,6 +58,13 @@ class Summary(NamedTuple):
         return len(self.nodes) + len(self.gone) > 1
 
     @property
+    def well(self) -> str:
+        """`2 of 3 nodes` where not all of them are; '': they are."""
+        count = sum(not each.alone for each in self.nodes)
+        total = len(self.nodes) + len(self.gone)
+        return f'{count} of {words.plural(total, "node")}' if count < total else ''
+
+    @property
     def newest(self) -> str:
         """The newest version of a node; another one waits for its upgrade."""
         return max((each.version for each in self.nodes), key=_numbers, default='')

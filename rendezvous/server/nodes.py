@@ -106,6 +106,7 @@ class Nodes:
         self._far: dict[str, Far] = {}
         self._name, self._near = name, {name}  # workers of this node
         self._apart: set[str] = set()  # workers of no node
+        self._told: set[str] = set()  # machines of those, of which the log has told
         self._links: WeakSet[Link] = WeakSet()
         self._greenlets = Pool(None)
         self._calls = Semaphore(CALLS)
@@ -223,6 +224,17 @@ class Nodes:
             self._far[name] = Far(name, host.strip('[]'), int(port))
         else:
             self._apart.add(name)
+            self._tell_apart(entry_json.printable(entry_json.text_in(about.get('host'))))
+
+    def _tell_apart(self, host: str) -> None:
+        """In the log, once for each node and machine."""
+        if host and self._number == 1 and host not in self._told:
+            self._told.add(host)
+            log.warning(
+                'another server in this Redis, on %s, has no node_host: its hidden servers are not '
+                'found by mobile clients here, and those here not by mobile clients there',
+                host,
+            )
 
     def _is_ours(self, about: Json) -> bool:
         """Whether it is of this node: two that have one node_host by mistake are two."""

@@ -41,6 +41,7 @@ class Told:
         known = {'node': '192.0.2.1', 'host': 'vps1', 'number': 1, 'workers': 2, 'pid': 77}
         known |= {'version': '1.0', 'since': START, 'connections': 5, 'most': 1000}
         known |= {'memory': 40_000_000, 'counters': counters, 'address': '192.0.2.1:8900'}
+        known |= {'links': 1}
         self._entries, self._presence = entries, Presence(entries, lambda: known | about)
         self._listens = gevent.spawn(lambda: [*entries.changes(self._presence.channel)])
         self._presence.write({})
@@ -79,7 +80,7 @@ def second(tell: Callable[..., Told], number: int = 1, **about) -> Told:
 
 def rows(page: Page) -> list[str]:
     """Of the table of nodes; an empty cell is a -."""
-    until(lambda: 'Up for' in page.ask(), 'the page knows that they live')
+    until(lambda: 'up for' in page.ask().lower(), 'the page knows that they live')
     (table,) = re.findall('<table class="plain-table nodes">.*?</table>', page.ask(), re.S)
     return [text(row) for row in re.findall('<tr><th scope="row".*?(?=<tr|</table>)', table, re.S)]
 
@@ -99,7 +100,7 @@ def test_each_node_is_a_row_with_what_its_workers_have_together(page, tell):
     first, other = until(lambda: len(found := rows(page)) == 2 and found, 'both are there')
     said = rf'192.0.2.1 vps1 Up since {CLOCK} version 1.0 2 of 2 10 of 2,000 1,203 1 3 80 MB'
     assert re.fullmatch(said, first)
-    said = rf'192.0.2.2 vps2 Up since {CLOCK} version 1.0 1 of 2 .* - - - 40 MB'
+    said = rf'192.0.2.2 vps2 Up since {CLOCK} version 1.0 1 of 2 .* - - 1 40 MB'
     assert re.fullmatch(said, other)
     assert 'Workers 3 of 4 on 2 nodes 120 MB of memory; store: Redis at ' in text(page.ask())
     assert 'Connections 15 of 3,000' in text(page.ask())
@@ -137,8 +138,50 @@ def test_node_that_was_killed_is_said_and_then_that_it_is_back(page, tell, monke
     second(tell, workers=1).kill()
     gone = rf'192.0.2.2 Gone gave its last sign at {CLOCK} : it was killed, hangs, or cannot .*'
     until(lambda: re.fullmatch(gone, rows(page)[-1]), 'it is gone', 5)
+    assert 'Server 1 of 2 nodes up for' in text(page.ask())
     second(tell, workers=1)
     until(lambda: 'Up since' in rows(page)[-1], 'it is back')
+    assert 'Server Up for' in text(page.ask())
+
+
+@pytest.mark.parametrize(
+    ('address', 'why'),
+    [
+        ('', 'node_host is not set there, so its hidden servers are not found'),
+        ('192.0.2.2:8900', 'it has no link to another node: see whether node_secret is the same'),
+    ],
+)
+def test_node_without_links_is_said(page, tell, redis_options, tmp_path, address, why):
+    tell()
+    second(tell, address=address, links=0)
+    tell(node='192.0.2.3', address='192.0.2.3:8900', links=0, since=time.time())  # not yet
+    tell(node='192.0.2.4', address='192.0.2.4:8900', links=0, draining=START)
+    found = until(lambda: len(found := rows(page)) == 4 and found, 'all are there')
+    said = rf'192.0.2.2 (vps2 )?Up since {CLOCK} , without links {why}'
+    assert [bool(re.match(said, row)) for row in found] == [False, True, False, False]
+    assert 'Server 3 of 4 nodes up for 2 h' in text(page.ask())
+    with Folder(tmp_path, key_file=None, **redis_options) as folder:
+        status = ' '.join(folder.run('users_app.py', 'status').stdout.split())
+        assert ', version 1.0, 3 of 4 nodes ' in status
+        assert why in status
+        ran = folder.run('users_app.py', 'check')
+        assert ran.status == 1
+        assert re.fullmatch(f'node 192.0.2.2: {why}.*\n', ran.stdout)
+
+
+def test_two_nodes_that_cannot_talk_to_each_other_are_both_without_links(page, tell):
+    tell(links=0)
+    second(tell, links=0)
+    until(lambda: len(rows(page)) == 2, 'both are there')
+    assert all('without links it has no link to another node' in row for row in rows(page))
+    assert 'Server 0 of 2 nodes' in text(page.ask())
+
+
+def test_node_is_not_blamed_for_another_one_that_has_no_node_host(page, tell):
+    tell(links=0)
+    second(tell, links=0, address='')
+    until(lambda: len(rows(page)) == 2, 'both are there')
+    assert ['without links' in row for row in rows(page)] == [False, True]
 
 
 @pytest.mark.parametrize(('seconds', 'way'), [(-40, 'behind'), (40, 'ahead of')])
@@ -224,8 +267,8 @@ def test_shell_tells_of_each_node_and_of_what_is_not_well(page, tell, redis_opti
     with Folder(tmp_path, key_file=None, **redis_options) as folder:
         said = folder.run('users_app.py', 'status').stdout
         assert re.search(r'\nworkers: +1 of 2 on 1 node, 40 MB of memory\n', said)
-        state = rf'up since {CLOCK} \(2 h\), version 1.0'
-        counts = '5 of 1,000 connections, 3 waiting, 1 pipe, 0 links'
+        state = rf'up since {CLOCK} \(2 h.*\), version 1.0.*'
+        counts = '5 of 1,000 connections, 3 waiting, 1 pipe, 1 link'
         lines = ['node 192.0.2.1:', state, counts, '1 of 2 workers, 40 MB', 'node 192.0.2.3:']
         assert re.search('\n +'.join(lines).replace(' +node', 'node'), said)
         gone = rf'gave its last sign at {CLOCK}: it was killed, hangs, or cannot reach Redis\n'

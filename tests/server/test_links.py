@@ -262,8 +262,8 @@ def told(entries):
     """Has Redis say, for the time of a test, that a worker of that name lives there."""
     names = []
 
-    def told(name: str, address: str) -> None:
-        about = json.dumps({'node': 'other', 'number': 1, 'address': address})
+    def told(name: str, address: str, **more) -> None:
+        about = json.dumps({'node': 'other', 'number': 1, 'address': address} | more)
         entries.ask(lambda redis: redis.hset(keys.live(name), 'about', about))
         entries.ask(lambda redis: redis.zadd(keys.SERVERS, {name: time.time() + 3600}))
         names.append(name)
@@ -281,6 +281,15 @@ def test_a_host_that_is_none_is_not_called(pair_of_nodes, told, host):
     told('0' * 16, f'{host}:8900')
     until(lambda: '0' * 16 in ours._apart, 'it is known as none')
     assert '0' * 16 not in ours.workers()
+
+
+def test_the_log_tells_once_of_a_server_that_has_no_node_host(node, told, caplog):
+    for number in '12':
+        told(number * 16, '', host='vps7')
+    ours = node('127.0.0.1').rendezvous.nodes
+    until(lambda: len(ours._apart) == 2, 'they are known')
+    said = 'another server in this Redis, on vps7, has no node_host: its hidden servers are not '
+    assert [said in message for message in caplog.messages].count(True) == 1
 
 
 def test_a_key_of_another_program_hides_no_worker(node, told, entries):
