@@ -18,13 +18,8 @@ CLOCK_SECONDS = 10
 # A node that began so long ago has links to others: it looks for them each two seconds, and a sign
 # is up to ten seconds old.
 LINK_SECONDS = 30
-NO_HOST = (
-    'node_host is not set there, so its hidden servers are not found by mobile clients elsewhere'
-)
-NO_LINK = (
-    'it has no link to another node: see whether node_secret is the same, and whether the nodes '
-    'reach each other at node_host and node_port (a firewall?)'
-)
+NO_HOST = 'it has no node_host: mobile clients elsewhere do not find its hidden servers'
+NO_LINK = 'it has no link to other nodes: another node_secret, or a firewall at node_port'
 
 
 class Node(NamedTuple):
