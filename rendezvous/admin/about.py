@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rendezvous.admin import entry_files as files
-from rendezvous.admin import listing, pack, pictures, visits, why, words
+from rendezvous.admin import listing, nodes, pack, pictures, visits, why, words
 from rendezvous.admin.entry_view import WEEK_DAYS
 from rendezvous.admin.pictures import Span
 from rendezvous.admin.why import Advice
@@ -40,6 +40,7 @@ class About(NamedTuple):
     entry: Json  # with its secret
     shown: Json  # without it, as `Entries.all` gives it, with its host name and URL
     known: Known
+    nodes: str  # see nodes.where
     refusals: list[Refusals]  # within a day, the newest first
     used_up: float | None  # when strangers used up their wrong codes for it
     advice: list[Advice]  # what is wrong, and what to do
@@ -67,6 +68,7 @@ def find(entries: Entries, options: Options, server: Server, entry: Json, clock:
         entry,
         shown,
         known,
+        nodes.where(entries, server, uuid),
         refusals,
         used_up,
         why.advice(refusals, known, clock, used_up, file),
@@ -124,13 +126,15 @@ def _facts(about: About, options: Options, secret: bool, clock: Clock) -> list[s
         'note': _noted(shown['note']),
         'state': f'{listing.said(known, clock)}; {listing.counted(known)}',
         'address': printable(known.address) or '-',
+        'nodes': about.nodes,
         'first seen': clock.at(known.first) if known.first else '-',
         'created': clock.at(shown['created']) if shown['created'] else '-',
         'codes': f'{entry_json.digits(entry)} digits' if is_sound else 'none: rekey makes a secret',
         'files': f'{path}.json and .js' if path.with_suffix('.json').exists() else _NO_FILES,
     }
-    if not shown['note']:
-        del facts['note']
+    for name in 'note', 'nodes':
+        if not facts[name]:
+            del facts[name]
     if options.names_domain:
         facts['host name'] = shown['name'] or '-'
     if secret:

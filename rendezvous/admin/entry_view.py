@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
 
-from rendezvous.admin import pictures, visits, why, words
+from rendezvous.admin import nodes, pictures, visits, why, words
 from rendezvous.admin.pictures import Span
 from rendezvous.admin.words import Clock
 from rendezvous.store import questions, state
@@ -39,6 +39,7 @@ class Now(NamedTuple):
     refusals: list[Refusals]  # of the last day, the newest first
     pipes: list[OpenPipe]
     silent: int = 0  # workers that did not tell theirs in time
+    nodes: str = ''  # see nodes.where
 
     @property
     def reason(self) -> str:
@@ -153,7 +154,8 @@ def now(entries: Entries, server: Server, uuid: str, known: Known, clock: Clock,
     file = file if server.workers else ''  # else the server is the reason
     advice = why.advice(found, known, clock, entries.used_up(uuid), file)
     told = questions.told(entries, server, uuid) if known.pipes else Told([], 0)
-    return Now(known, clock, advice, list(filter(why.is_refusal, found)), *told)
+    where = nodes.where(entries, server, uuid)
+    return Now(known, clock, advice, list(filter(why.is_refusal, found)), *told, where)
 
 
 def week(of: Past, server: Server, clock: Clock) -> Week:

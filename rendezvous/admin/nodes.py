@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from rendezvous.admin import words
 from rendezvous.admin.words import Clock
+from rendezvous.store import hints
+from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import printable
 from rendezvous.store.state import Heard, Server, Worker
 
@@ -120,6 +122,23 @@ def _node(name: str, workers: list[Worker]) -> Node:
         links=sum(worker.links for worker in workers),
         ahead=min((worker.ahead for worker in now), key=abs),  # a batch may have come late
     )
+
+
+def where(entries: Entries, server: Server, uuid: str) -> str:
+    """On which nodes a hidden server is: `192.0.2.1 (3 waiting, 1 open), 192.0.2.2 (1 waiting)`.
+
+    '' where there is one node alone. Raises StoreDown.
+    """
+    found = by_name(server.workers)
+    if len(found) < 2:
+        return ''
+    places, said = hints.places(entries, uuid), []
+    for name, workers in found.items():
+        there = [places.get(worker.name, (0, 0)) for worker in workers]
+        sums = zip(map(sum, zip(*there, strict=True)), ('waiting', 'open'), strict=True)
+        if counts := ', '.join(f'{count} {what}' for count, what in sums if count):
+            said.append(f'{printable(name)} ({counts})')
+    return ', '.join(said)
 
 
 def troubles(nodes: Sequence[Node], gone: Sequence[Heard], clock: Clock) -> list[str]:

@@ -12,12 +12,13 @@ import gevent
 import pytest
 from browser import Browser
 from conftest import free_port, until
-from pages import Page, served, text
+from pages import WORKER, Page, make, served, text
 from programs import Folder, Outside
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rendezvous.admin.metrics import Collected
+from rendezvous.store import keys
 from rendezvous.store import options as local
 from rendezvous.store import presence as presence_module
 from rendezvous.store.entries import Entries
@@ -46,6 +47,9 @@ class Told:
         self._listens = gevent.spawn(lambda: [*entries.changes(self._presence.channel)])
         self._presence.write({})
         until(self.is_heard, 'it listens')
+
+    def write(self, counts: dict[str, tuple[int, int]]) -> None:
+        self._presence.write(counts)
 
     def is_heard(self) -> bool:
         channel = self._presence.channel
@@ -114,6 +118,22 @@ def test_version_that_is_older_than_that_of_others_stands_out(page, tell):
     until(lambda: len(rows(page)) == 2, 'both are there')
     assert '<small class="why">version 1.9, others have 1.10</small>' in page.ask()
     assert '<small>version 1.10</small>' in page.ask()
+
+
+def test_page_of_one_and_show_say_on_which_nodes_it_is(page, tell, redis_options, tmp_path):
+    (uuid,) = make(page, 1)
+    page.entries.ask(lambda redis: redis.zrem(keys.SERVERS, WORKER))
+    workers = [tell(), tell(number=2, address='192.0.2.1:8901')]
+    workers[0].write({uuid: (2, 1)})
+    workers[1].write({uuid: (1, 0)})
+    until(lambda: '3 waiting' in page.ask(f'/entries/{uuid}'), 'it is known')
+    assert 'On nodes' not in page.ask(f'/entries/{uuid}')  # there is one
+    second(tell).write({uuid: (4, 0)})
+    said = '192.0.2.1 (3 waiting, 1 open), 192.0.2.2 (4 waiting)'
+    until(lambda: f'On nodes {said}' in text(page.ask(f'/entries/{uuid}')), 'the page says so')
+    with Folder(tmp_path, key_file=None, **redis_options) as folder:
+        shown = folder.run('users_app.py', 'show', uuid).stdout
+        assert re.search(rf'\nnodes: +{re.escape(said)}\n', shown)
 
 
 def test_many_nodes_are_folded(page, tell):
