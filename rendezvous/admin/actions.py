@@ -34,6 +34,7 @@ DISABLED, ENABLED, REKEYED, DELETED = 'disabled', 'enabled', 'new secret', 'dele
 CLEARED, ENDED, IMPORTED = 'wrong codes cleared', 'connection ended', 'imported'
 LOGGED_IN, LOGGED_OUT = 'logged in', 'logged out'
 # Somebody has a secret now: they saw it, or got a file that holds it
+DRAINED = 'node drained'
 SECRET_SHOWN, FILE_GIVEN = 'secret shown', 'file given out'
 EXPORTED, BACKED_UP = 'exported', 'backup made'
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import click
 
-from rendezvous.admin import nodes
+from rendezvous.admin import actions, nodes
 from rendezvous.admin.actions import Unable
-from rendezvous.admin.command import command, is_terminal, yes_option
+from rendezvous.admin.command import command, is_terminal, who
 from rendezvous.admin.words import plural
 from rendezvous.store import questions, state
 from rendezvous.store.entries import Entries
@@ -17,12 +17,13 @@ from rendezvous.store.options import Options
 from rendezvous.store.state import Server, Worker
 
 LOOK_SECONDS = 1
+OTHERS = 'mobile client or other connection', 'mobile clients and other connections'
 ALONE = 'no other node lives: nobody can register or visit until one is started'
 
 
 @command
 @click.argument('node', metavar='NODE')
-@yes_option
+@click.option('--yes', is_flag=True, help='Do not ask, where no other node lives.')
 def drain_node(entries: Entries, options: Options, node: str, yes: bool) -> None:
     """Has a node leave, so that no request is lost.
 
@@ -34,6 +35,7 @@ def drain_node(entries: Entries, options: Options, node: str, yes: bool) -> None
     parents = {_parent(each) for each in _workers(server, node)}
     if len(parents) == len({_parent(each) for each in server.workers}) and not yes:
         _ask_alone()
+    actions.noted(entries, actions.DRAINED, '', '', who(), node)
     click.echo(f'{node} is being drained; Ctrl-C ends this command, and not the drain', err=True)
     for line in _left(entries, parents):
         click.echo(f'{node}: {line}')
@@ -68,8 +70,7 @@ def _left(entries: Entries, parents: set[tuple[str, int, float]]) -> Iterator[st
         each.name for each in state.server(entries).workers if _parent(each) in parents
     ]:
         registrations, others = questions.drain(entries, names)
-        line = f'{plural(registrations, "registration")} and '
-        line += f'{plural(others, "other connection")} left'
+        line = f'{plural(registrations, "registration")}, {plural(others, *OTHERS)} left'
         if line != before:
             yield line
         before = line

@@ -294,12 +294,15 @@ def test_command_drains_a_node_and_shows_what_is_left(serve, hide, slow):
     with asked(server, uuid, '/held') as pipe:
         pipe.until(HELLO[:-2])
         command = server.folder.start('users_app.py', 'drain', node, '--yes')
-        command.until_it_says(f'(?m)^{node}: 0 registrations and 2 other connections left$')
+        left = '0 registrations, 2 mobile clients and other connections left'
+        command.until_it_says(f'(?m)^{node}: {left}$')
         slow.go_on.set()
         assert pipe.rest() == HELLO[-2:]
     assert command.process.wait(timeout=30) == 0
     assert command.said().splitlines()[-1] == f'{node}: it has ended'
     assert server.program.process.wait(timeout=30) == 0
+    (line,) = server.folder.run('users_app.py', 'log', '-n', '1').stdout.splitlines()[1:]
+    assert re.search(f'shell, .*  node drained .* {node}$', line)
 
 
 def test_command_names_the_nodes_and_asks_before_it_drains_the_last_one(serve):
