@@ -41,6 +41,7 @@ options = {
     #   unix:///run/redis/redis.sock?db=0
     #   redis+sentinel://USER:PASSWORD@192.0.2.1:26379,192.0.2.2:26379/SERVICE/0
     #   redis+cluster://USER:PASSWORD@192.0.2.1:6379,192.0.2.2:6379
+    # Where Sentinels want a password, too, add ?sentinel_username=USER&sentinel_password=PASSWORD.
     'redis_url': '',
     # Several machines with one Redis are one rendezvous: a hidden server registers at any of them,
     # and a mobile client asks any of them. Each is a node: here is the address or DNS name by which

@@ -55,7 +55,8 @@ def listener(options: Options, before: socket.socket | None = None) -> socket.so
             return before
         return _bound(where[:2], family, dual_stack=host == '::')
     except OSError as error:
-        raise _cannot_listen(error, host, port, 'rendezvous_port or listen_host') from None
+        what = 'set rendezvous_port or listen_host in local.py, or end what listens there'
+        raise _cannot_listen(error, host, port, what) from None
 
 
 def node_listener(options: Options, number: int, is_first: bool = False) -> socket.socket:
@@ -71,16 +72,18 @@ def node_listener(options: Options, number: int, is_first: bool = False) -> sock
             return _bound(where[:2], family, dual_stack=False)
         return socket.create_server(where[:2], family=family, backlog=BACKLOG, reuse_port=True)
     except OSError as error:
-        raise _cannot_listen(error, host, port, 'node_port or node_host') from None
+        what = 'set node_port or node_host in local.py, or end what listens there'
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            what = 'node_host must be an address of this machine, or a name that leads to one'
+        raise _cannot_listen(error, host, port, what) from None
 
 
-def _cannot_listen(error: OSError, host: str, port: int, options: str) -> Mistake:
+def _cannot_listen(error: OSError, host: str, port: int, what: str) -> Mistake:
     # An address or a name server that is not there yet, while the machine starts.
     is_early = error.errno in (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)
     why = os.strerror(error.errno or 0) if (error.errno or 0) > 0 else error.strerror
     return (PassingMistake if is_early else Mistake)(
-        f'cannot listen on {host}, port {port}: {why}; '
-        f'set {options} in local.py, or end what listens there'
+        f'cannot listen on {host}, port {port}: {why}; {what}'
     )
 
 

@@ -287,8 +287,10 @@ def why(error: BaseException) -> BaseException | str:
     if isinstance(error, RedisClusterException) and error.__cause__:
         return error.__cause__
     if isinstance(error, MasterNotFoundError):
-        kinds = ', '.join(sorted(set(_KINDS.findall(str(error)))))
-        return f'no Sentinel names a primary: {kinds or "they know none"}'
+        kinds = sorted(set(_KINDS.findall(str(error))))
+        said = f'no Sentinel names a primary: {", ".join(kinds) or "they know none"}'
+        wants = '; a Sentinel wants a password, see ?sentinel_password= in local.example.py'
+        return said + wants if 'AuthenticationError' in kinds else said
     return error
 
 

@@ -40,6 +40,8 @@ SCANNED = 500  # keys that Redis looks at for an answer, which takes 1 ms to rea
 SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
 EVICTS = 'Redis may delete entries when its memory is full: set maxmemory-policy %s to noeviction'
+# How it ends where one side speaks TLS, and the other one does not.
+PERHAPS_TLS = re.compile('Timeout connecting|Timeout reading|reset by peer|closed by server|SSL')
 
 
 class StoreDown(Mistake):
@@ -81,7 +83,7 @@ class Entries:
         self._launcher = embedded.Launcher() if self.is_embedded and starts_store else None
         self._turns = Semaphore(CONNECTIONS)
         self._down_since = -math.inf
-        self.is_cluster = False
+        self._has_answered = False
         self.errors = 0  # questions that ended with StoreDown
         self._place = client.place(options)
         self._line = client.Line(self._place)
@@ -365,7 +367,9 @@ class Entries:
         if not self._turns.acquire(timeout=TURN_SECONDS):
             raise StoreDown(f'Redis is busy: no turn for a question within {TURN_SECONDS} seconds')
         try:
-            return self._try(command, *args, **kwargs)
+            answer = self._try(command, *args, **kwargs)
+            self._has_answered = True
+            return answer
         except (*client.ERRORS, OSError, ValueError) as error:  # it may not even be a Redis
             raise self._failure(error) from None
         except Mistake as mistake:  # the embedded store cannot be started
@@ -393,6 +397,9 @@ class Entries:
         sentence = f'start it, or set {self._set} in local.py'
         if not self._options.redis_url:
             sentence += ' (redis_host: None is the embedded store)'
+        if self._place.hosts and not self._has_answered and PERHAPS_TLS.search(why):
+            it = 'no TLS: redis://' if self._place.has_tls else 'TLS: rediss:// in redis_url'
+            sentence += f'; or it has {it}'
         return f'Redis does not answer ({why}): {sentence}'
 
     @property
@@ -497,5 +504,6 @@ def _place(address: str) -> str:
 def _error_text(error: BaseException | str) -> str:
     """What Redis or the system says, for the log, without the command: that may hold a secret."""
     text = str(error).rpartition(' of pipeline caused error: ')[2].partition(', with args')[0]
+    text = re.sub(',? script: [0-9a-f]{40}.*', '', text)  # of us all
     code = getattr(error, 'status_code', None) or ''
     return re.sub('[^ -~]', '?', f'{code} {text}'.strip())[:200]

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from rendezvous.wire.addresses import authority, is_host
 from rendezvous.wire.programs import Mistake
 
-PORT, SENTINEL_PORT = 6379, 26379
+PORT, SENTINEL_PORT, MAX_PORT = 6379, 26379, 65535
 SENTINEL, CLUSTER, UNIX = 'sentinel', 'cluster', 'unix'
 EXAMPLES = {
     '': 'redis://USER:PASSWORD@redis.example.com:6379/0',
@@ -114,6 +114,8 @@ def _host(kind: str, text: str) -> tuple[str, int]:
         parts = urlsplit(f'//{text}')
         host, port = parts.hostname or '', parts.port
     except ValueError:  # the port is no number, or too large
+        if text.rpartition(':')[2].isdecimal():
+            raise _mistake(kind, f'must have a port that is at most {MAX_PORT}') from None
         host, port = '', None
     if not is_host(host) or port == 0:
         raise _mistake(kind, 'must have an IP address or a DNS name, and perhaps a port')
@@ -126,7 +128,8 @@ def _query(kind: str, has_tls: bool, query: str) -> dict[str, str]:
     pairs = [pair.partition('=') for pair in query.split('&') if pair]
     found = {name: unquote(value) for name, _, value in pairs}
     if not allowed and found:
-        raise _mistake(kind, 'must have no ?: in a password write %3F')
+        names = ', '.join(TLS_FILES)
+        raise _mistake(kind, f'must have no ? ({names}: with TLS); in a password write %3F')
     if not found.keys() <= set(allowed) or not all(found.values()):
         raise _mistake(kind, f'must have only {", ".join(allowed)} behind its ?, each with a value')
     return found

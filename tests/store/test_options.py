@@ -244,6 +244,19 @@ def test_address_that_may_come_later_is_worth_another_start(folder):
     assert re.match(r'cannot listen on 192\.0\.2\.1, port \d+: .*set rendezvous_port', sentence)
 
 
+@pytest.mark.parametrize(
+    ('host', 'status'), [('192.0.2.1', os.EX_TEMPFAIL), ('no-such-name.invalid', None)]
+)
+def test_node_host_that_is_not_of_this_machine_is_said(folder, redis_options, host, status):
+    """Without a name server nobody knows whether the name exists."""
+    folder.set(**redis_options, node_host=host, node_port=free_port())
+    ran = folder.run('server.py')
+    assert ran.status in ([status] if status else [os.EX_TEMPFAIL, os.EX_CONFIG])
+    sentence = ran.sentence(ran.status)
+    why = '; node_host must be an address of this machine, or a name that leads to one'
+    assert re.match(rf'cannot listen on {re.escape(host)}, port \d+: .*{why}$', sentence)
+
+
 def test_port_in_use_is_one_sentence(folder):
     with socket.create_server(('127.0.0.1', 0)) as other:
         folder.set(rendezvous_port=other.getsockname()[1])

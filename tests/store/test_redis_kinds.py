@@ -14,6 +14,7 @@ import gevent
 import pytest
 from conftest import OK, code, connect_request, descriptors, free_port, get, until
 from faults import Relay
+from gevent.server import StreamServer
 from redises import PASSWORD, Node, Sentinel, Watched, cluster, cluster_options, tls_front, watched
 from shells import Shell
 
@@ -21,7 +22,7 @@ from rendezvous.admin import entry_files
 from rendezvous.store import options as local
 from rendezvous.store import questions, state
 from rendezvous.store.client import mget
-from rendezvous.store.entries import CHANGES, Entries, StoreDown, fields_of, scan
+from rendezvous.store.entries import CHANGES, Entries, StoreDown, _error_text, fields_of, scan
 from rendezvous.store.options import DEFAULTS
 
 
@@ -429,3 +430,33 @@ def test_hosts_that_do_not_answer_are_one_sentence(folder):
             rf'Redis does not answer \({why}\): start it, or set redis_url in', sentence
         )
         assert PASSWORD not in sentence
+
+
+def test_tls_on_one_side_alone_is_said(folder, tmp_path, pair):
+    with one_redis(tmp_path) as node:
+        files = {'keyfile': pair['key_file'], 'certfile': pair['crt_file']}
+        tls = StreamServer(('127.0.0.1', 0), lambda sock, _: sock.recv(100), **files)
+        with closing(tls):
+            tls.start()
+            folder.set(redis_url=f'redis://127.0.0.1:{tls.server_port}')
+            sentence = folder.run('server.py', '--check').sentence()
+        assert sentence.endswith('; or it has TLS: rediss:// in redis_url')
+        folder.set(redis_url=f'rediss://127.0.0.1:{node.port}')
+        sentence = folder.run('server.py', '--check').sentence()
+        assert sentence.endswith('; or it has no TLS: redis://')
+
+
+def test_sentinel_that_wants_a_password_is_said(folder, tmp_path):
+    with watched(tmp_path / 'watched') as found:
+        for each in found.sentinels:
+            each.ask('ACL', 'SETUSER', 'default', 'resetpass', '>swordfish')
+        folder.set(**found.options)
+        sentence = folder.run('server.py', '--check').sentence()
+        assert 'a Sentinel wants a password, see ?sentinel_password= in local.example' in sentence
+        folder.set(redis_url=f'{folder.options["redis_url"]}?sentinel_password=swordfish')
+        assert folder.run('server.py', '--check').status == 0
+
+
+def test_error_of_a_script_is_told_without_its_hash():
+    said = f'NOPERM no permissions script: {"5f" * 20}, on @user_script:1.'
+    assert _error_text(said) == 'NOPERM no permissions'

@@ -83,6 +83,21 @@ def test_url_that_is_none_is_one_sentence_with_an_example_and_without_a_secret(t
     assert redis_url.place(example)
 
 
+@pytest.mark.parametrize(
+    ('url', 'why'),
+    [
+        ('redis://a.b:639000', 'must have a port that is at most 65535'),
+        ('redis+cluster://a.b,[::1]:70000', 'must have a port that is at most 65535'),
+        (
+            'redis://a.b?foo=1',
+            r'must have no \? \(ssl_ca_certs, ssl_certfile, ssl_keyfile: with TLS',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_said(tmp_path, url, why):
+    assert re.match(f'local.py: redis_url {why}', mistake(tmp_path, redis_url=url))
+
+
 def test_place_is_named_without_user_and_password():
     for place in GOOD.values():
         text = str(place._replace(user=SECRET, password=SECRET, more={'sentinel_password': SECRET}))
