@@ -113,7 +113,9 @@ class Admission:
         except StoreRefuses as error:
             verdict = Verdict(refused=str(error))
         if verdict.refused:
-            self._refuses.begins(f'wrong codes are counted in memory: {verdict.refused}')
+            self._refuses.begins(
+                f'until Redis takes them, wrong codes are counted in memory: {verdict.refused}'
+            )
             if self._per_day and known and short:
                 if self._unwritten[uuid] >= self._per_day:
                     return verdict._replace(ration=verdict.ration or 3)

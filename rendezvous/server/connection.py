@@ -139,7 +139,7 @@ class Rendezvous:
                 connection.peer = self._announced(connection)
             self.limits.admit(connection)
             if self.context:
-                connection.sock = self._shake_hands(connection.sock, self.context)
+                connection.sock = self._shake_hands(connection, self.context)
             return self._serve(connection)
         except Refusal as refusal:
             level = logging.DEBUG if refusal.is_routine else logging.INFO
@@ -154,12 +154,19 @@ class Rendezvous:
             log.log(level, '%s lost: %s', connection.peer, _why(error))
         return close_gracefully
 
-    def _shake_hands(self, sock: Socket, context: ssl.SSLContext) -> Socket:
+    def _shake_hands(self, connection: Connection, context: ssl.SSLContext) -> Socket:
+        """Raises Refusal, OSError or Evicted."""
         try:
-            shaken = dialogue.shake_hands(sock, context)
+            shaken = dialogue.shake_hands(connection.sock, context)
         except OSError:
             self.counters.handshakes_failed += 1
             raise
+        except ValueError as error:
+            self.counters.handshakes_failed += 1
+            self._warn(
+                '%s %s: closed; set proxy_protocol to True in local.py', connection.peer, error
+            )
+            raise Evicted from None
         self.counters.handshakes += 1
         return shaken
 

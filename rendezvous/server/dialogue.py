@@ -56,11 +56,13 @@ def read_proxy_header(sock: socket.socket) -> Peer | None:
 
 
 def shake_hands(sock: Socket, context: ssl.SSLContext) -> TLSSocket:
-    """TLS on a connection. Raises Refusal where the client speaks plain HTTP, or OSError."""
+    """TLS on a connection. Raises Refusal where the client speaks plain HTTP, ValueError where a
+    proxy in front begins it with a header of its own, or OSError.
+    """
     with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError('no TLS handshake')):
         first = sock.receive()
         if proxy_line.is_begun(first):
-            raise ConnectionError('sends a PROXY header: set proxy_protocol to True in local.py')
+            raise ValueError('sends a PROXY header')
         if not first[:1].isalpha():  # a handshake begins with 22
             tls = TLSSocket(context, sock.raw, came=first)
             tls.do_handshake()

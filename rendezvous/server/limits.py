@@ -194,13 +194,14 @@ class UnknownUuids:
 
 
 class ThrottledWarning:
-    """A warning for what may happen a thousand times a second: said once a second at the most."""
+    """A warning for what may happen a thousand times a second: said once in so many at the most."""
 
-    def __init__(self):
-        self._count, self._said_at = 0, -math.inf
+    def __init__(self, seconds: float = 1):
+        self._seconds, self._count, self._said_at = seconds, 0, -math.inf
 
     def __call__(self, message: str, *args) -> None:
         self._count += 1
-        if time.monotonic() - self._said_at >= 1:
-            log.warning(f'{message} (%d times)', *args, self._count)
+        if time.monotonic() - self._said_at >= self._seconds:
+            often = 'once' if self._count == 1 else f'{self._count} times'
+            log.warning(f'{message} (%s)', *args, often)
             self._count, self._said_at = 0, time.monotonic()

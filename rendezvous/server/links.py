@@ -29,6 +29,7 @@ PROVE_SECONDS = 10  # that a caller may take for its handshake
 UNPROVEN = 64  # callers in their handshake at a time
 IDLE = LINKS // 2  # links without a question: one more takes the place of the oldest
 PAUSE_SECONDS = 0.1  # after an error of accept: all descriptors may be used up
+STRANGER_SECONDS = 60  # between two lines of the log about callers that are no nodes
 GREETING_BYTES = 100
 GREETING = re.compile(rb'rendezvous 1 ([0-9a-f]{16})\n')
 
@@ -132,7 +133,7 @@ class Door:
         self._idle: dict[socket.socket, None] = {}
         self._listener: socket.socket | None = None
         self._accepting: gevent.Greenlet | None = None
-        self._warn = ThrottledWarning()
+        self._warn, self._warn_of_stranger = ThrottledWarning(), ThrottledWarning(STRANGER_SECONDS)
 
     def open(self, listener: socket.socket) -> None:
         _prepare(listener)  # each connection inherits it (Linux)
@@ -191,9 +192,9 @@ class Door:
             return True
         except (ssl.SSLError, TimeoutError) as error:
             why = getattr(error, 'reason', None) or str(error)
-            self._warn(
-                'closed %s: %s; a node needs the node_secret of the others, and nobody else should '
-                'reach node_port: set a firewall',
+            self._warn_of_stranger(
+                'a node needs the node_secret of the others, and nobody else should reach '
+                'node_port: set a firewall; closed %s: %s',
                 *(peer, why.lower().replace('_', ' ')),
             )
         except (OSError, Ended) as error:

@@ -230,8 +230,9 @@ class Parent:
         self._old_by = time.monotonic() + OLD_SECONDS
         if not now.has_store:
             self._kill(self._numbered(STORE), signal.SIGTERM)
-        port = now.listener.getsockname()[1]
-        log.info('listening on port %d of %s', port, now.options.rendezvous_host)
+        port, host = now.listener.getsockname()[1], now.options.listen_host
+        at = f', at {host}' if host else ''
+        log.info('listening on port %d of %s%s', port, now.options.rendezvous_host, at)
         self._say('good')
 
     def _stop(self) -> None:

@@ -385,4 +385,4 @@ def test_seldom_counts_what_it_does_not_say(caplog, monkeypatch):
             say('%s', 'x')
         now += 1
         say('%s', 'x')
-    assert caplog.messages == ['x (1 times)', 'x (5 times)']
+    assert caplog.messages == ['x (once)', 'x (5 times)']
