@@ -456,6 +456,8 @@ class Rendezvous:
             visit = self.visits.begin(uuid, peer.host, at, pipe)
             try:
                 how, left = self._pipe(pipe, peer, octets)
+                if held.is_far and how is How.HIDDEN_RESET:
+                    pipe.how = How.FAR_RESET
             finally:
                 self.visits.end(visit)
                 if not left:

@@ -36,6 +36,7 @@ class How(Enum):
     MOBILE_RESET = 'mobile client reset'
     HIDDEN_CLOSED = 'hidden server closed'
     HIDDEN_RESET = 'hidden server reset'
+    FAR_RESET = 'hidden server or its node reset'  # a node that is killed looks the same
     CHANGED = 'entry changed'
     ON_PAGE = 'ended on the page'
     ENDED = 'ended by the server'

@@ -327,6 +327,7 @@ def test_nodes_that_are_linked_say_so(tmp_path):
         for number in (2, 3):
             host = f'127.0.0.{number}'
             options = redis.options | {'workers': 1, 'node_host': host, 'node_port': free_port()}
+            options |= {'listen_host': host}
             folder = stack.enter_context(Folder(tmp_path / host, **options))
             folder.pair()
             servers.append(folder.serve()[0])
@@ -335,6 +336,7 @@ def test_nodes_that_are_linked_say_so(tmp_path):
             found = known_nodes(folder)
             return found if [bool(each['links']) for each in found] == [True, True] else None
 
+        assert re.search(f'listening on port .*, at {host}\n', folder.log())
         nodes = until(are_linked, 'they have links', 20)
         assert [each['name'] for each in nodes] == ['127.0.0.2', '127.0.0.3']
         assert {each['host'] for each in nodes} == {socket.gethostname()}

@@ -160,6 +160,17 @@ def test_mobile_client_gets_the_hidden_server_of_another_node(
     assert counters == [mobile_at == 0, mobile_at == 1]
 
 
+def test_answer_that_another_node_cuts_off_is_known_as_such(nodes, hinted, connect, entries, uuid):
+    hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
+    mobile.send(get(uuid))
+    hidden.until(b'\r\n\r\n')
+    hidden.send(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello')
+    mobile.until(b'hello')
+    hidden.reset()
+    (kept,) = until(lambda: state.history(entries, uuid), 'it is noted')
+    assert kept.how == 'hidden server or its node reset'
+
+
 def test_answer_to_a_head_request_crosses(nodes, hinted, connect, uuid):
     hidden, mobile = hinted(nodes[0], uuid), connect(nodes[1])
     mobile.send(get(uuid, '/', 'HEAD'))
