@@ -77,6 +77,7 @@ class Presence:
         self._sweep_at = math.inf
         self._lost: dict[str, Lost] = {}
         self._seen: dict[str, Sign] = {}
+        self._due: dict[str, Sign] = {}  # what was seen before the counts were taken
         self._rendezvous: deque[tuple[str, str]] = deque(maxlen=BACKLOG)
         self._refused: dict[str, dict[tuple[str, str], Refused]] = {}  # the oldest UUID first
         self._hours: dict[tuple[str, int], list[int]] = {}
@@ -175,6 +176,8 @@ class Presence:
 
         What happens meanwhile is for the next time: each batch costs a disk write.
         """
+        # Who comes while Redis is asked is not in `counts`: then it would seem to have left.
+        self._due, self._seen = self._due | self._seen, {}
         if not self._has_arrived:
             upkeep.migrate(self._entries)  # the last outages, too
             self._arrive(OUTAGE_SECONDS)
@@ -225,7 +228,7 @@ class Presence:
         is_due = with_news and now - self._heartbeat_at > HEARTBEAT_SECONDS
         # Each time costs an entry's whole day: so it is not done each second.
         hours = bool(self._hours or self._failed) and now - self._hours_at > HEARTBEAT_SECONDS
-        news = with_news and (self._seen or self._rendezvous or self._refused or hours)
+        news = with_news and (self._due or self._rendezvous or self._refused or hours)
         gone = self._gone(counts)
         if not (changed or gone or news or is_due):
             return None
@@ -233,7 +236,7 @@ class Presence:
         return {
             'counts': dict(islice(changed.items(), BATCH)),
             'gone': dict(islice(gone.items(), BATCH)),
-            'seen': {uuid: self._seen.pop(uuid) for uuid in list(islice(self._seen, BATCH))},
+            'seen': {uuid: self._due.pop(uuid) for uuid in list(islice(self._due, BATCH))},
             'rows': [self._rendezvous.popleft() for _ in range(min(BATCH, len(self._rendezvous)))],
             'refusals': self._refusals(),
             'hours': self._hour_rows() if hours else [],

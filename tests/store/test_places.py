@@ -79,6 +79,23 @@ def test_place_that_a_full_redis_does_not_take_is_written_later(entries, uuid, w
     assert places(entries, uuid)[second.name] == '2 0'
 
 
+def test_hidden_server_that_comes_while_a_batch_is_written_has_not_left(
+    entries, uuid, work, monkeypatch
+):
+    worker, has_lost = work(), batches.has_lost
+    worker.write()
+
+    def comes(*arguments) -> bool:  # Redis is asked before the batch is made
+        worker.presence.note_online(uuid, ADDRESS)
+        return has_lost(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batches, 'has_lost', comes)
+        worker.write()
+    worker.write(uuid)
+    assert states(entries, uuid) == [ONLINE]
+
+
 def test_worker_that_was_left_is_known_while_it_is_expected_back(entries, uuid, work, monkeypatch):
     worker = work()
     worker.presence.note_online(uuid, ADDRESS)
