@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from gevent.event import Event
 
 from rendezvous.store import batches, keys, upkeep
 from rendezvous.store.batches import Batch, HourRow, Refused, Sign
-from rendezvous.store.entries import Entries, StoreDown, StoreRefuses
+from rendezvous.store.entries import Entries, StoreDown, StoreRefuses, slices
 from rendezvous.store.entry_json import Json
 from rendezvous.store.state import HISTORY, HOUR_SECONDS, KINDS, Why, channel, living
 
@@ -83,6 +83,7 @@ class Presence:
         self._hours: dict[tuple[str, int], list[int]] = {}
         self._failed: dict[tuple[str, int], int] = {}
         self._unanswered: Batch | None = None  # it was sent, and no answer came
+        self._changes: Iterator | None = None  # what is not written yet; None: all is to be seen
 
     def note_online(self, uuid: str, address: str) -> None:
         """It was seen just now: a registration began or ended."""
@@ -187,7 +188,7 @@ class Presence:
             self._send(self._unanswered)
         if self._has_written and self._has_lost():
             self._start_over()
-        was_full = True
+        was_full, self._changes = True, None
         while batch := self._batch(counts, was_full):
             self._send(batch)
             gevent.sleep(0)
@@ -220,10 +221,9 @@ class Presence:
 
     def _batch(self, counts: Counts, with_news: bool) -> Batch | None:
         """What is to be written, or a part of it; None: there is nothing, or nothing but news."""
-        changed: dict[str, tuple[int, int] | None] = {
-            uuid: count for uuid, count in counts.items() if self._written.get(uuid) != count
-        }
-        changed |= dict.fromkeys(self._written.keys() - counts.keys())
+        if self._changes is None:
+            self._changes = self._changed(counts)
+        changed = dict(islice(self._changes, BATCH))
         now = time.monotonic()
         is_due = with_news and now - self._heartbeat_at > HEARTBEAT_SECONDS
         # Each time costs an entry's whole day: so it is not done each second.
@@ -234,8 +234,8 @@ class Presence:
             return None
         self._number += 1
         return {
-            'counts': dict(islice(changed.items(), BATCH)),
-            'gone': dict(islice(gone.items(), BATCH)),
+            'counts': changed,
+            'gone': gone,
             'seen': {uuid: self._due.pop(uuid) for uuid in list(islice(self._due, BATCH))},
             'rows': [self._rendezvous.popleft() for _ in range(min(BATCH, len(self._rendezvous)))],
             'refusals': self._refusals(),
@@ -243,13 +243,17 @@ class Presence:
             'number': self._number,
         }
 
+    def _changed(self, counts: Counts) -> Iterator[tuple[str, tuple[int, int] | None]]:
+        for some in slices(counts.items()):
+            yield from (each for each in some if self._written.get(each[0]) != each[1])
+        yield from dict.fromkeys(self._written.keys() - counts.keys()).items()
+
     def _gone(self, counts: Counts) -> dict[str, float]:
-        """Who has left so long ago that it is told, and when that was."""
-        if not self._lost:
-            return {}
+        """Some that have left so long ago that it is told, and when that was."""
         before = time.monotonic() - PATIENCE_SECONDS
         lost = self._lost.items()
-        return {uuid: at for uuid, (at, noticed) in lost if noticed < before and uuid not in counts}
+        gone = ((uuid, at) for uuid, (at, then) in lost if then < before and uuid not in counts)
+        return dict(islice(gone, BATCH))
 
     def _refusals(self) -> list[tuple[str, str, str, Refused]]:
         return [
@@ -298,7 +302,7 @@ class Presence:
         # What had gone may be there again.
         left = upkeep.had(self._entries, self.name).keys() - self._written.keys()
         self._lose(dict.fromkeys(left, time.time()))
-        self._written, self._marks = dict.fromkeys(self._written, LOST), {}
+        self._written, self._marks, self._changes = dict.fromkeys(self._written, LOST), {}, None
         self._has_written, self._heartbeat_at = False, -math.inf
 
     def _has_lost(self) -> bool:

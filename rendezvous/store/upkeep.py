@@ -121,7 +121,7 @@ def _remove(entries: Entries, name: str, uuids: Iterable[str]) -> None:
     forget(entries, [(uuid, name) for uuid in uuids])
 
     def remove(redis: Redis) -> None:
-        redis.delete(keys.live(name))
+        redis.unlink(keys.live(name))
         if redis.type(keys.SERVERS) == 'zset':
             redis.zrem(keys.SERVERS, name)
 
