@@ -178,16 +178,14 @@ class Nodes:
         return self._door.count() + sum(link.fileno() >= 0 for link in self._links)
 
     def _look_at_secret(self) -> None:
-        self._doubt.clear()
+        seconds = SECRET_SECONDS
         try:
             self._membership.look()
-        except StoreDown:
-            pass  # others say that
+        except StoreDown:  # others say that
+            seconds = SECRET_SECONDS if self._membership.contexts else TEND_SECONDS
         except (OSError, ValueError) as error:
             self._warn('this node has no links to others: %s', error)
-        _sleep(TEND_SECONDS)
-        if self._membership.contexts:
-            self._doubt.wait(SECRET_SECONDS * random.uniform(*SPREAD))
+        _sleep(seconds)
 
     def _look_for_others(self) -> None:
         with suppress(StoreDown):  # what is known stays
