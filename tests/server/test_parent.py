@@ -361,8 +361,8 @@ def test_version_that_cannot_start_leaves_the_old_one_as_it_is(server, name, cha
 @pytest.mark.parametrize('dies', ['at once', 'after the trial'])
 def test_version_whose_workers_die_leaves_the_old_ones_and_the_next_good_one_serves(server, dies):
     """... and bin/run.sh, which has brought it, says so."""
-    line, port = '    worker.start()\n', free_port()
-    change = {'at once': '    1 / 0\n', 'after the trial': f'{line}    os._exit(3)\n'}[dies]
+    line, port = '        worker.start()\n', free_port()
+    change = {'at once': '        1 / 0\n', 'after the trial': f'{line}        os._exit(3)\n'}[dies]
     server.folder.set(rendezvous_port=port)
     with server.edited('rendezvous/server/worker.py', line, change):
         ran = server.folder.run(*RUN_SH)
