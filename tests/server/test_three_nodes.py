@@ -260,6 +260,7 @@ def test_nodes_meet_without_redis(three, what):
     uuid = three.add()
     hiding = three.hide(uuid, Origin(), holder.host)
     until_known(three, uuid, (holder, 4))
+    three.until_linked()  # by Redis they learn of each other
     with frozen(three.redis.process.pid) if what == 'frozen' else killed(three.redis):
         outcomes = [ask(node, uuid, seconds=30) for node in (other, asked) for _ in 'ab']
     assert all(map(good, outcomes)), outcomes

@@ -338,16 +338,29 @@ class Three:
         count = WORKERS * len(self.nodes)
         until(lambda: len(self.workers()) == count, 'all are in Redis', START_SECONDS)
 
+    def until_linked(self) -> None:
+        """Each worker has told that it has links to each one of the other nodes, and they to it."""
+        least = 2 * WORKERS * (len(self.nodes) - 1)
+        until(
+            lambda: all(about['links'] >= least for about in self._abouts().values()),
+            'all are linked',
+            START_SECONDS,
+        )
+
     def workers(self) -> dict[str, str]:
         """Those that live, by Redis: of each name the node."""
+        return {name: about['node'] for name, about in self._abouts().items()}
 
-        def read(redis) -> dict[str, str]:
+    def _abouts(self) -> dict[str, dict]:
+        """What those that live say of themselves."""
+
+        def read(redis) -> dict[str, dict]:
             found = {}
             for name in redis.zrange(keys.SERVERS, 0, -1):
                 ((_, count),) = redis.pubsub_numsub(state.channel(name))
                 about = json.loads(redis.hget(keys.live(name), 'about') or '{}')
                 if count and about:
-                    found[name] = about['node']
+                    found[name] = about
             return found
 
         return self.entries.ask(read)
