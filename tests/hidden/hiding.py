@@ -62,9 +62,9 @@ def listen(start):
     """Starts local servers."""
     listeners = []
 
-    def listen(handle, *where) -> Listener:
-        """`where`: as of Listener."""
-        listeners.append(Listener(handle, *where))
+    def listen(handle, *where, **how) -> Listener:
+        """`where` and `how`: as of Listener."""
+        listeners.append(Listener(handle, *where, **how))
         return listeners[-1]
 
     yield listen

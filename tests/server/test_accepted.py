@@ -152,6 +152,7 @@ def test_whole_answer_is_no_cut_one_for_a_slow_mobile_client_of_another_worker(
     path, much = str(tmp_path / 'worker'), os.urandom(600_000)  # two reads
 
     def answer(visitor: Visitor) -> None:
+        visitor.say(YES)
         visitor.send(much)
         sockets.close_gracefully(visitor)
 
@@ -160,6 +161,7 @@ def test_whole_answer_is_no_cut_one_for_a_slow_mobile_client_of_another_worker(
         listener.listen()
         link = OtherWorker(path)
         answering = gevent.spawn(answer, Visitor(listener.accept()[0]))
+        assert link.answer() == YES
         came = link.receive()
         answering.join(timeout=0.2)  # meanwhile the mobile client takes nothing
         while octets := link.receive():
