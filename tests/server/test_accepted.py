@@ -10,7 +10,7 @@ from conftest import connect_request, until
 from gevent.event import AsyncResult
 
 from rendezvous.server.accepted import Connection
-from rendezvous.server.meeting import OtherWorker, Visitor
+from rendezvous.server.hop import YES, OtherWorker, Visitor
 from rendezvous.wire import sockets
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.sockets import Ended, Socket
@@ -153,6 +153,7 @@ def test_whole_answer_is_no_cut_one_for_a_slow_mobile_client_of_another_worker(
 
     def answer(visitor: Visitor) -> None:
         visitor.say(YES)
+        visitor.receive()
         visitor.send(much)
         sockets.close_gracefully(visitor)
 
@@ -162,6 +163,7 @@ def test_whole_answer_is_no_cut_one_for_a_slow_mobile_client_of_another_worker(
         link = OtherWorker(path)
         answering = gevent.spawn(answer, Visitor(listener.accept()[0]))
         assert link.answer() == YES
+        link.send(b'GET / HTTP/1.1\r\n\r\n')
         came = link.receive()
         answering.join(timeout=0.2)  # meanwhile the mobile client takes nothing
         while octets := link.receive():
