@@ -36,7 +36,7 @@ _ENDED = {
     How.HIDDEN_CLOSED.value: 'finished by hidden server',
     How.MOBILE_RESET.value: 'broken off by mobile client',
     How.HIDDEN_RESET.value: 'broken off by hidden server',
-    How.FAR_RESET.value: 'broken off by hidden server or its node',
+    How.FAR_RESET.value: 'broken off, or its node gone',
     How.CHANGED.value: 'ended: disabled or new secret',
 }
 
