@@ -274,7 +274,7 @@ def test_server_counts_by_address_and_keeps_descriptors_for_headers(tmp_path):
 
 HAPROXY = """
 global
-    maxconn 100
+    maxconn 2000  # it refuses a descriptor of a larger number, too
 defaults
     mode tcp
     timeout connect 5s
