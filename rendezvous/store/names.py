@@ -103,7 +103,9 @@ def put(entries: Entries, uuid: str, before: Field, after: Field) -> bool:
     holder = _get(entries, name) if name else ''
     is_taken = UUID.fullmatch(holder) and entries.exists(holder)
     gone = '' if is_taken else holder  # which may be anything that another program wrote
-    arguments = uuid, before.text, after.text, CHANGES, name, gone, *(mine - wanted)
+    # Not `mine`: between the two questions of a `read` another one may have given it that name.
+    given_back = set(before.text.split()[:3]) - wanted
+    arguments = uuid, before.text, after.text, CHANGES, name, gone, *given_back
     answer = entries.run(scripts.PUT_NAME, [keys.NAMES], arguments)
     if answer not in ('', CHANGED):
         raise Taken(name, answer)

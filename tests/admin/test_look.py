@@ -34,7 +34,7 @@ def test_nothing_is_read_while_nobody_asks(page, monkeypatch):
     monkeypatch.setattr(book, 'REST_SECONDS', 0.2)
     (uuid,) = make(page, 1)
     assert [*page.rows()] == ['Machine 0']
-    assert followers(page) == 1
+    until(lambda: followers(page) == 1, 'it listens, and nobody of an earlier test')
     until(lambda: not followers(page), 'it does not listen any more', 5)
     before = commands(page)
     gevent.sleep(0.05)

@@ -99,6 +99,14 @@ def test_names_change_hands_at_once_and_nobody_has_anothers(entries, two):
         assert len(both) == 4
 
 
+def test_name_that_an_entry_got_back_while_its_field_was_read_is_given_back(entries, two):
+    names.give(entries, two[0], 'attic')
+    # The name was another one's in the moment in which it was looked up.
+    assert names.put(entries, two[0], names.Field('attic'), names.plain('cellar'))
+    assert names.give(entries, two[1], 'attic')
+    assert names.known(entries) == {'cellar': two[0], 'attic': two[1]}
+
+
 def test_deleted_entry_gives_its_name_back(entries, two):
     names.give(entries, two[0], 'kitchen')
     assert entries.delete(two[0])

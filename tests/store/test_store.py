@@ -355,6 +355,7 @@ def test_folder_may_be_moved_and_lie_deep(tmp_path):
         folder.pair()
         page = Visitor(folder)
         uuid = page.made()
+        os.kill(page.program.pid, signal.SIGSTOP)  # it would start the store again
         for pid in folder.stores():
             os.kill(pid, signal.SIGKILL)
         page.program.end(signal.SIGKILL)
