@@ -114,6 +114,7 @@ class Crossing:
         return self.nodes.connect(name)
 
     def keep(self, name: str, sock: Asked) -> None:
+        assert isinstance(sock, Link)  # it came from `connect`
         self.nodes.keep(sock)
 
 

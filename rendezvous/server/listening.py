@@ -33,6 +33,9 @@ SO_ATTACH_FILTER = 26  # of Linux; the socket module has no name for it
 # A program for the kernel (classic BPF) that looks at what comes to the listening socket: takes the
 # flags of TCP, of these SYN and ACK, and drops a SYN without an ACK.
 NO_SYN = [(0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (6, 0, 0, 0), (6, 0, 0, 65536)]
+# Of a worker of a node: links that it or another one has opened in advance, and callers at its node
+# port that have not proved that they are nodes.
+LINKS = 512
 FEWEST = 8  # connections of a worker: with less it serves nobody
 
 

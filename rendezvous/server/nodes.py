@@ -27,7 +27,7 @@ from rendezvous.server.limits import ThrottledWarning
 from rendezvous.server.links import Door, Link, NodeVisitor, call
 from rendezvous.server.listening import node_listener
 from rendezvous.server.membership import Contexts, Membership
-from rendezvous.store import entry_json
+from rendezvous.store import entry_json, keys
 from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
@@ -178,18 +178,24 @@ class Nodes:
         return self._door.count() + sum(link.fileno() >= 0 for link in self._links)
 
     def _look_at_secret(self) -> None:
-        seconds = SECRET_SECONDS
+        self._doubt.clear()
+        is_soon, before = False, self._membership.contexts
         try:
             self._membership.look()
         except StoreDown:  # others say that
-            seconds = SECRET_SECONDS if self._membership.contexts else TEND_SECONDS
+            is_soon = not self._membership.contexts
         except (OSError, ValueError) as error:
             self._warn('this node has no links to others: %s', error)
-        _sleep(seconds)
+        if self._membership.contexts is not before:
+            for far in self._far.values():
+                far.failures, far.again_at = 0, -math.inf  # calls were in vain with the other one
+        _sleep(TEND_SECONDS)
+        if not is_soon:
+            self._doubt.wait(SECRET_SECONDS * random.uniform(*SPREAD))
 
     def _look_for_others(self) -> None:
         with suppress(StoreDown):  # what is known stays
-            found: Any = self._entries.ask(lambda redis: redis.zrange(SERVERS, 0, -1))
+            found: Any = self._entries.ask(lambda redis: redis.zrange(keys.SERVERS, 0, -1))
             names = {name for name in found if WORKER.fullmatch(name)}
             self._near &= names | {self._name}
             self._apart &= names
@@ -316,6 +322,8 @@ class Nodes:
                 self.keep(link)
                 raise ConnectionError(f'worker {link.worker} answers in place of {far.name}')
         except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                self._doubt.set()
             far.failed()
             if far.failures == LOST and far.is_listed:
                 log.warning(

@@ -280,7 +280,11 @@ def serve(worker: Worker, orders: Orders) -> None:
     draining.link(lambda _: stopping.set())
     gevent.signal_handler(signal.SIGHUP, worker.reload)
     gevent.signal_handler(signal.SIGUSR1, draining.start)
-    worker.start()
+    try:
+        worker.start()
+    except Mistake as mistake:  # of its own port for other nodes
+        log.critical('%s', mistake)
+        raise
     os.kill(orders.parent, READY)
     stopping.wait()
     draining.kill()

@@ -125,8 +125,7 @@ def _in_a_cluster(entries: Entries, news: Json, how: Json, about: Json) -> Writt
     if early != '':
         return Written(not early, [])
     parts, text = list(_by_uuid(news)), json.dumps(how)
-    answers = run_all(
-        entries,
+    answers = entries.run_all(
         scripts.WRITE_NEWS,
         [([uuid, keys.batch(uuid) + worker], [json.dumps(part), text]) for uuid, part in parts],
     )
@@ -165,19 +164,3 @@ def _by_uuid(news: Json) -> Iterator[tuple[str, Json]]:
         for row in news[kind]:
             found[row[0]][kind].append(row)
     yield from found.items()
-
-
-def run_all(entries: Entries, script: str, calls: list[tuple[list, list]]) -> list[Any]:
-    """What a script answers to each of some keys and arguments, in as few questions as can be.
-
-    Raises StoreDown, and some of them may have run then.
-    """
-
-    def ask(redis: Redis) -> list[Any]:
-        sha = redis.script_load(script)  # to a node that is new, too
-        with redis.pipeline(transaction=False) as questions:
-            for names, arguments in calls:
-                questions.execute_command('EVALSHA', sha, len(names), *names, *arguments)
-            return questions.execute()
-
-    return entries.ask(ask) if calls else []

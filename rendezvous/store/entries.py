@@ -20,7 +20,8 @@ import gevent
 import redis
 from gevent.lock import Semaphore
 
-from rendezvous.store import embedded, entry_json, keys, rations, scripts
+from rendezvous.store import client, embedded, entry_json, keys, rations, scripts
+from rendezvous.store.client import Call, mget, run, run_all
 from rendezvous.store.entry_json import DIGITS, Json
 from rendezvous.store.options import Options
 from rendezvous.wire import sockets
@@ -35,7 +36,9 @@ TURN_SECONDS = 10  # that a question waits for others: a slow disk does not mean
 PAUSES_SECONDS = 0.01, 0.2  # between two tries while the embedded store starts: first, longest
 FAIL_FAST_SECONDS = 5  # after an embedded store that did not start in time: questions do not wait
 CHANGES = 'entries'  # the channel on which changed UUIDs are published
-SILENT_SECONDS = 5  # without a message; then we ask whether Redis is still there
+SILENT_SECONDS = 5  # between two looks whether the embedded store still tells of changes
+LOOK_SECONDS = 1  # the same of another Redis, which may be elsewhere after a fail-over
+OWN = 'answers:'  # and random digits: a channel that nobody else has
 SCANNED = 500  # keys that Redis looks at for an answer, which takes 1 ms to read
 SLICE = 100  # entries that are processed without a pause, some 3 ms
 ANY_UUID = '-'.join('?' * count for count in (8, 4, 4, 4, 12))  # as Redis matches keys
@@ -119,7 +122,7 @@ class Entries:
 
     def exists(self, uuid: str) -> bool:
         """Whether there is an entry, or whatever else under that key; raises StoreDown."""
-        return bool(self._ask(self._redis.exists, uuid))
+        return bool(self.ask(lambda redis: redis.exists(uuid)))
 
     def count_try(
         self, uuid: str, place: str, code: str, known: bool, now: float
@@ -347,7 +350,7 @@ class Entries:
 
     def run(self, script: str, names: Iterable[str] = (), arguments: Iterable = ()) -> Any:
         """What a script in Lua answers; Redis gets its text once. Raises StoreDown."""
-        return self.ask(partial(run, script=script, keys=list(keys), arguments=list(arguments)))
+        return self.ask(partial(run, script=script, keys=list(names), arguments=list(arguments)))
 
     def run_all(self, script: str, calls: Iterable[Call]) -> list:
         """What a script answers to each call, in one pipeline: to so many keys and arguments. Each

@@ -12,11 +12,10 @@ from typing import Any, BinaryIO
 import gevent
 from redis import Redis
 
-from rendezvous.store import embedded, names, scripts
+from rendezvous.store import embedded, keys, names, scripts
 from rendezvous.store.entries import Entries
 from rendezvous.store.entry_json import CHARACTERS, Json
-from rendezvous.store.keys import NAMES
-from rendezvous.store.state import CHANGES, HISTORY, KEPT_DAYS, STATES_KEY
+from rendezvous.store.state import CHANGES, HISTORY, KEPT_DAYS
 from rendezvous.wire.codes import UUID
 from rendezvous.wire.programs import Mistake
 
@@ -88,7 +87,9 @@ def put_back(entries: Entries, kept: Json) -> bool:
     row = checked(kept)
     if not entries.run(scripts.PUT_BACK, [row['uuid']], [json.dumps(row)]):
         return False
-    names.switch_on(entries, row['uuid'], row['name'])  # which tells the servers, too
+    if row['name']:
+        with suppress(names.Unfit):  # another program's key
+            names.give(entries, row['uuid'], row['name'])
     return True
 
 

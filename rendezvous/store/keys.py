@@ -9,6 +9,7 @@ HISTORY_OF = 'changes', 'hours', 'rendezvous', 'refusals'  # what is kept of an 
 STATE, PLACES, GUESSES = 'state', 'at', 'guesses'  # see `of`, too
 SERVERS, HEARD, OUTAGES = 'servers', 'heard:{servers}', 'outages:{servers}'
 ADDRESSES, LATEST = 'guesses:{addresses}', 'latest:{addresses}'  # of wrong codes
+GONE = 'gone:{servers}'
 CLEARED = 'cleared:{addresses}'  # of those that no longer count
 NAMES = 'names'
 NODE_SECRET = 'node-secret'

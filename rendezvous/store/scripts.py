@@ -683,11 +683,12 @@ redis.call('HDEL', names, uuid)
 redis.call('PUBLISH', ARGV[2], uuid)
 """
 
-# KEYS: an entry's and `names`; ARGV: JSON, as export.py gives it. The answer is 0 where there is an
-# entry already. Where the first answer was lost and this comes again, the entry there is ours.
-PUT_BACK = """
-local uuid, names = unpack(KEYS)
-local kept = cjson.decode(ARGV[1])
+# KEYS: an entry's; ARGV: JSON, as export.py gives it. The answer is 0 where there is an entry
+# already. Where the first answer was lost and this comes again, the entry there is ours.
+PUT_BACK = (
+    _RECORD
+    + """
+local uuid, kept = KEYS[1], cjson.decode(ARGV[1])
 if redis.call('EXISTS', uuid) == 1 then
   return redis.pcall('GET', uuid) == kept.entry and 1 or 0
 end
@@ -706,6 +707,7 @@ end
 for day, lines in pairs(kept.hours) do
   redis.call('HSET', key_of('hours', uuid), day, lines)
 end
+redis.call('PUBLISH', 'entries', uuid)
 return 1
 """
 )

@@ -5,6 +5,7 @@ Redis are:
 
     servers            a sorted set: the workers' names, by the time of their last sign
     heard:{servers}    JSON: the last sign of any worker
+    gone:{servers}     a hash: JSON by node: the last sign of a worker that has ended there
     outages:{servers}  a list of "FROM TO", the newest first: when no worker ran
     live:{WORKER}      a hash: `about`, JSON, and the UUIDs that have a field of this worker below
     batch:{WORKER}     the number of its last batch; it expires after a day
@@ -32,7 +33,7 @@ import re
 import time
 from collections.abc import Iterable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis, ResponseError
 
@@ -70,7 +71,6 @@ from rendezvous.store.facts import (
     rendezvous_from,
     worker_from,
 )
-from rendezvous.store.keys import GONE
 
 # Of facts.py, for those who read here.
 __all__ = [
@@ -90,6 +90,7 @@ __all__ = [
 FEW = 25  # records that are read without a pause, some 0.5 ms
 ALL = keys.ALL  # in place of a UUID: what all hidden servers had together
 ABOUT = 'about'  # the field of a live:{WORKER} that is no UUID
+GONE_SECONDS = 60 * 60  # a node that was not stopped is told for so long after its last sign
 AGE_SECONDS = 30  # a worker that has given no sign for so long is gone, or frozen
 HISTORY = 100  # rendezvous of an entry that are kept
 KINDS = 20  # of refusals of an entry that are kept
@@ -106,14 +107,15 @@ def server(entries: Entries) -> Server:
     """The workers that live, and when none did. Raises StoreDown."""
 
     def read(redis: Redis) -> tuple:
-        names = living(redis)
+        signs = _signs(redis)
         with redis.pipeline(transaction=False) as questions:
             questions.get(keys.HEARD)
             questions.lrange(keys.OUTAGES, 0, -1)
-            for name in names:
-                questions.hget(keys.live(name), ABOUT)
-            heard, outages, *abouts = questions.execute(raise_on_error=False)
-        return names, heard, outages, abouts
+            questions.hvals(keys.GONE)
+            for sign in signs:
+                questions.hget(keys.live(sign.name), ABOUT)
+            heard, outages, gone, *abouts = questions.execute(raise_on_error=False)
+        return signs, heard, outages, gone, abouts
 
     signs, heard, outages, gone, abouts = entries.ask(read)
     alive, ended = [], [heard_from(each) for each in gone] if isinstance(gone, list) else []
@@ -331,12 +333,26 @@ def clock(redis: Redis) -> float:
 
 def living(redis: Redis) -> list[str]:
     """The workers that live."""
+    return [sign.name for sign in _signs(redis) if sign.lives]
+
+
+class _Sign(NamedTuple):
+    name: str  # of a worker
+    at: float  # by the clock of Redis
+    lives: bool
+
+
+def _signs(redis: Redis) -> list[_Sign]:
+    """The last ones of the workers that live, and of those that ended without a word just now."""
     if redis.type(keys.SERVERS) != 'zset':  # there was none yet
         return []
-    found: Any = redis.zrangebyscore(keys.SERVERS, clock(redis) - AGE_SECONDS, '+inf')
-    names = [name for name in found if WORKER.fullmatch(name)]
+    now = clock(redis)
+    found: Any = redis.zrangebyscore(keys.SERVERS, now - 2 * AGE_SECONDS, '+inf', withscores=True)
+    named = (each for each in found if WORKER.fullmatch(each[0]))
+    signs = [_Sign(name, at, now - at < AGE_SECONDS) for name, at in named]
+    names = [channel(sign.name) for sign in signs]
     try:
-        counted: Any = redis.pubsub_numsub(*map(channel, names)) if names else []
+        counted: Any = redis.pubsub_numsub(*names) if names else []
     except ResponseError:  # without that permission, those that were killed age out
         return signs
     return [

@@ -2,18 +2,20 @@
 brings over what older versions wrote.
 """
 
+import json
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 from redis import Redis
 
 from rendezvous.store import entry_json, keys, scripts
-from rendezvous.store.entries import SCANNED, Entries, fields_of, scan, slices
+from rendezvous.store.entries import SCANNED, Entries, StoreRefuses, fields_of, scan, slices
 from rendezvous.store.entry_json import number
-from rendezvous.store.facts import lost_at, numbers_in
+from rendezvous.store.facts import Heard, heard_from, lost_at, numbers_in
 from rendezvous.store.state import (
     ABOUT,
     ONLINE,
@@ -50,6 +52,7 @@ def leave(entries: Entries, name: str, heard: str) -> None:
     _remove(entries, name, had(entries, name))
     if not _others_live(entries, name):
         entries.ask(lambda redis: redis.set(keys.HEARD, heard))
+    _note_end(entries, heard)
 
 
 def _others_live(entries: Entries, name: str) -> bool:
@@ -110,9 +113,11 @@ def bury(entries: Entries, name: str) -> dict[str, float]:
     Raises StoreDown.
     """
     text = entries.ask(lambda redis: redis.hmget(keys.live(name), ABOUT))[0]
-    at = number((entry_json.read(text) or {}).get('at')) or time.time()
-    fields = had(entries, name)
+    about, fields = entry_json.read(text) or {}, had(entries, name)
+    at = number(about.get('at')) or time.time()
     _remove(entries, name, fields)
+    if about:
+        _note_end(entries, json.dumps({name: about.get(name) for name in Heard._fields}))
     return dict.fromkeys(fields, at)
 
 

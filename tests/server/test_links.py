@@ -283,6 +283,13 @@ def test_a_host_that_is_none_is_not_called(pair_of_nodes, told, host):
     assert '0' * 16 not in ours.workers()
 
 
+def test_the_log_tells_of_a_node_with_another_secret(node, monkeypatch, caplog):
+    monkeypatch.setattr(nodes, 'PAUSES_SECONDS', (0.01, 0.01))
+    monkeypatch.setattr(nodes, 'TEND_SECONDS', 0.05)
+    node('127.0.0.1'), node('127.0.0.2', node_secret=SECRET + '!')
+    until(lambda: caplog.text.count('is not reached: ') == 2, 'each tells of the other')
+
+
 def test_the_log_tells_once_of_a_server_that_has_no_node_host(node, told, caplog):
     for number in '12':
         told(number * 16, '', host='vps7')
