@@ -27,7 +27,8 @@ from bench.processes import family, family_cpu_seconds, memory_bytes
 from bench.scale.storm import REGISTRATIONS, Crowd, calls, made
 from bench.workers import ANSWER, request
 
-STEPS, FEW = (1000, 10_000, 50_000), 12
+# Of one address there are ports for 28,000 connections: no step may add more.
+STEPS, FEW = (1000, 10_000, 30_000, 50_000), 12
 WORKERS, ROUNDS, EACH = 8, 4, 100
 IDLE_SECONDS = 10
 SETTLE_SECONDS = 2  # batches are written, memory is given back
@@ -107,7 +108,6 @@ def main(most: int) -> None:
         little.until_all_wait()
         there, before = 0, memory_bytes(family(many.pids))
         for number, count in enumerate(each for each in STEPS if each <= most):
-            # Of one address there are ports for 28,000 connections.
             host, entries = f'127.0.0.{number + 1}', made(many, (count - there) // REGISTRATIONS)
             crowd = stack.enter_context(closing(Crowd(many, entries, host)))
             crowd.go()
