@@ -31,7 +31,9 @@ class Server:
             copy(path, self.folder / path.name)
         files = {'key_file': str(lab.key), 'crt_file': str(lab.crt)}
         options = {'rendezvous_port': self.port} | files | OPTIONS | options
-        (self.folder / 'local.py').write_text(f'options = {options}\n')
+        local = self.folder / 'local.py'
+        local.touch(mode=0o600)  # it may hold a secret
+        local.write_text(f'options = {options}\n')
         self.context = None  # plain HTTP
         if options['key_file']:
             self.context = ssl.create_default_context(cafile=lab.ca)
