@@ -8,6 +8,7 @@ import gevent
 import pytest
 from conftest import Answer, code, connect_request, free_port, until
 from hiding import Listener, Registrar, hello, refuses, said
+from three import free_ports
 
 from rendezvous.hidden import dial, hidden_server
 from rendezvous.wire.http_head import Refusal
@@ -53,7 +54,7 @@ def nodes(stranger, monkeypatch):
     """Strangers at several addresses of one name."""
 
     def nodes(*hosts: str, **how) -> list[Node]:
-        port = free_port()
+        port = free_ports(hosts, 1)
         found = [(socket.AF_INET, 1, 6, '', (host, port)) for host in hosts]
         monkeypatch.setattr(dial.socket, 'getaddrinfo', lambda *_, **__: found)
         return [Node(stranger, host, port, **how) for host in hosts]
