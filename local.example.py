@@ -35,7 +35,7 @@ options = {
     # The password of your Redis, '' for none.
     'redis_auth': '',
     # Instead of these three, a Redis by its URL, with what they cannot say: a user's name, TLS
-    # (rediss://), the number of a database. Write special characters of a password as %23.
+    # (rediss://), the number of a database. In a password write # as %23, as in any URL.
     #   redis://USER:PASSWORD@redis.example.com:6379/0
     #   rediss://USER:PASSWORD@redis.example.com:6379/0?ssl_ca_certs=redis-ca.crt
     #   unix:///run/redis/redis.sock?db=0
@@ -50,7 +50,7 @@ options = {
     # The port for the first worker of this node; each further worker has the next one. Let nobody
     # but the other nodes reach them, if you can.
     'node_port': 8900,
-    # By this secret, the same on all nodes, they know each other; of at least 32 characters. '':
+    # The nodes recognize each other by this secret, of at least 32 characters, the same on all. '':
     # the first node makes one and puts it into Redis. This prints one:
     # .venv/bin/python -c 'import secrets; print(secrets.token_urlsafe())'
     'node_secret': '',

@@ -33,8 +33,8 @@ MADE, RENAMED, NOTED, NAMED, UNNAMED = 'made', 'renamed', 'notes', 'host name on
 DISABLED, ENABLED, REKEYED, DELETED = 'disabled', 'enabled', 'new secret', 'deleted'
 CLEARED, ENDED, IMPORTED = 'wrong codes cleared', 'connection ended', 'imported'
 LOGGED_IN, LOGGED_OUT = 'logged in', 'logged out'
-# Somebody has a secret now: they saw it, or got a file that holds it
 DRAINED = 'node drained'
+# Somebody has a secret now: they saw it, or got a file that holds it
 SECRET_SHOWN, FILE_GIVEN = 'secret shown', 'file given out'
 EXPORTED, BACKED_UP = 'exported', 'backup made'
 

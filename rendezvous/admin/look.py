@@ -161,9 +161,8 @@ class Facts:
     def __init__(self, entries: Entries):
         self._entries = entries
         self.known: dict[str, state.Known] = {}  # by UUID
-        self._texts: dict[
-            str, tuple[str, tuple[int, int]]
-        ] = {}  # what it was made of: the record and the counts
+        # What it was made of: the record and the counts.
+        self._texts: dict[str, tuple[str, tuple[int, int]]] = {}
         self._outages: object = None
 
     def read(self, of: state.Server, uuids: Iterable[str]) -> set[str]:
