@@ -20,6 +20,7 @@ from redis import Redis
 
 from rendezvous.store import keys
 from rendezvous.store.entries import Entries
+from rendezvous.store.options import TOKENS
 from rendezvous.wire.programs import HERE
 
 log = logging.getLogger('nodes')
@@ -27,7 +28,6 @@ log = logging.getLogger('nodes')
 NAME = 'rendezvous-node'  # in the certificate
 MAKE_SECONDS = 30  # it takes half a second; a machine that starts is busy
 SECRET_BYTES = 32
-FEWEST = 32  # characters of a secret
 
 
 class Contexts(NamedTuple):
@@ -53,7 +53,7 @@ class Membership:
         secret = self._secret if self._is_given else self._entries.ask(self._shared)
         if secret == self._secret and self.contexts:
             return
-        if len(secret) < FEWEST:
+        if len(secret) < TOKENS['node_secret']:
             raise ValueError(f'the secret in Redis is too short: DEL {keys.NODE_SECRET}')
         made = contexts(secret)
         if self.contexts:
