@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from rendezvous.store.options import Options
 from rendezvous.store.presence import Presence
 from rendezvous.store.state import Why
 from rendezvous.wire import proxy_line
-from rendezvous.wire.addresses import Peer, authority
+from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Head, Refusal
 from rendezvous.wire.pipe import End, How, Pipe
 from rendezvous.wire.programs import VERSION
@@ -220,15 +220,15 @@ class Rendezvous:
             self._end_oldest()
             gevent.sleep(ROUND_SECONDS)
 
-    def _end_oldest(self) -> int:
-        """Of each hidden server ends one that waits, one after the other: how many."""
-        ended = 0
+    def _end_oldest(self) -> bool:
+        """Of each hidden server ends one that waits, one after the other; whether there was any."""
+        was_any = False
         for uuid in list(self.registry.counts()):
             if registration := self.registry.oldest(uuid):
                 self.registry.end(registration)
-                ended += 1
+                was_any = True
                 gevent.sleep(PACE_SECONDS)
-        return ended
+        return was_any
 
     def have_drained(self) -> tuple[int, int]:
         """An administrator wants this node drained, which is the parent's work; how many
@@ -261,12 +261,12 @@ class Rendezvous:
     def about(self) -> dict:
         """What this worker says of itself, with each sign that it lives."""
         number, workers = map(int, self.which.split('/'))
-        host, node, port = socket.gethostname(), self.options.node_host, self.options.node_port
+        host = socket.gethostname()
         waiting, pipes = self.registry.totals()
         return {
-            'node': node or host,
+            'node': self.options.node_host or host,
             'host': host,
-            'address': authority(node, port + number - 1) if node else '',
+            'address': self.options.node_address(number),
             'number': number,
             'workers': workers,
             'pid': os.getppid(),
@@ -341,7 +341,7 @@ class Rendezvous:
     ) -> Close | None:
         sock, peer = connection.sock, connection.peer
         uuid, code = credentials.registration(target)
-        number, node = self.which.partition('/')[0], self._node()
+        number, node = self.which.partition('/')[0], self._node
         if (f'{number}@{node}' if node else number) in asked.covered:
             raise self._covered()
         stamp = self._authenticate(sock, uuid, code, peer.host, octets)
@@ -375,9 +375,10 @@ class Rendezvous:
 
     def _which_fields(self) -> list[str]:
         """The fields that say which worker this is."""
-        node = self._node()
+        node = self._node
         return [f'Worker: {self.which}', *([f'Node: {node}'] if node else [])]
 
+    @cached_property
     def _node(self) -> str:
         """A name of this node that tells nothing else of it; '' where it is alone."""
         host = self.options.node_host

@@ -11,7 +11,6 @@ is stale, and Redis is not needed. To hang up gives a reservation back, and ends
 
 import logging
 import os
-import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +27,7 @@ from rendezvous.server.hop import EXPECTED, NO, YES, Asked, NearVisitor, OtherWo
 from rendezvous.server.registry import AskOthers, Held, Others, Registry
 from rendezvous.wire.addresses import Peer
 from rendezvous.wire.http_head import Refusal
-from rendezvous.wire.sockets import Ended, is_polled
+from rendezvous.wire.sockets import Ended, has_spoken
 
 log = logging.getLogger('meeting')
 
@@ -124,7 +123,7 @@ class Meeting:
         kept = self._kept.setdefault(name, [])
         while kept:
             sock = kept.pop()
-            if not is_polled(sock, select.POLLIN | select.POLLHUP):
+            if not has_spoken(sock):
                 return sock
             sock.close()
         path = f'{self._folder}/{name}'

@@ -8,7 +8,6 @@ handshake. Each serves one visit, and the next one is opened in its place.
 import logging
 import math
 import random
-import select
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -32,9 +31,9 @@ from rendezvous.store.entries import Entries, StoreDown
 from rendezvous.store.entry_json import Json
 from rendezvous.store.options import Options
 from rendezvous.store.state import ABOUT, WORKER
-from rendezvous.wire.addresses import authority, is_host
+from rendezvous.wire.addresses import is_host
 from rendezvous.wire.greenlets import keep_running
-from rendezvous.wire.sockets import is_polled, take_turn
+from rendezvous.wire.sockets import has_spoken, take_turn
 
 log = logging.getLogger('nodes')
 
@@ -75,8 +74,9 @@ class Far:
 
     def answered(self, seconds: float) -> None:
         """A call was answered so soon."""
-        share = NEW_SHARE if self.seconds < math.inf else 1
-        self.seconds = share * seconds + ((1 - share) * self.seconds if share < 1 else 0)
+        if self.seconds == math.inf:
+            self.seconds = seconds
+        self.seconds += NEW_SHARE * (seconds - self.seconds)
         self.failures, self.is_silent = 0, False
 
     def failed(self) -> None:
@@ -242,9 +242,8 @@ class Nodes:
 
     def _is_ours(self, about: Json) -> bool:
         """Whether it is of this node: two that have one node_host by mistake are two."""
-        node, first = str(self._options.node_host), self._options.node_port
         number = about.get('number')
-        address = authority(node, first + number - 1) if isinstance(number, int) else ''
+        address = self._options.node_address(number) if isinstance(number, int) else ''
         return (about.get('host'), about.get('address')) == (socket.gethostname(), address)
 
     def _found(self, worker: str) -> Far:
@@ -349,7 +348,7 @@ def _about(text: Any) -> Json:
 
 def _is_over(link: Link) -> bool:
     """Whether a link without a question has ended: there is nothing to read from one that lives."""
-    return link.fileno() < 0 or is_polled(link, select.POLLIN | select.POLLRDHUP)
+    return link.fileno() < 0 or has_spoken(link)
 
 
 def _sleep(seconds: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 from rendezvous.store import embedded, redis_url
-from rendezvous.wire.addresses import is_host, is_loopback, is_number
+from rendezvous.wire.addresses import authority, is_host, is_loopback, is_number
 from rendezvous.wire.programs import HERE, Mistake
 
 log = logging.getLogger('options')
@@ -73,6 +73,10 @@ class Options:
 
     def __or__(self, changed: dict[str, Any]) -> 'Options':
         return dataclasses.replace(self, **changed)
+
+    def node_address(self, number: int) -> str:
+        """HOST:PORT, where other nodes reach the worker of that number; '': this is no node."""
+        return authority(self.node_host, self.node_port + number - 1) if self.node_host else ''
 
     @property
     def has_embedded_store(self) -> bool:
