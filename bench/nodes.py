@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import redis
@@ -23,7 +23,7 @@ from bench import workers
 from bench.lab import Lab
 from bench.peers.ours import Server
 from bench.processes import family_cpu_seconds
-from bench.workers import ANSWER, download, in_child, request, send
+from bench.workers import download, in_child, send, visit
 
 RENDEZVOUS, GIBIBYTES = 200, 1
 SETTLE_SECONDS = 0.5  # behind a round: links are opened anew, batches are written
@@ -69,15 +69,7 @@ class Place:
 def rendezvous(place: Place) -> None:
     register, connect = place.pair()
     with closing(register()) as hidden, closing(connect()) as mobile:
-        mobile.sendall(request(place.entry.stem))
-        hidden.recv(65536)
-        hidden.sendall(ANSWER)
-        with suppress(OSError):
-            hidden.unwrap()
-        octets = b''
-        while more := mobile.recv(65536):
-            octets += more
-        assert octets == ANSWER, octets
+        visit(hidden, mobile, place.entry.stem)
 
 
 def pipe(place: Place) -> None:

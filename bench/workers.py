@@ -87,15 +87,20 @@ def rendezvous(bench: Server, mobile_at: int, hidden_at: int) -> None:
         closing(at(bench, hidden_at, bench.register)) as hidden,
         closing(at(bench, mobile_at, bench.connect)) as mobile,
     ):
-        mobile.sendall(request(bench.entry.stem))
-        hidden.recv(65536)
-        hidden.sendall(ANSWER)
-        with suppress(OSError):
-            hidden.unwrap()
-        octets = b''
-        while more := mobile.recv(65536):
-            octets += more
-        assert octets == ANSWER, octets
+        visit(hidden, mobile, bench.entry.stem)
+
+
+def visit(hidden: ssl.SSLSocket, mobile: ssl.SSLSocket, uuid: str) -> None:
+    """A request, its answer, and the end."""
+    mobile.sendall(request(uuid))
+    hidden.recv(65536)
+    hidden.sendall(ANSWER)
+    with suppress(OSError):
+        hidden.unwrap()
+    octets = b''
+    while more := mobile.recv(65536):
+        octets += more
+    assert octets == ANSWER, octets
 
 
 def request(uuid: str) -> bytes:

@@ -188,9 +188,7 @@ class Faults:
 
     def mobile_client_gives_up(self, dice) -> None:
         if self.asking:
-            mobile = dice.choice(self.asking)
-            mobile.gave_up = True
-            mobile.close(reset=dice.random() < 0.5)
+            dice.choice(self.asking).give_up(reset=dice.random() < 0.5)
 
     def garbage_comes(self, dice) -> None:
         with socket.create_connection((self.on.host, self.on.port)) as sock:

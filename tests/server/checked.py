@@ -136,6 +136,11 @@ class Mobile:
             saw = status[1].decode() if status else 'WRONG UUID' if is_theirs else 'WRONG'
         return Outcome(request, saw, self.port, self.since, began, time.monotonic())
 
+    def give_up(self, reset: bool) -> None:
+        """Ends in the midst of whatever it does."""
+        self.gave_up = True
+        self.close(reset=reset)
+
     def _ask(self, request: Request, got: bytearray) -> str:
         if not self.port:
             self._connect()
