@@ -100,7 +100,10 @@ def test_log_and_page_have_the_address_that_the_proxy_says(
     mobile.close()
     (kept,) = until(lambda: state.history(entries, uuid), 'it is on the page')
     assert kept.address == peer.host
-    assert state.known_of(entries, state.server(entries), uuid).address == peer.host
+    known = until(
+        lambda: state.known(entries, state.server(entries), [uuid]), 'the next batch has it'
+    )
+    assert known[uuid].address == peer.host
     until(lambda: 'closed after' in caplog.text, 'it is in the log')
     assert {line.split()[0] for line in caplog.messages if uuid in line} == {str(peer)}
 

@@ -171,8 +171,12 @@ def test_two_machines_with_one_file_are_told_with_both_addresses(server, call, e
         call(server, uuid, right, address, f'Instance: {instance}\r\n').until(b'\r\n\r\n')
     twins = told(entries, uuid, 'twins')
     assert (twins.address, twins.why.other) == ('127.0.0.2', '127.0.0.1')
-    now = state.known_of(entries, state.server(entries), uuid)
-    assert (now.state, now.waiting) == (state.ONLINE, 2)
+
+    def is_online() -> bool:
+        now = state.known_of(entries, state.server(entries), uuid)
+        return (now.state, now.waiting) == (state.ONLINE, 2)
+
+    until(is_online, 'the next batch has both')
 
 
 def test_two_machines_that_go_on_to_wait_are_told_again(server, call, entries, uuid, monkeypatch):
