@@ -83,6 +83,14 @@ class NodeVisitor(Visitor, TLSSocket):
         finally:
             self._idle.pop(self.raw, None)
 
+    def close(self) -> None:
+        # OpenSSL forgets the session of a connection that ends without a goodbye. So it makes one
+        # where the answer was cut off, too, which nobody gets.
+        with suppress(ssl.SSLError, ValueError):
+            self.tls.unwrap()
+        self._take()
+        super().close()
+
 
 def call(
     contexts: Contexts, host: str, port: int, session: ssl.SSLSession | None
@@ -178,6 +186,8 @@ class Door:
             return
         visitor = NodeVisitor(contexts, raw, self._idle)
         if self._is_node(visitor, peer):
+            # Who has a session needs no ticket: to make one costs half as much as the handshake.
+            contexts.answers.num_tickets = 0 if visitor.tls.session_reused else 1
             if len(self._idle) >= IDLE:
                 _turn_away(self._idle)
             self._answer(visitor)

@@ -94,6 +94,9 @@ def _context(side: int, pem: bytes) -> ssl.SSLContext:
     made.verify_mode = ssl.CERT_REQUIRED
     made.options &= ~ssl.OP_NO_TICKET
     if side == ssl.PROTOCOL_TLS_SERVER:
+        # In TLS 1.3 it says that sessions are kept here, and a ticket is a number of one: a ticket
+        # that holds a session costs as much to read as the rest of the handshake.
+        made.options |= ssl.OP_NO_TICKET
         made.num_tickets = 1
     memory = os.memfd_create('node')  # OpenSSL takes a key from a file alone
     try:

@@ -46,6 +46,7 @@ CALLS = 16  # in advance, at a time
 PAUSES_SECONDS = 0.25, 5  # behind a call in vain: first, longest
 LOST = 6  # calls in vain, one after the other: 8 seconds; of a worker that was killed Redis knows
 FILL_SECONDS = 0.02  # that one link may come back: it was answered with a no
+QUICK_SECONDS = 0.25  # between two times that links are opened; where it is less, more are kept
 FIRST, MOST = 2, 16  # links that are kept to a worker: at first, and where many were needed at once
 KEPT = 128  # to all workers together, at first; twice as many where they are needed
 RENEW_SECONDS = 60  # a kept link is as old at most: the link time is measured, and a session kept
@@ -65,7 +66,8 @@ class Far:
         self.is_listed = True  # in Redis
         self.is_filling = False
         self.failures, self.again_at = 0, -math.inf  # calls in vain, and when the next one may be
-        self.used_at, self.renew_at = -math.inf, math.inf
+        self.used_at = self.filled_at = -math.inf
+        self.renew_at = math.inf
         self.session: tuple[Contexts, ssl.SSLSession] | None = None
 
     def close(self) -> None:
@@ -80,8 +82,10 @@ class Far:
         self.failures, self.is_silent = 0, False
 
     def failed(self) -> None:
-        """A call was in vain."""
+        """A call was in vain; of several at a time one counts."""
         self.close()
+        if monotonic() < self.again_at:
+            return
         first, longest = PAUSES_SECONDS
         pause = min(first * 2**self.failures, longest)
         self.failures, self.is_silent = min(self.failures + 1, 10), True
@@ -282,12 +286,13 @@ class Nodes:
         return max(min(FIRST, KEPT // (len(self._far) or 1)), far.more, least)
 
     def _grow(self, far: Far) -> None:
-        """None was kept when one was needed."""
+        """Too few were kept."""
         if sum(len(each.kept) for each in self._far.values()) < 2 * KEPT:
             far.more = min(MOST, 2 * max(1, self._wanted(far)))
 
     def _needs_call(self, far: Far) -> bool:
-        return far.is_silent or len(far.kept) < self._wanted(far)
+        """Whether half of the links are gone: to open several at a time costs less for each."""
+        return far.is_silent or 0 < self._wanted(far) >= 2 * len(far.kept)
 
     def _fill_soon(self, far: Far) -> None:
         if not far.is_filling and self._needs_call(far):
@@ -297,13 +302,24 @@ class Nodes:
     def _fill(self, far: Far) -> None:
         try:
             gevent.sleep(FILL_SECONDS)
-            while self._needs_call(far) and far.name in self._far:
-                with self._calls:
+            if monotonic() - far.filled_at < QUICK_SECONDS:
+                self._grow(far)
+            if far.is_silent or far.seconds == math.inf:
+                self._open(far)  # one first: it may be in vain, and gives the others a session
+            missing = 0 if far.is_silent else self._wanted(far) - len(far.kept)
+            gevent.joinall([self._greenlets.spawn(self._open, far) for _ in range(missing)])
+            far.filled_at = monotonic()
+        finally:
+            far.is_filling = False
+
+    def _open(self, far: Far) -> None:
+        """One more link is kept, if it can be opened."""
+        try:
+            with self._calls:
+                if far.name in self._far:
                     self.keep(self._call(far))
         except OSError as error:
             log.debug('%s: %s', far.name, error)
-        finally:
-            far.is_filling = False
 
     def _call(self, far: Far) -> Link:
         """A new link to it. Raises OSError."""
@@ -334,7 +350,7 @@ class Nodes:
         if far.failures >= LOST:
             log.info('worker %s of node %s, port %d, is reached', far.name, far.host, far.port)
         far.answered(seconds)
-        if not link.tls.session_reused and (session := link.tls.session):
+        if not link.tls.session_reused and (session := link.tls.session) and session.has_ticket:
             far.session = contexts, session  # for many links: to read it costs a copy
         if far.renew_at == math.inf:
             far.renew_at = monotonic() + RENEW_SECONDS * random.uniform(*SPREAD)

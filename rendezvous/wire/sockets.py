@@ -222,7 +222,7 @@ class TLSSocket(Socket):
         server_side = server_hostname is None
         self.tls = context.wrap_bio(_in, _out, server_side, server_hostname)
         self._came, self._given = came, 0  # octets from the connection; OpenSSL has so many of them
-        self.is_read_off = bool(came)
+        self.is_read_off = True  # what comes first is waited for
         self._encrypted = b''  # records that are to be sent
         self._has_ended = False
         self._is_broken = False

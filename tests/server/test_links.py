@@ -175,6 +175,31 @@ def test_many_needed_at_once_are_many_kept(pair_of_nodes):
     assert len(kept(one, two)) <= nodes.MOST
 
 
+def test_more_are_kept_where_they_are_used_quickly(pair_of_nodes):
+    """Though there was always one."""
+    one, two = pair_of_nodes
+    ours = one.rendezvous.nodes
+
+    def use() -> bool:
+        if kept(one, two):
+            ours.connect(name(two)).close()
+        return len(kept(one, two)) > nodes.FIRST
+
+    until(use, 'more are kept')
+
+
+def test_calls_in_vain_at_a_time_count_as_one(pair_of_nodes, monkeypatch):
+    monkeypatch.setattr(nodes, 'CALL_SECONDS', 0.2)
+    monkeypatch.setattr(nodes, 'FIRST', 8)
+    monkeypatch.setattr(nodes, 'PAUSES_SECONDS', (60, 60))
+    one, two = pair_of_nodes
+    far = one.rendezvous.nodes._far[name(two)]
+    two.rendezvous.nodes._door._accepting.kill()
+    one.rendezvous.nodes._tend()
+    until(lambda: far.is_silent, 'they were in vain')
+    assert far.failures == 1
+
+
 def test_a_link_whose_other_end_is_gone_is_not_used(pair_of_nodes):
     one, two = pair_of_nodes
     ours, before = one.rendezvous.nodes, [*kept(one, two)]
@@ -544,6 +569,27 @@ def test_the_second_link_resumes_a_session(guarded, members, call):
     third = call(members, session=second.tls.session)
     assert third.tls.session_reused
     assert third.worker == name(guarded)
+
+
+def test_who_has_a_session_gets_no_ticket(guarded, members, call):
+    answers = guarded.rendezvous.nodes._membership.contexts.answers
+    session, count = call(members).tls.session, []
+    assert session.has_ticket
+    for _ in range(4):
+        assert call(members, session=session).tls.session_reused
+        count.append(answers.session_stats()['number'])
+    assert count[1:] == count[:1] * 3, 'the first had been prepared before'
+    assert call(members).tls.session.has_ticket is False
+    assert call(members).tls.session.has_ticket, 'one came without a session just now'
+
+
+def test_a_session_outlives_a_link_that_ends_without_a_goodbye(guarded, members, call):
+    session = call(members).tls.session
+    for _ in range(3):
+        link = call(members, session=session)
+        assert link.tls.session_reused
+        link.close()
+        until(lambda: guarded.rendezvous.nodes.count() == 1, 'it has ended')
 
 
 def test_a_session_of_another_secret_is_none(node, call, members, port):
