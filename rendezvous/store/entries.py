@@ -134,7 +134,8 @@ class Entries:
         there is an entry. Raises StoreDown.
         """
         most = self._options.wrong_codes_per_address, self._options.wrong_codes_per_day
-        verdict = rations.judge(self.run, rations.Try(uuid, place, code, known, now, *most))
+        tried = rations.Try(uuid, place, code, known, now, *most)
+        verdict = rations.judge(self.run, tried, is_cluster=self.is_cluster)
         if 'READONLY' in verdict.refused:
             self._reconnect()
         return verdict._replace(refused=_error_text(verdict.refused))

@@ -12,20 +12,22 @@ can be asked hundreds of times a second. The rations are
 No answer shows whether a UUID has an entry: rations 1 and 2 count in the same way for all UUIDs,
 and beyond rations 3 and 4 the answer is the same as to a wrong code.
 
-In a Redis Cluster the tries of the addresses and the record of an entry are on two machines, so two
-scripts judge a try, each whole or not at all. A long code, which nobody guesses, needs that of the
-record alone. A short one is judged in this order:
+A long code, which nobody guesses, is judged by the record of the entry alone. A short one is judged
+in this order:
 
 1. Are rations 3 and 4 used up? Then it counts as wrong from here on, whatever it is.
 2. The address: are rations 1 and 2 used up? If not, a try that counts as wrong is counted, in the
    same step: of a thousand tries at once only as many as the rations allow are checked.
 3. The record: the same for rations 3 and 4.
+
+So a right code that is not let in takes the same steps as a wrong one, and is counted as often:
+neither the time nor a later 429 tells the two apart. One script does all this, whole or not at all.
+
+In a Redis Cluster the tries of the addresses and the record are on two machines. There each step is
+a script of its own, other tries may come in between, and there is a fourth step:
+
 4. Where these were used up between steps 1 and 3, the address once more: that counts a right code,
    which step 2 did not, or refuses it; for a wrong code it does the same work for nothing.
-
-So a right code that is not let in takes the same steps as a wrong one, and is counted as often, in
-whatever order the tries of several servers come: neither the time nor a later 429 tells the two
-apart.
 """
 
 import math
@@ -77,9 +79,7 @@ end
 # `latest` holds the time of the last one of each. `cleared` holds since when the tries of a UUID
 # count, for a quarter of an hour: nobody looks for them at each address. ARGV[3]: 'look' counts
 # nothing, 'count' does, 'again' has been counted and takes as long.
-BY_ADDRESS = (
-    _COMMON
-    + """
+_BY_ADDRESS = """
 local addresses, latest, cleared = unpack(KEYS)
 local uuid, place, how = unpack(ARGV)
 local per_address, now = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -125,14 +125,11 @@ if old[1] then
 end
 return {0, 0, 0, refused}
 """
-)
 
 # Rations 3 and 4. `record` is a hash for one entry: the times of strangers' wrong tries and when
 # those were used up; for each friend when it was last right, and its wrong tries; and since when
 # tries count. But for 'look', it is written in any case: so the time that it takes shows nothing.
-BY_RECORD = (
-    _COMMON
-    + """
+_BY_RECORD = """
 local record = KEYS[1]
 local place, code, per_day, now = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
@@ -191,7 +188,25 @@ end
 write('EXPIRE', record, MONTH)
 return {ration, 0, just_now, refused}
 """
-)
+
+# Steps 1 to 3 at once: keys and arguments are those of BY_ADDRESS, and behind them the record, the
+# code and per_day.
+_BY_BOTH = f"""
+local function by_address(KEYS, ARGV) {_BY_ADDRESS} end
+local function by_record(KEYS, ARGV) {_BY_RECORD} end
+
+local function of_record(code)
+  return by_record({{KEYS[4]}}, {{ARGV[2], code, ARGV[9], ARGV[5]}})
+end
+
+local code = ARGV[8]
+local is_used_up = of_record('look')[1] > 0
+ARGV[3] = (is_used_up or code == 'wrong') and 'count' or 'look'
+local of_address = by_address(KEYS, ARGV)
+return of_address[1] > 0 and of_address or of_record(code)
+"""
+
+BY_ADDRESS, BY_RECORD, BY_BOTH = (_COMMON + each for each in (_BY_ADDRESS, _BY_RECORD, _BY_BOTH))
 
 
 class Verdict(NamedTuple):
@@ -218,10 +233,13 @@ class Try(NamedTuple):
     per_day: int
 
 
-def judge(run: Callable[..., Any], tried: Try) -> Verdict:
+def judge(run: Callable[..., Any], tried: Try, *, is_cluster: bool) -> Verdict:
     """What the rations say to it; counts it. `run` is that of Entries. Raises StoreDown."""
     if not tried.place or tried.code == 'long':
         return _by_record(run, tried, tried.code)
+    if not is_cluster:
+        more = tried.code, tried.per_day
+        return _verdict(run(BY_BOTH, [*_NAMES, _record(tried)], [*_of_address(tried, ''), *more]))
     were_used_up = _by_record(run, tried, 'look').ration > 0
     counts = tried.code == 'wrong' or were_used_up
     of_address = _by_address(run, tried, 'count' if counts else 'look')
@@ -235,15 +253,25 @@ def judge(run: Callable[..., Any], tried: Try) -> Verdict:
     return verdict._replace(refused=of_address.refused or verdict.refused)
 
 
-def _by_address(run: Callable[..., Any], tried: Try, how: str) -> Verdict:
-    names = keys.ADDRESSES, keys.LATEST, keys.CLEARED
+_NAMES = keys.ADDRESSES, keys.LATEST, keys.CLEARED
+
+
+def _of_address(tried: Try, how: str) -> tuple:
     limits = tried.per_address, tried.now, MOST, MAX_SHARED
-    return _verdict(run(BY_ADDRESS, names, [tried.uuid, tried.place, how, *limits]))
+    return tried.uuid, tried.place, how, *limits
+
+
+def _record(tried: Try) -> str:
+    return record(tried.uuid) if tried.known else NOBODY
+
+
+def _by_address(run: Callable[..., Any], tried: Try, how: str) -> Verdict:
+    return _verdict(run(BY_ADDRESS, _NAMES, _of_address(tried, how)))
 
 
 def _by_record(run: Callable[..., Any], tried: Try, code: str) -> Verdict:
-    name = record(tried.uuid) if tried.known else NOBODY
-    return _verdict(run(BY_RECORD, [name], [tried.place, code, tried.per_day, tried.now]))
+    arguments = tried.place, code, tried.per_day, tried.now
+    return _verdict(run(BY_RECORD, [_record(tried)], arguments))
 
 
 def _verdict(answer: list) -> Verdict:

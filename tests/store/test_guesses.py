@@ -50,6 +50,12 @@ def redis_options(request, redis_options):
 
 
 of_both = pytest.mark.parametrize('redis_options', ['one', 'cluster'], indirect=True)
+of_cluster = pytest.mark.parametrize('redis_options', ['cluster'], indirect=True)
+SCRIPTS = {
+    rations.BY_ADDRESS: 'address',
+    rations.BY_RECORD: 'record',
+    rations.BY_BOTH: 'both',
+}
 
 
 @pytest.fixture
@@ -182,15 +188,14 @@ class Asked:
         self.scripts: list[str] = []
 
     def __call__(self, script: str, *more):
-        is_of_address = script == rations.BY_ADDRESS
-        self.scripts.append('address' if is_of_address else 'record')
-        if is_of_address and self.scripts.count('address') == 1:
+        self.scripts.append(SCRIPTS[script])
+        if self.scripts[-1] == 'address' and self.scripts.count('address') == 1:
             self._before_address()
         return self._entries.run(script, *more)
 
     def judge(self, uuid: str, place: str, code: str, known: bool = True) -> rations.Verdict:
         tried = rations.Try(uuid, place, code, known, time.time(), 10, 50)
-        return rations.judge(self, tried)
+        return rations.judge(self, tried, is_cluster=self._entries.is_cluster)
 
 
 @of_both
@@ -212,7 +217,7 @@ def test_right_code_that_is_not_let_in_costs_redis_what_a_wrong_one_does(entries
     assert found[0].count('True') == 2
 
 
-@of_both
+@of_cluster
 @pytest.mark.parametrize('code', ['right', 'wrong'])
 def test_ration_that_is_used_up_in_this_moment_tells_nothing_either(entries, uuid, code):
     """Between two looks at it: a right code counts as often as a wrong one, after the same work."""
@@ -228,7 +233,7 @@ def test_ration_that_is_used_up_in_this_moment_tells_nothing_either(entries, uui
     assert [each.ration for each in left] == [3] * 9 + [2]
 
 
-@of_both
+@of_cluster
 def test_address_that_is_used_up_in_this_moment_refuses_a_right_code_too(entries, uuid):
     """Or more codes than its ration allows would be looked at."""
 
@@ -238,6 +243,14 @@ def test_address_that_is_used_up_in_this_moment_refuses_a_right_code_too(entries
 
     assert Asked(entries, use_up).judge(uuid, '192.0.2.1', 'right').ration == 2
     assert '192.0.2.1' not in entries.ask(lambda redis: redis.hkeys(rations.record(uuid)))
+
+
+@pytest.mark.parametrize('kind', ['right', 'wrong'])
+def test_short_code_is_one_question(entries, uuid, kind):
+    asked = Asked(entries)
+    for _ in range(11):
+        asked.judge(uuid, '192.0.2.1', kind)
+    assert asked.scripts == ['both'] * 11
 
 
 @of_both
