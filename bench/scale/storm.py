@@ -2,9 +2,11 @@
 
 First to one that runs, as when another node was killed; then to the same one, which was killed and
 is started again. The crowd is in processes of its own, each connection as hidden.py makes it, with
-its pauses. Prints when how many have registered, what that costs, and what a bystander waits for: a
-request on a connection that it keeps, and one on a new connection. 20,000 need 1 GB of memory, and
-20,000 descriptors for a process.
+its pauses: one dial of each hidden server at first, then all. The crowd has a core for itself, the
+server and a bystander have the others: a dial that waited for the crowd's core would tell nothing
+of the server. Prints when how many have registered, what that costs, and what the bystander waits
+for: a request on a connection that it keeps, and one on a new connection. 20,000 need 1 GB of
+memory, and 20,000 descriptors for a process.
 """
 
 from gevent import monkey
@@ -42,8 +44,8 @@ from rendezvous.store.entries import Entries
 from rendezvous.store.options import DEFAULTS
 from rendezvous.wire import codes
 
+CORES = sorted(os.sched_getaffinity(0))
 PROCESSES, REGISTRATIONS = 4, 4  # of the crowd; of each hidden server
-AT_ONCE = 64  # dials of a process: more would wait for its share of a core, and not for the server
 QUIET_SECONDS, LONGEST_SECONDS = 4, 400
 LOOK_SECONDS = 0.1  # between two requests of the bystander
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
@@ -56,17 +58,10 @@ SHARES = 0.5, 0.9, 0.99, 1
 class Hidden:
     """As hidden.py is where the server is lost: while none succeeds, one slot tries for all."""
 
-    def __init__(
-        self,
-        server: dial.RendezvousServer,
-        entry: dict,
-        at_once: Semaphore,
-        registered: list[int],
-    ):
+    def __init__(self, server: dial.RendezvousServer, entry: dict, registered: list[int]):
         self._server, self._uuid, self._registered = server, entry['uuid'], registered
         self._totp = codes.totp(entry['authParams'])
         self._is_offline, self._since, self._turn = True, time.monotonic(), Semaphore()
-        self._at_once = at_once
         for _ in range(REGISTRATIONS):
             gevent.spawn(self._slot)
 
@@ -83,8 +78,7 @@ class Hidden:
         while True:
             with self._turn if self._is_offline else nullcontext():
                 try:
-                    with self._at_once:
-                        sock = self._server.register(self._uuid, self._totp, [], {}).sock
+                    sock = self._server.register(self._uuid, self._totp, [], {}).sock
                     self._is_offline = False
                     return sock
                 except (dial.NotRegistered, OSError) as error:
@@ -93,14 +87,15 @@ class Hidden:
                     gevent.sleep(pause_after(error, time.monotonic() - self._since))
 
 
-def crowd(host: str, port: int, certificate: str) -> None:
+def crowd(host: str, port: int, certificate: str, core: int) -> None:
     """Begins with a line on stdin; prints how many wait. `host`: an address of the server."""
+    os.sched_setaffinity(0, {core})
     entries = json.loads(sys.stdin.readline())
     way = dial.Addresses(host, port)
     server = dial.RendezvousServer('127.0.0.1', port, Path(certificate).read_text(), way)
     sys.stdin.readline()
-    registered, at_once = [0], Semaphore(AT_ONCE)
-    hidden = [Hidden(server, entry, at_once, registered) for entry in entries]
+    registered = [0]
+    hidden = [Hidden(server, entry, registered) for entry in entries]
     while hidden:
         print(registered[0], flush=True)
         gevent.sleep(0.1)
@@ -110,7 +105,7 @@ class Crowd:
     def __init__(self, server: Server, entries: list[dict], host: str = '127.0.0.1'):
         self.size = len(entries) * REGISTRATIONS
         command = [sys.executable, '-m', 'bench.scale.storm', '--crowd', str(server.lab.ca)]
-        command += ['--port', str(server.port), '--host', host]
+        command += ['--port', str(server.port), '--host', host, '--core', str(CORES[-1])]
         pipes: dict[str, Any] = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
         pipes |= {'text': True, 'cwd': ROOT}
         self.processes = [subprocess.Popen(command, **pipes) for _ in range(PROCESSES)]
@@ -240,8 +235,6 @@ def storm(server: Server, crowd: Crowd, what: str, begin: Callable[[], object]) 
     bystander = Bystander(server)
     cpu, commands = family_cpu_seconds(server.pids), calls(server)
     begin()
-    while crowd.wait() == crowd.size:  # it has not noticed yet
-        gevent.sleep(0.05)
     took = crowd.until_all_wait()
     said = ', '.join(f'{share:.0%} after {seconds:.1f} s' for share, seconds in took.items())
     cpu = family_cpu_seconds(server.pids) - cpu if what == 'at once' else 0
@@ -254,11 +247,10 @@ def storm(server: Server, crowd: Crowd, what: str, begin: Callable[[], object]) 
 
 
 def main(count: int, workers: int) -> None:
+    os.sched_setaffinity(0, CORES[:-1] or CORES)  # what it starts has it, too
     with served(count, workers) as (server, crowd):
         server.lab.until(lambda: ' registered ' in server.log.read_text(), 'hidden.py waits')
-        print(
-            f'{count:,} registrations, {workers} workers, on {os.cpu_count()} cores with the crowd'
-        )
+        print(f'{count:,} registrations, {workers} workers, on {len(CORES[:-1])} core(s)')
         bystander = Bystander(server)
         gevent.sleep(QUIET_SECONDS)
         bystander.stop('before')
@@ -270,6 +262,7 @@ def main(count: int, workers: int) -> None:
 
         def again() -> None:
             server.lab.end(server.process, signal.SIGKILL)
+            server.lab.until(lambda: not crowd.wait(), 'the crowd has noticed')
             began = time.monotonic()
             server.start()
             print(f'killed, and it accepts again after {time.monotonic() - began:.1f} s')
@@ -284,8 +277,9 @@ if __name__ == '__main__':
     ask.add_argument('--crowd', help=argparse.SUPPRESS)
     ask.add_argument('--port', type=int, help=argparse.SUPPRESS)
     ask.add_argument('--host', help=argparse.SUPPRESS)
+    ask.add_argument('--core', type=int, help=argparse.SUPPRESS)
     given = ask.parse_args()
     if given.crowd:
-        crowd(given.host, given.port, given.crowd)
+        crowd(given.host, given.port, given.crowd, given.core)
     else:
         main(given.registrations, given.workers)
