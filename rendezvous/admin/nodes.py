@@ -22,6 +22,10 @@ CLOCK_SECONDS = 10
 LINK_SECONDS = 30
 NO_HOST = 'it has no node_host: mobile clients elsewhere do not find its hidden servers'
 NO_LINK = 'it has no link to other nodes: another node_secret, or a firewall at node_port'
+NOT_REACHED = (
+    'it does not reach {}: its mobile clients do not find the hidden servers there; open node_port '
+    'and the ports behind it there'
+)
 
 
 class Node(NamedTuple):
@@ -44,6 +48,7 @@ class Node(NamedTuple):
     links: int
     ahead: float  # seconds that its clock is ahead of that of Redis
     alone: str = ''  # what is to be looked at where it has no links, and should; '': nothing
+    not_reached: tuple[str, ...] = ()  # names of nodes that live and do not answer it
 
     @property
     def missing(self) -> int:
@@ -54,6 +59,16 @@ class Node(NamedTuple):
     def is_off(self) -> bool:
         """Whether its clock is."""
         return abs(self.ahead) > CLOCK_SECONDS
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is not well, a sentence each."""
+        found = [self.alone] if self.alone else []
+        if self.not_reached and not self.alone:
+            found.append(NOT_REACHED.format(', '.join(map(printable, self.not_reached))))
+        if self.is_off:
+            found.append(clock_said(self))
+        return found
 
 
 def by_name(workers: Sequence[Worker]) -> dict[str, list[Worker]]:
@@ -82,7 +97,21 @@ def of(server: Server) -> list[Node]:
     found = by_name(server.workers)
     made = [_node(name, some) for name, some in found.items()]
     settled = [each for each in made if not each.draining and _is_settled(found[each.name])]
-    return [each._replace(alone=_alone(each, settled)) for each in made]
+    serve = {
+        worker.name: each.name for each in made if not each.draining for worker in found[each.name]
+    }
+    return [
+        each._replace(
+            alone=_alone(each, settled), not_reached=_not_reached(found[each.name], serve)
+        )
+        for each in made
+    ]
+
+
+def _not_reached(workers: list[Worker], serve: dict[str, str]) -> tuple[str, ...]:
+    """Nodes that one of these workers does not reach. `serve`: by worker, the name of its node."""
+    names = {name for worker in workers for name in worker.not_reached}
+    return tuple(sorted({serve[name] for name in names & serve.keys()}))
 
 
 def _is_settled(workers: list[Worker]) -> bool:
@@ -144,13 +173,7 @@ def where(entries: Entries, server: Server, uuid: str) -> str:
 def troubles(nodes: Sequence[Node], gone: Sequence[Heard], clock: Clock) -> list[str]:
     """What is not well, a sentence each."""
     found = [f'node {printable(each.node)} {gone_said(each, clock)}' for each in gone]
-    return found + [
-        f'node {printable(each.name)}: {said}' for each in nodes for said in _wrong(each)
-    ]
-
-
-def _wrong(node: Node) -> list[str]:
-    return [*filter(None, [node.alone, clock_said(node) if node.is_off else ''])]
+    return found + [f'node {printable(each.name)}: {said}' for each in nodes for said in each.wrong]
 
 
 def gone_said(heard: Heard, clock: Clock) -> str:
@@ -176,4 +199,4 @@ def _said(node: Node, clock: Clock) -> list[str]:
     counts = f'{node.connections:,} of {node.most:,} connections, {node.waiting:,} waiting'
     counts += f', {words.plural(node.pipes, "pipe")}, {words.plural(node.links, "link")}'
     workers = f'{node.workers} of {words.plural(node.wanted, "worker")}, {words.size(node.memory)}'
-    return [state, counts, workers, *_wrong(node)]
+    return [state, counts, workers, *node.wrong]

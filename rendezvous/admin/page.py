@@ -24,7 +24,6 @@ from rendezvous.admin import (
     changes_page,
     entry_files,
     login_link,
-    nodes,
     page_server,
     pictures,
     reader,
@@ -112,7 +111,6 @@ def _add_words(app: Flask, options: Options, local_file: LocalFile | None) -> No
     """What every template may use."""
     app.jinja_env.filters |= {
         'brief': why.brief,
-        'clock_said': nodes.clock_said,
         'ended': visits.ended,
         'lasting': words.lasting,
         'plural': words.plural,

@@ -277,6 +277,7 @@ class Rendezvous:
             'waiting': waiting,
             'pipes': pipes,
             'links': self.nodes.count() if self.nodes else 0,
+            'not_reached': self.nodes.not_reached() if self.nodes else [],
             'draining': self.draining,
             'memory': _memory(),
             'counters': self.counters.now(self.visits, self.entries.errors),

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
@@ -45,6 +46,7 @@ CALL_SECONDS = 2
 CALLS = 16  # in advance, at a time
 PAUSES_SECONDS = 0.25, 5  # behind a call in vain: first, longest
 LOST = 6  # calls in vain, one after the other: 8 seconds; of a worker that was killed Redis knows
+TOLD = 20  # workers that are not reached are told at most
 FILL_SECONDS = 0.02  # that one link may come back: it was answered with a no
 QUICK_SECONDS = 0.25  # between two times that links are opened; where it is less, more are kept
 FIRST, MOST = 2, 16  # links that are kept to a worker: at first, and where many were needed at once
@@ -180,6 +182,11 @@ class Nodes:
     def count(self) -> int:
         """Links that are open now, those of others to this worker among them."""
         return self._door.count() + sum(link.fileno() >= 0 for link in self._links)
+
+    def not_reached(self) -> list[str]:
+        """Some of the workers that live, as far as Redis knows, and do not answer calls."""
+        lost = (far.name for far in self._far.values() if far.failures >= LOST and far.is_listed)
+        return list(islice(lost, TOLD))
 
     def _look_at_secret(self) -> None:
         self._doubt.clear()

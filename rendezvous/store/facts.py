@@ -84,6 +84,7 @@ class Worker(NamedTuple):
     waiting: int = 0  # registrations
     pipes: int = 0
     links: int = 0  # connections to workers of other nodes and from them
+    not_reached: tuple[str, ...] = ()  # names of workers of other nodes that do not answer it
     ahead: float = 0  # seconds that its clock is ahead of that of Redis
 
 
@@ -176,6 +177,7 @@ def worker_from(name: str, value: object) -> Worker | None:
         waiting=_whole(about.get('waiting')),
         pipes=_whole(about.get('pipes')),
         links=_whole(about.get('links')),
+        not_reached=_texts(about.get('not_reached')),
     )
 
 
@@ -329,6 +331,10 @@ def numbers_in(value: object, count: int) -> list[float] | None:
     except ValueError:
         return None
     return found if all(0 <= each < MAX_OCTETS for each in found) else None
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(text_in, value)) if isinstance(value, list) else ()
 
 
 def _whole(value: object) -> int:

@@ -48,6 +48,10 @@ class Told:
         self._presence.write({})
         until(self.is_heard, 'it listens')
 
+    @property
+    def name(self) -> str:
+        return self._presence.name
+
     def write(self, counts: dict[str, tuple[int, int]]) -> None:
         self._presence.write(counts)
 
@@ -203,6 +207,21 @@ def test_node_is_not_blamed_for_another_one_that_has_no_node_host(page, tell):
     second(tell, links=0, address='')
     until(lambda: len(rows(page)) == 2, 'both are there')
     assert ['it has no ' in row for row in rows(page)] == [False, True]
+
+
+def test_node_that_does_not_reach_another_one_says_so(page, tell, redis_options, tmp_path):
+    """Though it has links: the other one calls."""
+    other = second(tell, workers=1)
+    leaves = tell(node='192.0.2.3', address='192.0.2.3:8900', draining=START, workers=1)
+    tell(not_reached=[other.name, leaves.name, '0' * 16, 7], workers=1)
+    found = until(lambda: len(found := rows(page)) == 3 and found, 'all are there')
+    said = 'it does not reach 192.0.2.2: its mobile clients do not find the hidden servers there;'
+    assert [said in row for row in found] == [True, False, False]
+    with Folder(tmp_path, key_file=None, **redis_options) as folder:
+        assert said in ' '.join(folder.run('users_app.py', 'status').stdout.split())
+        ran = folder.run('users_app.py', 'check')
+        assert ran.status == 1
+        assert re.fullmatch(f'node 192.0.2.1: {said}.*\n', ran.stdout)
 
 
 @pytest.mark.parametrize(('seconds', 'way'), [(-40, 'behind'), (40, 'ahead of')])

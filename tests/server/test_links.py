@@ -267,6 +267,17 @@ def test_a_new_worker_is_found_at_once_by_its_name(node):
         ours.connect('0' * 16)
 
 
+def test_nodes_reach_each_other_over_ipv6(node, register, uuid):
+    one, two = node('::1'), node('::1', node_port=free_port())
+    until(lambda: has_links(one, two) and has_links(two, one), 'both have links')
+    register(two, uuid)
+    link = one.rendezvous.nodes.connect(name(two))
+    assert link.node == '::1'
+    link.send(question(uuid))
+    assert link.answer() == YES
+    link.close()
+
+
 def test_nobody_calls_workers_of_its_own_node(node):
     one, other = node('127.0.0.1'), node('127.0.0.1')
     ours = one.rendezvous.nodes
@@ -345,6 +356,7 @@ def test_the_log_tells_once_of_a_worker_that_is_not_reached(node, told, monkeypa
     until(lambda: far.failures > nodes.LOST, 'it was called in vain')
     (said,) = [each for each in caplog.messages if 'is not reached' in each]
     assert f'127.0.0.3, port {port}' in said
+    assert ours.not_reached() == one.rendezvous.about()['not_reached'] == ['0' * 16]
 
 
 def test_one_that_is_gone_is_forgotten_where_no_links_are_kept(pair_of_nodes, monkeypatch, port):
