@@ -186,7 +186,7 @@ class Door:
             return
         visitor = NodeVisitor(contexts, raw, self._idle)
         if self._is_node(visitor, peer):
-            # Who has a session needs no ticket: to make one costs half as much as the handshake.
+            # Who continues a session needs no ticket: each is one more session in memory.
             contexts.answers.num_tickets = 0 if visitor.tls.session_reused else 1
             if len(self._idle) >= IDLE:
                 _turn_away(self._idle)

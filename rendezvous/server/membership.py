@@ -3,7 +3,7 @@
 From the secret each worker has the same key and the same certificate, presents it, and trusts it
 alone. The signature (RFC 8446 section 4.4.3) is the proof: it is made anew for each connection and
 covers its key exchange, so that nothing can be replayed or passed on. A resumed session proves that
-its first one was proved (section 2.2), and costs a third less.
+its first one was proved (section 2.2), and costs half as much.
 
 A process of its own makes key and certificate: its library takes 20 MB, and they are needed once.
 """
