@@ -4,6 +4,7 @@ import gc
 import json
 import time
 import uuid as uuids
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 
 import gevent
@@ -559,7 +560,7 @@ def test_redis_that_goes_down_is_told_each_time_once(quick, cable, start, entrie
         assert errors() == count
 
 
-MANY = 10_000
+MANY, TIMES = 10_000, 3
 
 
 @contextmanager
@@ -597,35 +598,36 @@ def test_many_entries_keep_nobody_waiting(server, entries):
     for some in slices(made, 500):
         entries.ask(lambda redis, some=some: redis.mset(dict.fromkeys(some, json.dumps(entry))))
     told = Presence(entries)
-    for uuid in made:
-        told.note_online(uuid, '192.0.2.1')
-        told.note_rendezvous(uuid, at=1.0, **ROW)
-    text, took = json.dumps(entry), {}
+    text, took = json.dumps(entry), defaultdict(list)
     all_at_once = seconds_for(made, text)  # 10 to 50 ms
-    for name, do in {
-        'writes': lambda: told.write(dict.fromkeys(made, (1, 1))),
-        'entries': entries.all,
-        'now': lambda: state.known(entries, state.server(entries), made),
-        'changes': lambda: told.write(dict.fromkeys(made, (2, 1))),
-    }.items():
-        gc.collect()
-        gc.freeze()
-        with turns() as longest:
-            do()
-        took[name] = longest[0]
+    for number in range(1, TIMES + 1):
+        for uuid in made:
+            told.note_online(uuid, '192.0.2.1')
+            told.note_rendezvous(uuid, at=1.0, **ROW)
+        for name, do in {
+            'writes': lambda pipes=number: told.write(dict.fromkeys(made, (1, pipes))),
+            'entries': entries.all,
+            'now': lambda: state.known(entries, state.server(entries), made),
+            'changes': lambda pipes=number: told.write(dict.fromkeys(made, (2, pipes))),
+        }.items():
+            gc.collect()
+            gc.freeze()
+            with turns() as longest:
+                do()
+            took[name].append(longest[0])
     with entries.ask(lambda redis: redis.pubsub()) as subscription:
         subscription.subscribe(told.channel)  # as long as it lives
         subscription.get_message(timeout=5)
         known = now(entries)
-    assert {known[uuid][2:4] for uuid in made} == {(2, 1)}
-    assert len(state.history(entries, made[-1])) == 1
+    assert {known[uuid][2:4] for uuid in made} == {(2, TIMES)}
+    assert len(state.history(entries, made[-1])) == TIMES
     told.write({})
     entries.ask(lambda redis: redis.flushall())
     gc.unfreeze()
-    # The processor may have become slower meanwhile: the others of this machine decide. A turn is
-    # 4 ms and a slice long, and on a fast one that is half of all.
+    # The processor may have become slower meanwhile: the others of this machine decide. What is not
+    # done in slices takes longer than to read all at once, each time. A turn is 4 ms and a slice.
     all_at_once = max(all_at_once, seconds_for(made, text))
-    assert max(took.values()) < max(all_at_once / 2, 2 * TURN_SECONDS), took
+    assert max(map(min, took.values())) < max(all_at_once, 3 * TURN_SECONDS), took
 
 
 def test_what_happens_while_redis_is_away_is_written_later(
