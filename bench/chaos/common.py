@@ -65,8 +65,8 @@ class Probed(Folder):
 
     def _tried(self) -> tuple[int, bool]:
         """How many versions the parent that runs has tried, and whether the last one serves."""
-        with suppress(OSError):
-            found = re.fullmatch(r'(\d+) (\w+)-(\d+) *\n', (self.path / 'server.pid').read_text())
+        with suppress(OSError):  # behind a line may be the end of a longer one that was there
+            found = re.match(r'(\d+) (\w+)-(\d+) *\n', (self.path / 'server.pid').read_text())
             if found and int(found[1]) in self.pids():
                 return int(found[3]), found[2] == 'good'
         return 0, False
