@@ -247,10 +247,11 @@ def storm(server: Server, crowd: Crowd, what: str, begin: Callable[[], object]) 
 
 
 def main(count: int, workers: int) -> None:
-    os.sched_setaffinity(0, CORES[:-1] or CORES)  # what it starts has it, too
+    cores = CORES[:-1] or CORES
+    os.sched_setaffinity(0, cores)  # what it starts has it, too
     with served(count, workers) as (server, crowd):
         server.lab.until(lambda: ' registered ' in server.log.read_text(), 'hidden.py waits')
-        print(f'{count:,} registrations, {workers} workers, on {len(CORES[:-1])} core(s)')
+        print(f'{count:,} registrations, {workers} workers, cores: {len(cores)}')
         bystander = Bystander(server)
         gevent.sleep(QUIET_SECONDS)
         bystander.stop('before')

@@ -309,10 +309,10 @@ class Nodes:
     def _fill(self, far: Far) -> None:
         try:
             gevent.sleep(FILL_SECONDS)
-            if monotonic() - far.filled_at < QUICK_SECONDS:
-                self._grow(far)
             if far.is_silent or far.seconds == math.inf:
                 self._open(far)  # one first: it may be in vain, and gives the others a session
+            elif monotonic() - far.filled_at < QUICK_SECONDS:
+                self._grow(far)
             missing = 0 if far.is_silent else self._wanted(far) - len(far.kept)
             gevent.joinall([self._greenlets.spawn(self._open, far) for _ in range(missing)])
             far.filled_at = monotonic()

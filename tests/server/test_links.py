@@ -356,6 +356,7 @@ def test_the_log_tells_once_of_a_worker_that_is_not_reached(node, told, monkeypa
     until(lambda: far.failures > nodes.LOST, 'it was called in vain')
     (said,) = [each for each in caplog.messages if 'is not reached' in each]
     assert f'127.0.0.3, port {port}' in said
+    assert far.more == 0, 'no more links are wanted to it'
     assert ours.not_reached() == one.rendezvous.about()['not_reached'] == ['0' * 16]
 
 
